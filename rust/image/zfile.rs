@@ -1,0 +1,637 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! The ZFile: any file, compressed in blocks of a fixed size that can be read at random.
+//!
+//! A header of 512 bytes, the compressed blocks, a jump table with the stored length of every block, and
+//! a trailer of 512 bytes. Where the specification (docs/specs/zfile.md of containerd/overlaybd) and the
+//! bytes of the original library differ, the bytes win:
+//!
+//! - checksums are CRC-32C without inversion before or after: the kernel's `crc32c(seed, ...)`;
+//! - the digest covers all 512 bytes with the digest itself taken as 0;
+//! - the CRC of a block starts from [`BLOCK_SEED`], follows the compressed bytes, and is counted in the
+//!   block's jump table entry;
+//! - flag 3 means that the header holds the final values, then the trailer is never read; the digests and
+//!   the CRC of the jump table count only with flag 4; higher flags and reserved bytes may be garbage;
+//! - there are no stored blocks: data that does not compress is a compressed block larger than its input.
+//!
+//! The digest of the trailer, which the original never checks, is checked here when flag 4 is set in it.
+//!
+//! Offsets of the structure shared by header and trailer, all integers little-endian:
+//!
+//! | offset | bytes | field                                                              |
+//! |-------:|------:|--------------------------------------------------------------------|
+//! |      0 |     8 | magic 0                                                            |
+//! |      8 |    16 | magic 1                                                            |
+//! |     24 |     4 | size of the structure, 96                                          |
+//! |     28 |     4 | digest                                                             |
+//! |     32 |     8 | flags: 0 header, 1 data, 2 sealed, 3 final, 4 digests, 5 compressed |
+//! |     40 |     8 | jump table offset in bytes                                         |
+//! |     48 |     8 | jump table entries                                                 |
+//! |     56 |     8 | original size in bytes                                             |
+//! |     64 |     4 | CRC of the jump table                                              |
+//! |     68 |     4 | reserved                                                           |
+//! |     72 |     4 | block size in bytes                                                |
+//! |     76 |     1 | algorithm: 1 lz4, 2 zstd                                           |
+//! |     77 |     1 | level                                                              |
+//! |     78 |     1 | dictionary used                                                    |
+//! |     79 |     5 | reserved                                                           |
+//! |     84 |     4 | dictionary size in bytes                                           |
+//! |     88 |     1 | blocks carry a CRC                                                 |
+//! |     89 |     7 | reserved                                                           |
+
+use core::ops::Deref;
+
+use zerocopy::{
+    little_endian::{U32, U64},
+    FromBytes as _, IntoBytes as _,
+};
+use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::error::{Error, Reason};
+
+/// Bytes that the header and the trailer each occupy; the first block starts here.
+pub const HEADER_BYTES: usize = 512;
+
+/// Block size in bytes at most.
+pub const MAX_BLOCK_BYTES: u32 = 65536;
+
+/// Blocks of a file at most.
+pub const MAX_BLOCKS: u64 = 1_000_000_000;
+
+/// Bytes of one jump table entry.
+pub const ENTRY_BYTES: usize = 4;
+
+/// Bytes of the CRC after a block.
+pub const CRC_BYTES: u32 = 4;
+
+/// Bytes by which compressed data can exceed its block: the room that the original gives its compressors,
+/// and more than lz4 or zstd need for any block.
+pub const MAX_EXPANSION: u32 = 512;
+
+/// Seed of the CRC of a block. All others start from 0.
+pub const BLOCK_SEED: u32 = 100_007;
+
+/// Continues a CRC-32C over more bytes, without inversion before or after.
+pub type Crc32c = fn(u32, &[u8]) -> u32;
+
+const FLAG_HEADER: u64 = 1 << 0;
+const FLAG_DATA: u64 = 1 << 1;
+const FLAG_SEALED: u64 = 1 << 2;
+const FLAG_FINAL: u64 = 1 << 3;
+const FLAG_DIGEST: u64 = 1 << 4;
+const FLAG_COMPRESSED_INDEX: u64 = 1 << 5;
+
+const MAGIC0: [u8; 8] = *b"ZFile\0\x01\0";
+const MAGIC1: [u8; 16] = *b"tuji.yyf@Alibaba";
+const STRUCT_BYTES: usize = 96;
+const DIGEST_AT: usize = 28;
+const FLAGS_AT: u64 = 32;
+const INDEX_OFFSET_AT: u64 = 40;
+const INDEX_SIZE_AT: u64 = 48;
+const BLOCK_SIZE_AT: u64 = 72;
+const ALGORITHM_AT: u64 = 76;
+const DICTIONARY_AT: u64 = 78;
+
+/// The structure that header and trailer share; offsets as in the table above.
+#[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Raw {
+    magic0: [u8; 8],
+    magic1: [u8; 16],
+    size: U32,
+    digest: U32,
+    flags: U64,
+    index_offset: U64,
+    index_size: U64,
+    original_size: U64,
+    index_crc: U32,
+    reserved_0: U32,
+    block_size: U32,
+    algorithm: u8,
+    level: u8,
+    use_dictionary: u8,
+    reserved_1: [u8; 5],
+    dictionary_size: U32,
+    verify: u8,
+    reserved_2: [u8; 7],
+}
+
+const _: () = assert!(core::mem::size_of::<Raw>() == STRUCT_BYTES);
+
+impl Raw {
+    fn read(block: &[u8; HEADER_BYTES]) -> Option<&Self> {
+        Self::ref_from_prefix(block)
+            .ok()
+            .map(|(raw, _)| raw)
+            .filter(|raw| raw.magic0 == MAGIC0 && raw.magic1 == MAGIC1)
+    }
+
+    fn has(&self, flag: u64) -> bool {
+        self.flags.get() & flag != 0
+    }
+
+    /// Whether the digest is right, or there is none.
+    fn digest_is_right(&self, block: &[u8; HEADER_BYTES], crc: Crc32c) -> bool {
+        !self.has(FLAG_DIGEST) || self.digest.get() == digest(block, crc)
+    }
+}
+
+fn digest(block: &[u8; HEADER_BYTES], crc: Crc32c) -> u32 {
+    let (before, rest) = block.split_at(DIGEST_AT);
+    let (_, after) = rest.split_at(4);
+    crc(crc(crc(0, before), &[0; 4]), after)
+}
+
+/// How blocks are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Algorithm {
+    /// An lz4 block without a frame.
+    Lz4,
+    /// A zstd frame.
+    Zstd,
+}
+
+impl Algorithm {
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Algorithm::Lz4 => "lz4",
+            Algorithm::Zstd => "zstd",
+        }
+    }
+
+    const fn code(self) -> u8 {
+        match self {
+            Algorithm::Lz4 => 1,
+            Algorithm::Zstd => 2,
+        }
+    }
+}
+
+/// The header of a ZFile.
+#[derive(Clone, Copy, Debug)]
+pub enum Header {
+    /// The final values: there is no need to read the trailer, and it may be missing.
+    Final(Geometry),
+    /// The values are in the trailer.
+    SeeTrailer,
+}
+
+impl Header {
+    /// Whether `first`, the first bytes of a file, start as a ZFile does.
+    pub fn recognise(first: &[u8]) -> bool {
+        first.get(..8) == Some(&MAGIC0) && first.get(8..24) == Some(&MAGIC1)
+    }
+
+    /// Reads the first 512 bytes of a file of `file_bytes` and checks everything they say.
+    ///
+    /// # Errors
+    ///
+    /// Not a header, a wrong digest, or a final header with a [`Geometry`] that cannot be.
+    pub fn parse(block: &[u8; HEADER_BYTES], file_bytes: u64, crc: Crc32c) -> Result<Self, Error> {
+        let raw = Raw::read(block).ok_or(Error::new(Reason::ZfileHeaderMagic, 0))?;
+        if !raw.has(FLAG_HEADER) {
+            return Err(Error::new(Reason::ZfileHeaderType, FLAGS_AT));
+        }
+        if !raw.digest_is_right(block, crc) {
+            return Err(Error::new(Reason::ZfileHeaderDigest, DIGEST_AT as u64));
+        }
+        if raw.has(FLAG_FINAL) {
+            return Geometry::check(raw, 0, file_bytes).map(Self::Final);
+        }
+        if !raw.has(FLAG_DATA) {
+            return Err(Error::new(Reason::ZfileIndexFile, FLAGS_AT));
+        }
+        Ok(Self::SeeTrailer)
+    }
+}
+
+/// Byte at which the trailer of a ZFile of `file_bytes` starts.
+///
+/// # Errors
+///
+/// A file that cannot hold a header and a trailer.
+pub fn trailer_position(file_bytes: u64) -> Result<u64, Error> {
+    file_bytes
+        .checked_sub(HEADER_BYTES as u64)
+        .filter(|at| *at >= HEADER_BYTES as u64)
+        .ok_or(Error::new(Reason::ZfileTooShort, file_bytes))
+}
+
+/// Everything needed to read the jump table and the blocks. The values fit together and into the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    original_bytes: u64,
+    index_offset: u64,
+    blocks: u64,
+    index_crc: Option<u32>,
+    block_bytes: u32,
+    algorithm: Algorithm,
+    level: u8,
+    block_crc: bool,
+}
+
+impl Geometry {
+    /// Reads the last 512 bytes of a file of `file_bytes` and checks everything they say.
+    ///
+    /// # Errors
+    ///
+    /// Not the trailer of a sealed file, a wrong digest, something this format does not support (compressed
+    /// jump table, dictionary, other algorithms), or values that do not fit together or into the file.
+    pub fn parse_trailer(
+        block: &[u8; HEADER_BYTES],
+        file_bytes: u64,
+        crc: Crc32c,
+    ) -> Result<Self, Error> {
+        let at = trailer_position(file_bytes)?;
+        let fail = |reason, field| Err(Error::new(reason, at.saturating_add(field)));
+        let Some(raw) = Raw::read(block) else {
+            return fail(Reason::ZfileTrailerMagic, 0);
+        };
+        if raw.has(FLAG_HEADER) {
+            return fail(Reason::ZfileTrailerType, FLAGS_AT);
+        }
+        if !raw.has(FLAG_DATA) {
+            return fail(Reason::ZfileIndexFile, FLAGS_AT);
+        }
+        if !raw.has(FLAG_SEALED) {
+            return fail(Reason::ZfileUnsealed, FLAGS_AT);
+        }
+        // Nothing reads the trailer when the header is final, so this one is in use.
+        if !raw.digest_is_right(block, crc) {
+            return fail(Reason::ZfileTrailerDigest, DIGEST_AT as u64);
+        }
+        Self::check(raw, at, at)
+    }
+
+    /// Checks the values of `raw`, found at byte `at`, for a jump table that ends before `limit`.
+    fn check(raw: &Raw, at: u64, limit: u64) -> Result<Self, Error> {
+        let fail = |reason, field| Err(Error::new(reason, at.saturating_add(field)));
+        if raw.has(FLAG_COMPRESSED_INDEX) {
+            return fail(Reason::ZfileCompressedIndex, FLAGS_AT);
+        }
+        if raw.use_dictionary != 0 || raw.dictionary_size.get() != 0 {
+            return fail(Reason::ZfileDictionary, DICTIONARY_AT);
+        }
+        let algorithm = match raw.algorithm {
+            1 => Algorithm::Lz4,
+            2 => Algorithm::Zstd,
+            _ => return fail(Reason::ZfileAlgorithm, ALGORITHM_AT),
+        };
+        let block_bytes = raw.block_size.get();
+        if !block_bytes.is_power_of_two() || block_bytes > MAX_BLOCK_BYTES {
+            return fail(Reason::ZfileBlockSize, BLOCK_SIZE_AT);
+        }
+        let blocks = raw.index_size.get();
+        if blocks > MAX_BLOCKS {
+            return fail(Reason::ZfileTooManyBlocks, INDEX_SIZE_AT);
+        }
+        let original_bytes = raw.original_size.get();
+        if original_bytes.div_ceil(u64::from(block_bytes)) != blocks {
+            return fail(Reason::ZfileBlockCount, INDEX_SIZE_AT);
+        }
+        let index_offset = raw.index_offset.get();
+        // No overflow: the number of blocks is limited above.
+        let index_end = index_offset.checked_add(blocks * ENTRY_BYTES as u64);
+        if index_offset < HEADER_BYTES as u64 || index_end.is_none_or(|end| end > limit) {
+            return fail(Reason::ZfileIndexOutside, INDEX_OFFSET_AT);
+        }
+        Ok(Self {
+            original_bytes,
+            index_offset,
+            blocks,
+            index_crc: raw.has(FLAG_DIGEST).then(|| raw.index_crc.get()),
+            block_bytes,
+            algorithm,
+            level: raw.level,
+            block_crc: raw.verify != 0,
+        })
+    }
+
+    /// Bytes of the file that was compressed.
+    pub fn original_bytes(&self) -> u64 {
+        self.original_bytes
+    }
+
+    /// Byte of the file at which the jump table starts and the blocks end.
+    pub fn index_offset(&self) -> u64 {
+        self.index_offset
+    }
+
+    /// Bytes of the jump table.
+    pub fn index_bytes(&self) -> u64 {
+        // No overflow: `check` limits the number of blocks.
+        self.blocks * ENTRY_BYTES as u64
+    }
+
+    /// Number of blocks, and of jump table entries.
+    pub fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    /// Bytes of a block before compression; the last one may be shorter. A power of two.
+    pub fn block_bytes(&self) -> u32 {
+        self.block_bytes
+    }
+
+    /// How the blocks are compressed.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// Level as stored; the original writes 0.
+    pub fn level(&self) -> u8 {
+        self.level
+    }
+
+    /// Whether every block is followed by its CRC.
+    pub fn has_block_crc(&self) -> bool {
+        self.block_crc
+    }
+
+    /// Whether the jump table has a CRC.
+    pub fn has_digest(&self) -> bool {
+        self.index_crc.is_some()
+    }
+
+    /// The block that holds byte `offset` of the original file.
+    pub fn block_of(&self, offset: u64) -> u64 {
+        offset >> self.block_bytes.trailing_zeros()
+    }
+
+    /// Bytes of the original file in `block`; 0 beyond the last.
+    pub fn decoded_bytes(&self, block: u64) -> u32 {
+        let start = block.saturating_mul(u64::from(self.block_bytes));
+        let left = self.original_bytes.saturating_sub(start);
+        left.min(u64::from(self.block_bytes)) as u32
+    }
+
+    /// Bytes that a stored block can have at most, with its CRC.
+    pub fn max_stored_bytes(&self) -> u32 {
+        // No overflow: the block size is limited.
+        self.block_bytes + MAX_EXPANSION + self.crc_bytes()
+    }
+
+    fn crc_bytes(&self) -> u32 {
+        if self.block_crc {
+            CRC_BYTES
+        } else {
+            0
+        }
+    }
+
+    /// Starts reading the jump table.
+    pub fn jump_table(&self, crc: Crc32c) -> JumpTableReader {
+        JumpTableReader {
+            geometry: *self,
+            crc_function: crc,
+            crc: 0,
+            block: 0,
+            next: HEADER_BYTES as u64,
+        }
+    }
+
+    /// Checks the CRC of a stored block, if it has one, and returns the compressed data in it.
+    ///
+    /// # Errors
+    ///
+    /// A wrong CRC, or no data; the offset counts from the start of the block.
+    pub fn payload<'a>(&self, stored: &'a [u8], crc: Crc32c) -> Result<&'a [u8], Error> {
+        if !self.block_crc {
+            return Ok(stored);
+        }
+        let (data, sum) = split_crc(stored)?;
+        if crc(BLOCK_SEED, data) != u32::from_le_bytes(*sum) {
+            return Err(Error::new(Reason::ZfileBlockCrc, data.len() as u64));
+        }
+        Ok(data)
+    }
+
+    /// The compressed data in a stored block, whatever its CRC says.
+    ///
+    /// # Errors
+    ///
+    /// No data.
+    pub fn unchecked_payload<'a>(&self, stored: &'a [u8]) -> Result<&'a [u8], Error> {
+        if !self.block_crc {
+            return Ok(stored);
+        }
+        split_crc(stored).map(|(data, _)| data)
+    }
+}
+
+fn split_crc(stored: &[u8]) -> Result<(&[u8], &[u8; CRC_BYTES as usize]), Error> {
+    stored
+        .split_last_chunk()
+        .ok_or(Error::new(Reason::ZfileBlockTooSmall, 0))
+}
+
+/// Where a block is in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// First byte.
+    pub offset: u64,
+    /// Bytes, CRC included.
+    pub bytes: u32,
+}
+
+/// Reads a jump table as it streams by, and checks every entry.
+///
+/// Extents may only be used when [`JumpTableReader::finish`] succeeded.
+#[derive(Clone, Debug)]
+pub struct JumpTableReader {
+    geometry: Geometry,
+    crc_function: Crc32c,
+    crc: u32,
+    block: u64,
+    /// First byte of the next block.
+    next: u64,
+}
+
+impl JumpTableReader {
+    /// Takes the next `bytes`, whole entries, and hands the extent of every block to `sink`.
+    ///
+    /// # Errors
+    ///
+    /// A block that is too small, too large or reaches into the jump table; more entries than blocks;
+    /// bytes that are not whole entries; the first error of `sink`.
+    pub fn feed<E: From<Error>>(
+        &mut self,
+        bytes: &[u8],
+        mut sink: impl FnMut(Extent) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.crc = (self.crc_function)(self.crc, bytes);
+        let entries = bytes.chunks_exact(ENTRY_BYTES);
+        let whole = entries.remainder().is_empty();
+        for entry in entries {
+            let entry = entry.try_into().map_or(0, u32::from_le_bytes);
+            sink(self.entry(entry)?)?;
+        }
+        if !whole {
+            return Err(self.fail(Reason::ZfileIndexTruncated).into());
+        }
+        Ok(())
+    }
+
+    /// Checks that the table is complete and its CRC.
+    ///
+    /// # Errors
+    ///
+    /// Entries are missing, or a wrong CRC.
+    pub fn finish(&self) -> Result<(), Error> {
+        if self.block != self.geometry.blocks {
+            return Err(self.fail(Reason::ZfileIndexTruncated));
+        }
+        if self.geometry.index_crc.is_some_and(|crc| crc != self.crc) {
+            return Err(Error::new(
+                Reason::ZfileIndexCrc,
+                self.geometry.index_offset,
+            ));
+        }
+        Ok(())
+    }
+
+    /// Byte after the last block so far. The original leaves no gap before the jump table, but reads a
+    /// file that has one.
+    pub fn data_end(&self) -> u64 {
+        self.next
+    }
+
+    fn entry(&mut self, bytes: u32) -> Result<Extent, Error> {
+        if self.block >= self.geometry.blocks {
+            return Err(self.fail(Reason::ZfileTooManyBlocks));
+        }
+        if bytes <= self.geometry.crc_bytes() {
+            return Err(self.fail(Reason::ZfileBlockTooSmall));
+        }
+        if bytes > self.geometry.max_stored_bytes() {
+            return Err(self.fail(Reason::ZfileBlockTooLarge));
+        }
+        let offset = self.next;
+        match offset.checked_add(u64::from(bytes)) {
+            Some(end) if end <= self.geometry.index_offset => self.next = end,
+            _ => return Err(self.fail(Reason::ZfileBlockOutside)),
+        }
+        self.block += 1;
+        Ok(Extent { offset, bytes })
+    }
+
+    /// `reason`, at the entry that comes next.
+    fn fail(&self, reason: Reason) -> Error {
+        // No overflow: the table lies inside the file.
+        let at = self.geometry.index_offset + self.block * ENTRY_BYTES as u64;
+        Error::new(reason, at)
+    }
+}
+
+/// Blocks that share one base in a [`JumpTable`]: their lengths fill one cache line.
+pub const JUMP_GROUP: usize = 16;
+
+/// A jump table in memory: 4.5 bytes per block.
+///
+/// The caller supplies the storage and fills it while a [`JumpTableReader`] reads: `lengths` takes the
+/// length of every block, `bases` the offset of every block whose number is a multiple of
+/// [`JUMP_GROUP`]. Looking up a block adds up at most 15 neighbouring lengths.
+#[derive(Clone, Debug)]
+pub struct JumpTable<L, B> {
+    lengths: L,
+    bases: B,
+}
+
+impl<L: Deref<Target = [u32]>, B: Deref<Target = [u64]>> JumpTable<L, B> {
+    /// Wraps the two arrays, or `None` where their lengths do not belong together.
+    pub fn new(lengths: L, bases: B) -> Option<Self> {
+        (lengths.len().div_ceil(JUMP_GROUP) == bases.len()).then_some(Self { lengths, bases })
+    }
+
+    /// Where `block` is, or `None` beyond the last.
+    pub fn extent(&self, block: u64) -> Option<Extent> {
+        let block = usize::try_from(block).ok()?;
+        let group = block / JUMP_GROUP;
+        let before = self.lengths.get(group * JUMP_GROUP..block)?;
+        let skipped: u64 = before.iter().map(|bytes| u64::from(*bytes)).sum();
+        Some(Extent {
+            offset: self.bases.get(group)?.checked_add(skipped)?,
+            bytes: *self.lengths.get(block)?,
+        })
+    }
+
+    /// Stored lengths of the blocks from `first` to `last`, CRCs included, or `None` beyond the last.
+    pub fn lengths(&self, first: u64, last: u64) -> Option<&[u32]> {
+        let first = usize::try_from(first).ok()?;
+        let last = usize::try_from(last).ok()?;
+        self.lengths.get(first..=last)
+    }
+
+    /// First byte of `first` and the byte after `last`: what one read of all blocks between must cover.
+    pub fn span(&self, first: u64, last: u64) -> Option<(u64, u64)> {
+        let end = self.extent(last)?;
+        let start = self.extent(first)?.offset;
+        let end = end.offset.checked_add(u64::from(end.bytes))?;
+        (start <= end).then_some((start, end))
+    }
+}
+
+/// What a writer records in header and trailer.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Bytes of a block, a power of two up to [`MAX_BLOCK_BYTES`].
+    pub block_bytes: u32,
+    /// How blocks are compressed.
+    pub algorithm: Algorithm,
+    /// Whether every block is followed by its CRC.
+    pub block_crc: bool,
+}
+
+/// What a writer knows when all blocks are written.
+#[derive(Clone, Copy, Debug)]
+pub struct Totals {
+    /// Bytes of the file that was compressed.
+    pub original_bytes: u64,
+    /// Byte at which the jump table starts.
+    pub index_offset: u64,
+    /// Number of blocks.
+    pub blocks: u64,
+    /// CRC of the jump table.
+    pub index_crc: u32,
+}
+
+impl Options {
+    /// A final header, as the original writes it when it can seek back.
+    pub fn header(&self, totals: &Totals, crc: Crc32c) -> [u8; HEADER_BYTES] {
+        self.encode(FLAG_HEADER | FLAG_DATA | FLAG_FINAL, totals, crc)
+    }
+
+    /// The trailer.
+    pub fn trailer(&self, totals: &Totals, crc: Crc32c) -> [u8; HEADER_BYTES] {
+        self.encode(FLAG_DATA | FLAG_SEALED, totals, crc)
+    }
+
+    fn encode(&self, flags: u64, totals: &Totals, crc: Crc32c) -> [u8; HEADER_BYTES] {
+        let raw = Raw {
+            magic0: MAGIC0,
+            magic1: MAGIC1,
+            size: U32::new(STRUCT_BYTES as u32),
+            digest: U32::ZERO,
+            flags: U64::new(flags | FLAG_DIGEST),
+            index_offset: U64::new(totals.index_offset),
+            index_size: U64::new(totals.blocks),
+            original_size: U64::new(totals.original_bytes),
+            index_crc: U32::new(totals.index_crc),
+            reserved_0: U32::ZERO,
+            block_size: U32::new(self.block_bytes),
+            algorithm: self.algorithm.code(),
+            level: 0,
+            use_dictionary: 0,
+            reserved_1: [0; 5],
+            dictionary_size: U32::ZERO,
+            verify: u8::from(self.block_crc),
+            reserved_2: [0; 7],
+        };
+        let mut block = [0; HEADER_BYTES];
+        block[..STRUCT_BYTES].copy_from_slice(raw.as_bytes());
+        let sum = digest(&block, crc);
+        block[DIGEST_AT..DIGEST_AT + 4].copy_from_slice(&sum.to_le_bytes());
+        block
+    }
+}
