@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The error of everything that touches a file: which file, what is wrong, and at which byte.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
+
+/// Result with [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Something is wrong with a file. Prints as `<path>: <what> at byte <offset>`.
+#[derive(Debug, thiserror::Error)]
+pub struct Error {
+    path: PathBuf,
+    what: String,
+    at: Option<Place>,
+    #[source]
+    source: Option<io::Error>,
+}
+
+/// A byte of a file, or of what a compressed file decompresses to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Byte of the file.
+    File(u64),
+    /// Byte of the uncompressed content.
+    Content(u64),
+}
+
+impl Error {
+    /// `what` is wrong with the file at `path`.
+    pub fn new(path: &Path, what: impl Into<String>) -> Self {
+        Self {
+            path: path.to_owned(),
+            what: what.into(),
+            at: None,
+            source: None,
+        }
+    }
+
+    /// The system refused to `action` ("read", "write", ...).
+    pub fn io(path: &Path, action: &str, source: io::Error) -> Self {
+        Self {
+            path: path.to_owned(),
+            what: format!("cannot {action}: {}", message(&source)),
+            at: None,
+            source: Some(source),
+        }
+    }
+
+    /// The blob at `path` is not as its format demands.
+    pub fn format(path: &Path, error: ovbd_image::Error, at: Place) -> Self {
+        Self::new(path, error.reason().as_str()).at(at)
+    }
+
+    /// The same error at a byte.
+    pub fn at(self, at: Place) -> Self {
+        Self {
+            at: Some(at),
+            ..self
+        }
+    }
+
+    /// The same error at a byte of the file.
+    pub fn at_byte(self, offset: u64) -> Self {
+        self.at(Place::File(offset))
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is wrong, without file and byte.
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
+    /// Where it is wrong.
+    pub fn place(&self) -> Option<Place> {
+        self.at
+    }
+
+    /// What the system said, where it was the system.
+    pub fn io_error(&self) -> Option<&io::Error> {
+        self.source.as_ref()
+    }
+}
+
+/// The system's text without the "(os error N)" that the standard library adds.
+fn message(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.what)?;
+        match self.at {
+            Some(Place::File(offset)) => write!(f, " at byte {offset}"),
+            Some(Place::Content(offset)) => {
+                write!(f, " at byte {offset} of the uncompressed content")
+            }
+            None => Ok(()),
+        }
+    }
+}

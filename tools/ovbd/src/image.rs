@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the arguments of `export` name: a stack of layers, or a single ZFile around anything else.
+
+use crate::{
+    content::{Content, Opened},
+    error::Result,
+    layer::{Layer, LayerPath},
+    stack::{check_count, Stack, StackReader, WINDOW_BYTES},
+    zfile::{Cursor, Zfile},
+};
+
+/// Something with content to be read at random.
+pub enum Image {
+    /// A stack of layers.
+    Stack(Box<Stack>),
+    /// A ZFile that holds no layer.
+    Zfile(Box<Zfile>),
+}
+
+impl Image {
+    /// Opens layers, bottom first, or a single ZFile.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Stack::open`] and [`Opened::open`].
+    pub fn open(paths: &[LayerPath]) -> Result<Self> {
+        check_count(paths)?;
+        if let [LayerPath::Sealed(path)] = paths {
+            let opened = Opened::open(path)?;
+            if let Content::Zfile(zfile) = &opened.content {
+                if !opened.is_layer()? {
+                    return Ok(Image::Zfile(zfile.clone()));
+                }
+            }
+            let stack = Stack::new(vec![Layer::sealed(opened, 0)?])?;
+            return Ok(Image::Stack(Box::new(stack)));
+        }
+        Ok(Image::Stack(Box::new(Stack::open(paths)?)))
+    }
+
+    /// Bytes of the content.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Image::Stack(stack) => stack.virtual_bytes(),
+            Image::Zfile(zfile) => zfile.geometry().original_bytes(),
+        }
+    }
+
+    /// The numbers of the windows that hold data, in order; all others are zeros.
+    pub fn windows(&self) -> Box<dyn Iterator<Item = u64> + Send + '_> {
+        match self {
+            Image::Zfile(_) => Box::new(0..self.bytes().div_ceil(WINDOW_BYTES)),
+            Image::Stack(stack) => Box::new(stack.data_windows(stack.sectors())),
+        }
+    }
+
+    /// A reader for one thread.
+    pub fn reader(&self) -> ImageReader<'_> {
+        match self {
+            Image::Stack(stack) => ImageReader::Stack(stack.reader()),
+            Image::Zfile(zfile) => ImageReader::Zfile(zfile, Box::default()),
+        }
+    }
+}
+
+/// Reads from an image; every thread has its own.
+pub enum ImageReader<'a> {
+    /// From a stack of layers.
+    Stack(StackReader<'a>),
+    /// From a ZFile.
+    Zfile(&'a Zfile, Box<Cursor>),
+}
+
+impl ImageReader<'_> {
+    /// Fills `buffer` from byte `offset`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the layers that own what is read.
+    pub fn read(&mut self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        match self {
+            ImageReader::Stack(reader) => reader.read(buffer, offset),
+            ImageReader::Zfile(zfile, cursor) => zfile.read(cursor, buffer, offset),
+        }
+    }
+}
