@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Non-trivial C macros and inlined C functions cannot be called from Rust. The
+ * helpers here wrap those that the device-mapper abstractions need and that the
+ * kernel itself has no helper for.
+ *
+ * Each module includes this file into its own helpers.c, since an object belongs
+ * to one module only.
+ */
+
+#include <linux/completion.h>
+#include <linux/highmem.h>
+#include <linux/mempool.h>
+#include <linux/ratelimit.h>
+#include <linux/sched.h>
+#include <linux/slab.h>
+
+#include "helpers.h"
+
+void rust_helper_bio_set_dev(struct bio *bio, struct block_device *bdev)
+{
+	bio_set_dev(bio, bdev);
+}
+
+void rust_helper_zero_fill_bio(struct bio *bio)
+{
+	zero_fill_bio(bio);
+}
+
+/* The part of the segment at `iter` that lies in one page. */
+struct bio_vec rust_helper_bio_iter_iovec(const struct bio *bio,
+					  const struct bvec_iter *iter)
+{
+	return bio_iter_iovec(bio, *iter);
+}
+
+/* The segment at `iter`: one or more physically contiguous pages. */
+struct bio_vec rust_helper_mp_bvec_iter_bvec(const struct bio *bio,
+					     const struct bvec_iter *iter)
+{
+	return mp_bvec_iter_bvec(bio->bi_io_vec, *iter);
+}
+
+void rust_helper_bio_advance_iter(const struct bio *bio,
+				  struct bvec_iter *iter, unsigned int bytes)
+{
+	bio_advance_iter(bio, iter, bytes);
+}
+
+void *rust_helper_bvec_kmap_local(const struct bio_vec *bvec)
+{
+	return bvec_kmap_local((struct bio_vec *)bvec);
+}
+
+void rust_helper_kunmap_local(const void *addr)
+{
+	kunmap_local(addr);
+}
+
+/* What was written through the kernel mapping of a segment becomes visible. */
+void rust_helper_bvec_flush_dcache(const struct bio_vec *bvec)
+{
+	struct page *page = bvec->bv_page + (bvec->bv_offset >> PAGE_SHIFT);
+	unsigned int len = offset_in_page(bvec->bv_offset) + bvec->bv_len;
+
+	if (!ARCH_IMPLEMENTS_FLUSH_DCACHE_PAGE)
+		return;
+	for (; len > PAGE_SIZE; len -= PAGE_SIZE)
+		flush_dcache_page(page++);
+	flush_dcache_page(page);
+}
+
+unsigned int rust_helper_bdev_logical_block_size(struct block_device *bdev)
+{
+	return bdev_logical_block_size(bdev);
+}
+
+sector_t rust_helper_bdev_nr_sectors(struct block_device *bdev)
+{
+	return bdev_nr_sectors(bdev);
+}
+
+void rust_helper_init_completion(struct completion *x)
+{
+	init_completion(x);
+}
+
+void rust_helper_init_dm_work(struct work_struct *work, work_func_t func)
+{
+	INIT_WORK(work, func);
+}
+
+/* Work items in the path of I/O: few, short, and needed to get memory free. */
+struct workqueue_struct *rust_helper_alloc_dm_workqueue(const char *name)
+{
+	return alloc_workqueue("dm-%s", WQ_MEM_RECLAIM | WQ_HIGHPRI | WQ_PERCPU,
+			       0, name);
+}
+
+int rust_helper_dm_printk_ratelimit(void)
+{
+	static DEFINE_RATELIMIT_STATE(rs, DEFAULT_RATELIMIT_INTERVAL,
+				      DEFAULT_RATELIMIT_BURST);
+
+	return __ratelimit(&rs);
+}
+
+/* At once or not at all, and leaving the emergency reserves to others. */
+void *rust_helper_kmalloc_nowait(size_t size)
+{
+	return kmalloc(size, GFP_NOWAIT | __GFP_NOMEMALLOC | __GFP_NORETRY |
+			     __GFP_NOWARN);
+}
+
+mempool_t *rust_helper_mempool_create_kmalloc_pool(int min_nr, size_t size)
+{
+	return mempool_create_kmalloc_pool(min_nr, size);
+}
+
+/* Waits for an element where there is none, and does not fail. */
+void *rust_helper_mempool_alloc_noio(mempool_t *pool)
+{
+	return mempool_alloc(pool, GFP_NOIO);
+}
+
+unsigned int rust_helper_num_online_cpus_now(void)
+{
+	return num_online_cpus();
+}
+
+bool rust_helper_cpu_is_online(unsigned int cpu)
+{
+	return cpu < nr_cpu_ids && cpu_online(cpu);
+}
+
+struct task_struct *rust_helper_current_task(void)
+{
+	return current;
+}
+
+/*
+ * Whether this is `task`, in a state in which it may sleep. Without a count of
+ * preemption nobody can tell, and the answer is no.
+ */
+bool rust_helper_task_may_work_here(const struct task_struct *task)
+{
+	return current == task && preemptible() && task_is_running(current);
+}

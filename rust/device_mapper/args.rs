@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Arguments of a table line or of a message.
+//!
+//! Device mapper splits the text at white space; [`Args`] walks over the words. Numbers are
+//! parsed strictly: decimal digits only, no sign, nothing before or after, and no overflow of
+//! the type asked for. `sscanf()`, which C targets use, lets some of these pass.
+
+use super::error::CtrError;
+use core::{marker::PhantomData, ptr::NonNull};
+use kernel::prelude::*;
+
+/// One argument, as C passes it.
+///
+/// # Invariants
+///
+/// `ptr` points to a NUL-terminated string that is valid and unchanged for `'a`.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct RawArg<'a> {
+    ptr: NonNull<c_char>,
+    _lifetime: PhantomData<&'a CStr>,
+}
+
+impl<'a> RawArg<'a> {
+    fn as_cstr(self) -> &'a CStr {
+        // SAFETY: By the type invariant this is a valid string for `'a`.
+        unsafe { CStr::from_char_ptr(self.ptr.as_ptr()) }
+    }
+}
+
+impl<'a> From<&'a CStr> for RawArg<'a> {
+    fn from(arg: &'a CStr) -> Self {
+        // INVARIANT: A `&'a CStr` points to a NUL-terminated string valid for `'a`.
+        Self {
+            ptr: NonNull::from(arg).cast(),
+            _lifetime: PhantomData,
+        }
+    }
+}
+
+/// A type of number that [`Args`] can parse.
+pub trait Number: Sized {
+    /// Converts from the widest type, or returns [`None`] if `value` does not fit.
+    fn from_u64(value: u64) -> Option<Self>;
+}
+
+macro_rules! impl_number {
+    ($($type:ty),*) => {$(
+        impl Number for $type {
+            fn from_u64(value: u64) -> Option<Self> {
+                Self::try_from(value).ok()
+            }
+        }
+    )*};
+}
+impl_number!(u8, u16, u32, u64, usize);
+
+/// Parses a whole word as an unsigned decimal number.
+pub fn parse_number<N: Number>(word: &[u8]) -> Option<N> {
+    if word.is_empty() {
+        return None;
+    }
+    let value = word.iter().try_fold(0u64, |value, byte| {
+        let digit = byte.checked_sub(b'0').filter(|digit| *digit < 10)?;
+        value.checked_mul(10)?.checked_add(digit.into())
+    })?;
+    N::from_u64(value)
+}
+
+/// The arguments that have not been consumed yet.
+///
+/// Every method that takes an argument also takes the message to fail with, since it is the
+/// only thing the user of a bad table line gets to see.
+///
+/// # Examples
+///
+/// The table `linear <dev> <start> [<#opts> [split <sectors>]]`:
+///
+/// ```ignore
+/// let path = args.next(c"Missing device")?;
+/// let start = args.number::<u64>(c"Invalid device sector")?;
+/// let mut opts = args.group(2, c"Invalid number of optional arguments")?;
+/// while let Some(opt) = opts.next_opt() {
+///     match opt.to_bytes() {
+///         b"split" => split = opts.number::<u32>(c"Invalid split size")?,
+///         _ => return Err(CtrError::invalid(c"Unrecognised optional argument")),
+///     }
+/// }
+/// args.finish()?;
+/// ```
+#[derive(Clone)]
+pub struct Args<'a> {
+    rest: &'a [RawArg<'a>],
+}
+
+impl<'a> Args<'a> {
+    /// Creates the arguments from words, first argument first.
+    pub fn new(words: &'a [RawArg<'a>]) -> Self {
+        Self { rest: words }
+    }
+
+    /// Creates the arguments from what a C callback gets.
+    ///
+    /// # Safety
+    ///
+    /// `argv` must point to `argc` pointers to NUL-terminated strings, all valid and unchanged
+    /// for `'a`; it may be anything if `argc` is zero.
+    pub(super) unsafe fn from_raw(argc: c_uint, argv: *mut *mut c_char) -> Self {
+        let Some(argv) = NonNull::new(argv).filter(|_| argc > 0) else {
+            return Self { rest: &[] };
+        };
+        // SAFETY: By the requirements of this function there are `argc` elements, none null, and
+        // `RawArg` is a transparent wrapper for such a pointer with just the same guarantees.
+        let rest = unsafe {
+            core::slice::from_raw_parts(argv.as_ptr().cast::<RawArg<'a>>(), argc as usize)
+        };
+        Self { rest }
+    }
+
+    /// Returns the number of arguments left.
+    pub fn len(&self) -> usize {
+        self.rest.len()
+    }
+
+    /// Returns whether all arguments have been consumed.
+    pub fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// Consumes an argument if there is one.
+    pub fn next_opt(&mut self) -> Option<&'a CStr> {
+        let (first, rest) = self.rest.split_first()?;
+        self.rest = rest;
+        Some(first.as_cstr())
+    }
+
+    /// Consumes an argument.
+    pub fn next(&mut self, message: &'static CStr) -> Result<&'a CStr, CtrError> {
+        self.next_opt().ok_or(CtrError::invalid(message))
+    }
+
+    /// Consumes an argument which is a number.
+    pub fn number<N: Number>(&mut self, message: &'static CStr) -> Result<N, CtrError> {
+        let word = self.next(message)?;
+        parse_number(word.to_bytes()).ok_or(CtrError::invalid(message))
+    }
+
+    /// Consumes a group: its number of arguments, at most `max`, and those arguments.
+    ///
+    /// No argument left at all means an empty group, since `<#opts>` itself is left out when
+    /// there are none. It is an error if fewer arguments follow than the number says. This is
+    /// `dm_read_arg_group()`.
+    pub fn group(&mut self, max: usize, message: &'static CStr) -> Result<Args<'a>, CtrError> {
+        if self.is_empty() {
+            return Ok(Args { rest: &[] });
+        }
+        let count = self.number::<usize>(message)?;
+        if count > max {
+            return Err(CtrError::invalid(message));
+        }
+        let (group, rest) = self
+            .rest
+            .split_at_checked(count)
+            .ok_or(CtrError::invalid(c"Not enough arguments in group"))?;
+        self.rest = rest;
+        Ok(Args { rest: group })
+    }
+
+    /// Checks that no argument is left.
+    pub fn finish(&self) -> Result<(), CtrError> {
+        if self.is_empty() {
+            Ok(())
+        } else {
+            Err(CtrError::invalid(c"Too many arguments"))
+        }
+    }
+}

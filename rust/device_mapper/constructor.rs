@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a target can see and set while it is being constructed.
+
+use super::{
+    bindings,
+    device::{
+        Devices,
+        InstanceId,
+        Mode,
+        TargetDevice, //
+    },
+    lower_read::LowerReads,
+};
+use core::{marker::PhantomData, ptr::NonNull};
+use kernel::{error::to_result, prelude::*};
+
+/// The target under construction: `struct dm_target` as seen by a constructor.
+///
+/// # Invariants
+///
+/// `ti` is valid and not accessed by others for `'a`.
+pub struct Constructor<'a> {
+    ti: NonNull<bindings::dm_target>,
+    id: InstanceId,
+    devices: Devices,
+    lower_reads: Option<LowerReads>,
+    _lifetime: PhantomData<&'a mut bindings::dm_target>,
+}
+
+impl Constructor<'_> {
+    /// Creates the context of a constructor.
+    ///
+    /// # Safety
+    ///
+    /// `ti` must be valid and not be accessed by others for the lifetime of the result, and valid
+    /// until what [`Constructor::into_devices`] returns is dropped.
+    pub(super) unsafe fn from_raw(ti: NonNull<bindings::dm_target>) -> Self {
+        // INVARIANT: As required from the caller.
+        Self {
+            ti,
+            id: InstanceId::new(),
+            // SAFETY: As required from the caller.
+            devices: unsafe { Devices::new(ti) },
+            lower_reads: None,
+            _lifetime: PhantomData,
+        }
+    }
+
+    /// Returns the identifier of the instance under construction.
+    pub(super) fn id(&self) -> InstanceId {
+        self.id
+    }
+
+    /// Takes what [`Constructor::prepare_lower_reads`] made.
+    pub(super) fn take_lower_reads(&mut self) -> Option<LowerReads> {
+        self.lower_reads.take()
+    }
+
+    pub(super) fn set_lower_reads(&mut self, reads: LowerReads) {
+        self.lower_reads = Some(reads);
+    }
+
+    /// Returns the devices that were opened.
+    pub(super) fn into_devices(self) -> Devices {
+        self.devices
+    }
+
+    fn ti(&self) -> &bindings::dm_target {
+        // SAFETY: By the type invariant.
+        unsafe { self.ti.as_ref() }
+    }
+
+    fn ti_mut(&mut self) -> &mut bindings::dm_target {
+        // SAFETY: By the type invariant.
+        unsafe { self.ti.as_mut() }
+    }
+
+    /// Returns the first sector of the target in the mapped device.
+    pub fn begin(&self) -> u64 {
+        self.ti().begin
+    }
+
+    /// Returns the length of the target in sectors.
+    pub fn target_len(&self) -> u64 {
+        self.ti().len
+    }
+
+    /// Returns whether the table is loaded for reading only or for writing as well.
+    ///
+    /// A table is writable unless user space asked for a read-only one (`dmsetup create
+    /// --readonly`).
+    pub fn mode(&self) -> Mode {
+        // SAFETY: The table of a target under construction is valid.
+        Mode::from_raw(unsafe { bindings::dm_table_get_mode(self.ti().table) })
+    }
+
+    /// Opens the device at `path`, which may be given as `<major>:<minor>` too.
+    ///
+    /// It is closed after the target has been dropped. Opening a device twice is allowed.
+    pub fn device(&mut self, path: &CStr, mode: Mode) -> Result<TargetDevice> {
+        self.devices.open(self.id, path, mode)
+    }
+
+    /// Returns the block device behind a handle.
+    pub(super) fn bdev(&self, device: &TargetDevice) -> Result<NonNull<bindings::block_device>> {
+        device.bdev_of(self.id).ok_or(ENODEV)
+    }
+
+    /// Returns the size of `device` in sectors.
+    pub fn device_sectors(&self, device: &TargetDevice) -> Result<u64> {
+        let bdev = self.bdev(device)?;
+        // SAFETY: The device is open, since it belongs to this instance.
+        Ok(unsafe { bindings::bdev_nr_sectors(bdev.as_ptr()) })
+    }
+
+    /// Returns the logical block size of `device` in bytes.
+    pub fn logical_block_size(&self, device: &TargetDevice) -> Result<u32> {
+        let bdev = self.bdev(device)?;
+        // SAFETY: The device is open, since it belongs to this instance.
+        Ok(unsafe { bindings::bdev_logical_block_size(bdev.as_ptr()) })
+    }
+
+    /// Limits the size of a bio sent to the target, which device mapper splits accordingly.
+    ///
+    /// `sectors` is a count of sectors and must fit 32 bits. Bios are split at its multiples.
+    pub fn set_max_io_len(&mut self, sectors: u64) -> Result {
+        // SAFETY: `ti` is valid by the type invariant.
+        to_result(unsafe { bindings::dm_set_target_max_io_len(self.ti.as_ptr(), sectors) })
+    }
+
+    /// Sets how many empty bios the target gets for a flush, usually one per device.
+    ///
+    /// With zero, which is the default, flushes never reach the target.
+    pub fn set_num_flush_bios(&mut self, count: u32) {
+        self.ti_mut().num_flush_bios = count;
+    }
+
+    /// Sets how many bios the target gets for a discard; zero, the default, refuses discards.
+    pub fn set_num_discard_bios(&mut self, count: u32) {
+        self.ti_mut().num_discard_bios = count;
+    }
+
+    /// Sets how many bios the target gets for a secure erase; zero, the default, refuses them.
+    pub fn set_num_secure_erase_bios(&mut self, count: u32) {
+        self.ti_mut().num_secure_erase_bios = count;
+    }
+
+    /// Sets how many bios the target gets to write zeroes; zero, the default, refuses them.
+    pub fn set_num_write_zeroes_bios(&mut self, count: u32) {
+        self.ti_mut().num_write_zeroes_bios = count;
+    }
+
+    /// Sends flushes to the devices directly if all targets of the table allow that.
+    ///
+    /// For targets that would only pass a flush on.
+    pub fn set_flush_bypasses_map(&mut self) {
+        self.ti_mut().set_flush_bypasses_map(true);
+    }
+
+    /// Makes device mapper limit the number of bios in flight that swap sends.
+    ///
+    /// For targets which need much memory per bio.
+    pub fn set_limit_swap_bios(&mut self) {
+        self.ti_mut().set_limit_swap_bios(true);
+    }
+}

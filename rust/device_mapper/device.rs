@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Devices that a target maps to.
+//!
+//! `dm_get_device()` opens a device for one instance of a target, and `dm_put_device()` must be
+//! called for the same instance before it is gone. Here the instance itself keeps the list of
+//! its devices and closes them after the target was dropped. What a target holds is a
+//! [`TargetDevice`], which names an entry of that list and can be used only together with the
+//! instance it belongs to: every operation compares an identifier that is never used twice. So
+//! no reference is counted on the I/O path, and a handle kept somewhere for too long is merely
+//! useless.
+
+use super::bindings;
+use core::{marker::PhantomData, ops::ControlFlow, ptr::NonNull};
+use kernel::{
+    error::to_result,
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
+};
+
+/// How a device is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// For reading only.
+    ReadOnly,
+    /// For reading and writing.
+    ReadWrite,
+}
+
+impl Mode {
+    fn as_raw(self) -> bindings::blk_mode_t {
+        match self {
+            Mode::ReadOnly => bindings::BLK_OPEN_READ,
+            Mode::ReadWrite => bindings::BLK_OPEN_READ | bindings::BLK_OPEN_WRITE,
+        }
+    }
+
+    pub(super) fn from_raw(mode: bindings::blk_mode_t) -> Self {
+        if mode & bindings::BLK_OPEN_WRITE != 0 {
+            Mode::ReadWrite
+        } else {
+            Mode::ReadOnly
+        }
+    }
+}
+
+/// Identifies one instance of a target among all that ever existed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct InstanceId(u64);
+
+impl InstanceId {
+    pub(super) fn new() -> Self {
+        static NEXT: Atomic<u64> = Atomic::new(1);
+
+        Self(NEXT.fetch_add(1, Relaxed))
+    }
+}
+
+/// A device opened by a target, see [`Constructor::device`](super::Constructor::device).
+///
+/// # Invariants
+///
+/// `dev` is in the [`Devices`] of the instance `owner` and `bdev` is its block device, for as
+/// long as that instance exists.
+#[derive(Clone)]
+pub struct TargetDevice {
+    bdev: NonNull<bindings::block_device>,
+    owner: InstanceId,
+    dev: NonNull<bindings::dm_dev>,
+    name: [u8; 16],
+}
+
+// SAFETY: The pointers are used only while the owning instance exists, and what they point to
+// may be used from any thread.
+unsafe impl Send for TargetDevice {}
+// SAFETY: As above.
+unsafe impl Sync for TargetDevice {}
+
+impl TargetDevice {
+    /// Returns the device number as `<major>:<minor>`, the form for table and status lines.
+    pub fn name(&self) -> &str {
+        let len = self.name.iter().position(|c| *c == 0).unwrap_or(0);
+        self.name
+            .get(..len)
+            .and_then(|name| core::str::from_utf8(name).ok())
+            .unwrap_or("?")
+    }
+
+    /// Returns the block device if `owner` is the instance the device was opened by.
+    ///
+    /// The pointer is valid for as long as that instance exists.
+    #[inline]
+    pub(super) fn bdev_of(&self, owner: InstanceId) -> Option<NonNull<bindings::block_device>> {
+        (self.owner == owner).then_some(self.bdev)
+    }
+
+    /// Returns the device if `owner` is the instance it was opened by.
+    fn dev_of(&self, owner: InstanceId) -> Option<NonNull<bindings::dm_dev>> {
+        (self.owner == owner).then_some(self.dev)
+    }
+}
+
+/// The devices which an instance of a target has opened.
+///
+/// # Invariants
+///
+/// `ti` is valid, and each element of `list` is a device that `dm_get_device()` returned for it
+/// and for which `dm_put_device()` has not been called.
+pub(super) struct Devices {
+    ti: NonNull<bindings::dm_target>,
+    list: KVec<NonNull<bindings::dm_dev>>,
+}
+
+// SAFETY: Devices may be closed on another thread than they were opened on.
+unsafe impl Send for Devices {}
+// SAFETY: There are no methods that take `&self`.
+unsafe impl Sync for Devices {}
+
+impl Devices {
+    /// Creates an empty list.
+    ///
+    /// # Safety
+    ///
+    /// `ti` must stay valid until the list is dropped.
+    pub(super) unsafe fn new(ti: NonNull<bindings::dm_target>) -> Self {
+        // INVARIANT: The list is empty, and `ti` is valid by the requirement.
+        Self {
+            ti,
+            list: KVec::new(),
+        }
+    }
+
+    /// Opens a device.
+    ///
+    /// `owner` must be the instance that this list belongs to or will belong to.
+    pub(super) fn open(
+        &mut self,
+        owner: InstanceId,
+        path: &CStr,
+        mode: Mode,
+    ) -> Result<TargetDevice> {
+        self.list.reserve(1, GFP_KERNEL)?;
+
+        let mut dev = core::ptr::null_mut();
+        // SAFETY: `ti` is valid by the type invariant, `path` is a string and `dev` may be
+        // written.
+        to_result(unsafe {
+            bindings::dm_get_device(
+                self.ti.as_ptr(),
+                path.as_char_ptr(),
+                mode.as_raw(),
+                &mut dev,
+            )
+        })?;
+        let dev = NonNull::new(dev).ok_or(ENODEV)?;
+
+        // INVARIANT: `dev` was just returned by `dm_get_device()`.
+        self.list.push(dev, GFP_KERNEL).inspect_err(|_| {
+            // SAFETY: `dev` was opened above, and does not get into the list.
+            unsafe { bindings::dm_put_device(self.ti.as_ptr(), dev.as_ptr()) }
+        })?;
+
+        // SAFETY: `dev` is open.
+        let (bdev, name) = unsafe { ((*dev.as_ptr()).bdev, (*dev.as_ptr()).name) };
+        // INVARIANT: The device is in the list, which the owner keeps until it is gone.
+        Ok(TargetDevice {
+            bdev: NonNull::new(bdev).ok_or(ENODEV)?,
+            owner,
+            dev,
+            name,
+        })
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        for dev in &self.list {
+            // SAFETY: By the type invariant the device is open for `ti`.
+            unsafe { bindings::dm_put_device(self.ti.as_ptr(), dev.as_ptr()) };
+        }
+    }
+}
+
+/// Returned when device mapper does not want to see any further device.
+#[derive(Debug)]
+pub struct Stop(c_int);
+
+/// Shows device mapper the areas of the devices that a target uses, see
+/// [`Target::iterate_devices`](super::Target::iterate_devices).
+pub struct DeviceIterator<'a> {
+    ti: NonNull<bindings::dm_target>,
+    owner: InstanceId,
+    callout: unsafe extern "C" fn(
+        *mut bindings::dm_target,
+        *mut bindings::dm_dev,
+        bindings::sector_t,
+        bindings::sector_t,
+        *mut c_void,
+    ) -> c_int,
+    data: *mut c_void,
+    _lifetime: PhantomData<&'a bindings::dm_target>,
+}
+
+impl DeviceIterator<'_> {
+    /// Creates an iterator from what the `iterate_devices` callback gets.
+    ///
+    /// # Safety
+    ///
+    /// All arguments must be those of the callback for the instance `owner`, and the result may
+    /// be used only until that returns.
+    pub(super) unsafe fn from_raw(
+        ti: NonNull<bindings::dm_target>,
+        owner: InstanceId,
+        callout: bindings::iterate_devices_callout_fn,
+        data: *mut c_void,
+    ) -> Option<Self> {
+        Some(Self {
+            ti,
+            owner,
+            callout: callout?,
+            data,
+            _lifetime: PhantomData,
+        })
+    }
+
+    /// Returns the length of the target in sectors.
+    pub fn target_len(&self) -> u64 {
+        // SAFETY: The target is valid during the callback.
+        unsafe { (*self.ti.as_ptr()).len }
+    }
+
+    /// Shows the area of `len` sectors at sector `start` of `device`.
+    ///
+    /// The result is passed on with the `?` operator. A device of another instance is skipped.
+    pub fn visit(&mut self, device: &TargetDevice, start: u64, len: u64) -> ControlFlow<Stop> {
+        let Some(dev) = device.dev_of(self.owner) else {
+            return ControlFlow::Continue(());
+        };
+        // SAFETY: `dev` is open, since its owner still exists, and the function is called with
+        // the data that belongs to it.
+        let ret = unsafe { (self.callout)(self.ti.as_ptr(), dev.as_ptr(), start, len, self.data) };
+        match ret {
+            0 => ControlFlow::Continue(()),
+            ret => ControlFlow::Break(Stop(ret)),
+        }
+    }
+}
+
+impl Stop {
+    pub(super) fn into_raw(self) -> c_int {
+        self.0
+    }
+}

@@ -1,0 +1,436 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Reads from a lower device on behalf of a bio.
+//!
+//! A target that cannot pass a bio on, because what the lower device stores is not what the bio
+//! wants, reads into memory of its own and computes the answer from that:
+//!
+//! ```text
+//!   map(Bio) -- read_lower() --> lower device --> lower_read_done(FinishedRead) -> BlkStatus
+//! ```
+//!
+//! Nothing on this way can fail for lack of memory. The lower bio and its work item lie in the
+//! data that comes with each bio; the buffer is allocated if that is possible at once, else it
+//! comes from a reserve, for which [`Bio::read_lower`] waits. That wait ends, since whoever holds
+//! a buffer of the reserve only waits for the lower device: reads which the same task has
+//! submitted before have been given to their driver when another bio is mapped.
+//!
+//! [`LowerReader::lower_read_done`] runs in process context, on the CPU that the [`Placement`]
+//! says. If the read completes while it is being submitted, as with RAM disks, then it is called
+//! right there and no thread has to be woken.
+
+use super::{
+    bindings,
+    bio::{
+        Bio,
+        BioRef,
+        BlkStatus,
+        DeferredBio,
+        Mapped,
+        SECTOR_SHIFT,
+        SECTOR_SIZE, //
+    },
+    constructor::Constructor,
+    device::TargetDevice,
+    instance::Instance,
+    per_bio::{
+        PerBioArea,
+        Workqueue, //
+    },
+    target::Target,
+};
+use core::{
+    mem::{
+        offset_of,
+        MaybeUninit, //
+    },
+    ops::Deref,
+    ptr::NonNull,
+};
+use kernel::{
+    cpu::CpuId,
+    prelude::*,
+    types::Opaque, //
+};
+
+/// Buffers that are kept for when no other memory is available.
+const RESERVED: c_int = 2;
+
+/// A target that reads from its lower device and answers bios itself.
+///
+/// Its constructor must call [`Constructor::prepare_lower_reads`].
+pub trait LowerReader: Target<PerBio = LowerRead> {
+    /// Fills a bio from what was read for it, and returns how the bio ends.
+    ///
+    /// Runs in process context. It must not wait for other I/O or for memory.
+    fn lower_read_done(&self, read: &FinishedRead<'_, Self>) -> BlkStatus;
+}
+
+/// Where [`LowerReader::lower_read_done`] is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// On the CPU that the bio was mapped on.
+    Here,
+    /// On the CPU which is that many online CPUs further, modulo their number.
+    ///
+    /// For the parts of a large request, so that they are worked on at the same time.
+    Spread(usize),
+}
+
+/// What the target got: the bio, and the data that was read for it.
+pub struct FinishedRead<'a, T: Target> {
+    bio: BioRef<T>,
+    data: Result<&'a [u8], BlkStatus>,
+}
+
+impl<T: Target> Deref for FinishedRead<'_, T> {
+    type Target = BioRef<T>;
+
+    #[inline]
+    fn deref(&self) -> &BioRef<T> {
+        &self.bio
+    }
+}
+
+impl<T: Target> FinishedRead<'_, T> {
+    /// Returns exactly the bytes that were asked for, or how the lower read failed.
+    ///
+    /// They are private memory: nobody changes them.
+    #[inline]
+    pub fn data(&self) -> Result<&[u8], BlkStatus> {
+        self.data
+    }
+
+    /// Wakes up those who wait for an event of the mapped device, like `dmsetup wait`.
+    pub fn raise_event(&self) {
+        // SAFETY: The bio belongs to the target, so the table exists. This is process context, as
+        // `FinishedRead`s are only made there.
+        unsafe { bindings::dm_table_event((*self.bio.ti().as_ptr()).table) };
+    }
+}
+
+/// A buffer, to be given back with [`LowerReads::free`].
+struct Buffer {
+    ptr: NonNull<u8>,
+    reserved: bool,
+}
+
+/// The lower read of one bio.
+struct State {
+    bio: bindings::bio,
+    vec: bindings::bio_vec,
+    work: Opaque<bindings::work_struct>,
+    upper: NonNull<bindings::bio>,
+    ti: NonNull<bindings::dm_target>,
+    buffer: Buffer,
+    /// The wanted bytes in the buffer.
+    skip: usize,
+    len: usize,
+    /// The task which may go on with the read where it completes, or null if it has to be queued.
+    submitter: *mut bindings::task_struct,
+    cpu: u32,
+}
+
+/// What comes with each bio of a [`LowerReader`].
+///
+/// # Invariants
+///
+/// The state is initialised from when [`Bio::read_lower`] has submitted a read until that has
+/// finished; nothing else uses it.
+#[repr(transparent)]
+pub struct LowerRead {
+    state: MaybeUninit<State>,
+}
+
+// SAFETY: Everything in the state may be used on any thread, and is used by one at a time.
+unsafe impl Send for LowerRead {}
+
+impl Default for LowerRead {
+    #[inline]
+    fn default() -> Self {
+        Self {
+            state: MaybeUninit::uninit(),
+        }
+    }
+}
+
+/// What an instance of a [`LowerReader`] needs.
+///
+/// # Invariants
+///
+/// `reserve` is a pool of buffers of `max` bytes from `kmalloc()`, which nobody else destroys.
+/// `device` belongs to the instance.
+pub(super) struct LowerReads {
+    queue: Workqueue,
+    device: NonNull<bindings::block_device>,
+    reserve: NonNull<bindings::mempool>,
+    max: usize,
+}
+
+// SAFETY: Queue, device and pool may be used by any thread.
+unsafe impl Send for LowerReads {}
+// SAFETY: As above, by several at a time.
+unsafe impl Sync for LowerReads {}
+
+impl LowerReads {
+    /// Returns a buffer of at least `len` bytes, which must be at most `max`.
+    ///
+    /// Its alignment suits any logical block size. May sleep.
+    #[inline]
+    fn buffer(&self, len: usize) -> Buffer {
+        // SAFETY: The function has no requirements.
+        let ptr = unsafe { bindings::kmalloc_nowait(len.next_power_of_two()) };
+        if let Some(ptr) = NonNull::new(ptr.cast()) {
+            return Buffer {
+                ptr,
+                reserved: false,
+            };
+        }
+        // SAFETY: By the type invariant. With its flags the allocation does not fail.
+        let ptr = unsafe {
+            NonNull::new_unchecked(bindings::mempool_alloc_noio(self.reserve.as_ptr()).cast())
+        };
+        Buffer {
+            ptr,
+            reserved: true,
+        }
+    }
+
+    /// Gives a buffer back.
+    ///
+    /// # Safety
+    ///
+    /// The buffer must be one of this instance's that is not used any more.
+    #[inline]
+    unsafe fn free(&self, buffer: Buffer) {
+        // SAFETY: The buffer came from where it goes, and is not used any more.
+        unsafe {
+            if buffer.reserved {
+                bindings::mempool_free(buffer.ptr.as_ptr().cast(), self.reserve.as_ptr());
+            } else {
+                bindings::kfree(buffer.ptr.as_ptr().cast());
+            }
+        }
+    }
+}
+
+impl Drop for LowerReads {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant. All buffers are back, since a bio ends after its buffer
+        // was freed and an instance is dropped after its last bio has ended.
+        unsafe { bindings::mempool_destroy(self.reserve.as_ptr()) };
+    }
+}
+
+impl Constructor<'_> {
+    /// Makes ready for reads from `device` of at most `max` bytes each.
+    ///
+    /// Allocates a reserve of buffers of about that size in contiguous memory, so it may fail for
+    /// more than a few pages.
+    pub fn prepare_lower_reads(&mut self, device: &TargetDevice, max: usize) -> Result {
+        let bdev = self.bdev(device)?;
+        // Both ends of a read are moved to the next boundary of a block.
+        let block = self.logical_block_size(device)?.max(SECTOR_SIZE) as usize;
+        let max = max
+            .checked_add(block.saturating_mul(2))
+            .and_then(usize::checked_next_power_of_two)
+            .ok_or(E2BIG)?;
+        let queue = Workqueue::new(c"lower-read")?;
+        // SAFETY: The function has no requirements.
+        let reserve = unsafe { bindings::mempool_create_kmalloc_pool(RESERVED, max) };
+        // INVARIANT: The pool was just created, and the device was opened by this instance.
+        self.set_lower_reads(LowerReads {
+            queue,
+            device: bdev,
+            reserve: NonNull::new(reserve).ok_or(ENOMEM)?,
+            max,
+        });
+        Ok(())
+    }
+}
+
+impl<'a, T: LowerReader> Bio<'a, T> {
+    /// Reads `len` bytes from byte `offset` of the lower device on, any bytes, and has
+    /// [`LowerReader::lower_read_done`] called with them.
+    ///
+    /// If that is more than [`Constructor::prepare_lower_reads`] was told then the bio fails. May
+    /// sleep, until another read has finished.
+    #[inline]
+    pub fn read_lower(self, offset: u64, len: usize, placement: Placement) -> Mapped<'a> {
+        let (mapped, bio) = self.defer();
+        submit(bio, offset, len, placement);
+        mapped
+    }
+}
+
+/// Starts the read, or drops `bio`, which ends it with an error.
+fn submit<T: LowerReader>(bio: DeferredBio<T>, offset: u64, len: usize, placement: Placement) {
+    // What a bio says about its urgency holds for the read too.
+    const INHERITED: bindings::blk_opf_t = bindings::REQ_SYNC
+        | bindings::REQ_META
+        | bindings::REQ_PRIO
+        | bindings::REQ_IDLE
+        | bindings::REQ_RAHEAD;
+
+    // SAFETY: The bio has not ended, so its target is constructed.
+    let instance = unsafe { &*(*bio.ti().as_ptr()).private.cast::<Instance<T>>() };
+    let Some(reads) = &instance.lower_reads else {
+        return;
+    };
+    // SAFETY: The device is open as long as the instance exists.
+    let mask = u64::from(unsafe { bindings::bdev_logical_block_size(reads.device.as_ptr()) }) - 1;
+    let start = offset & !mask;
+    let Some(bytes) = offset
+        .checked_add(len as u64)
+        .and_then(|end| end.checked_add(mask))
+        .map(|end| ((end & !mask) - start) as usize)
+        .filter(|bytes| *bytes <= reads.max && *bytes != 0)
+    else {
+        return;
+    };
+    let (cpu, inline) = place(placement);
+    let buffer = reads.buffer(bytes);
+    let address = buffer.ptr;
+
+    let upper = bio.into_inner();
+    let state = PerBioArea::<T>::data(upper.as_raw())
+        .cast::<State>()
+        .as_ptr();
+    // SAFETY: The memory belongs to the bio, and no read is under way in it. The lower bio has
+    // room for one piece of memory, which the buffer is, and everything it refers to stays until
+    // it has completed: the upper bio ends after that.
+    unsafe {
+        (&raw mut (*state).upper).write(upper.as_raw());
+        (&raw mut (*state).ti).write(upper.ti());
+        (&raw mut (*state).buffer).write(buffer);
+        (&raw mut (*state).skip).write((offset - start) as usize);
+        (&raw mut (*state).len).write(len);
+        (&raw mut (*state).cpu).write(cpu);
+        (&raw mut (*state).submitter).write(if inline {
+            bindings::current_task()
+        } else {
+            core::ptr::null_mut()
+        });
+
+        let lower = &raw mut (*state).bio;
+        let upper = upper.as_raw().as_ptr();
+        bindings::bio_init(
+            lower,
+            reads.device.as_ptr(),
+            &raw mut (*state).vec,
+            1,
+            bindings::req_op_REQ_OP_READ | ((*upper).bi_opf & INHERITED),
+        );
+        (*lower).bi_ioprio = (*upper).bi_ioprio;
+        (*lower).bi_iter.bi_sector = start >> SECTOR_SHIFT;
+        (*lower).bi_end_io = Some(end_io::<T>);
+        bindings::bio_add_virt_nofail(lower, address.as_ptr().cast(), bytes as c_uint);
+        bindings::submit_bio_noacct(lower);
+    }
+}
+
+/// Returns the CPU for a placement, and whether that is this one.
+#[inline]
+fn place(placement: Placement) -> (u32, bool) {
+    let here = CpuId::current().as_u32();
+    let Placement::Spread(further) = placement else {
+        return (here, true);
+    };
+    // SAFETY: The function has no requirements.
+    let online = unsafe { bindings::num_online_cpus_now() }.max(1);
+    let further = (further % online as usize) as u32;
+    if further == 0 {
+        return (here, true);
+    }
+    // Where all possible CPUs are online, which is usual, this counts them.
+    let cpu = (here + further) % online;
+    // SAFETY: The function takes any number.
+    if unsafe { bindings::cpu_is_online(cpu) } {
+        (cpu, false)
+    } else {
+        (here, true)
+    }
+}
+
+/// Called when the lower bio has completed, in any context.
+///
+/// # Safety
+///
+/// `bio` must be in a `State` whose read was submitted for a target of type `T`.
+unsafe extern "C" fn end_io<T: LowerReader>(bio: *mut bindings::bio) {
+    // SAFETY: As required from the caller.
+    let state = unsafe { bio.byte_sub(offset_of!(State, bio)) }.cast::<State>();
+    // SAFETY: The state is initialised while the read is under way.
+    if unsafe { bindings::task_may_work_here((*state).submitter) } {
+        // SAFETY: The read has completed, and this is process context.
+        unsafe { finish::<T>(state) };
+        return;
+    }
+    // SAFETY: The target exists until the upper bio has ended. The work item is not in use. The
+    // CPU was online; if it is not any more, the workqueue takes another.
+    unsafe {
+        let work = Opaque::cast_into(&raw const (*state).work);
+        let instance = &*(*(*state).ti.as_ptr()).private.cast::<Instance<T>>();
+        let Some(reads) = &instance.lower_reads else {
+            return;
+        };
+        bindings::init_dm_work(work, Some(run::<T>));
+        bindings::queue_work_on((*state).cpu as c_int, reads.queue.as_raw().as_ptr(), work);
+    }
+}
+
+/// The work function.
+///
+/// # Safety
+///
+/// Only to be called by the workqueue, for a work item queued by [`end_io`].
+unsafe extern "C" fn run<T: LowerReader>(work: *mut bindings::work_struct) {
+    // SAFETY: The work item is in a `State`, whose read has completed.
+    unsafe { finish::<T>(work.byte_sub(offset_of!(State, work)).cast::<State>()) };
+}
+
+/// Hands what was read to the target, and ends the bio.
+///
+/// # Safety
+///
+/// Called once for a `State` whose read has completed, in process context.
+unsafe fn finish<T: LowerReader>(state: *mut State) {
+    // SAFETY: The state is initialised, and nobody else uses it.
+    let (upper, ti, buffer, skip, len, status) = unsafe {
+        let status = BlkStatus::from_raw((*state).bio.bi_status);
+        bindings::bio_uninit(&raw mut (*state).bio);
+        (
+            (*state).upper,
+            (*state).ti,
+            (&raw const (*state).buffer).read(),
+            (*state).skip,
+            (*state).len,
+            status,
+        )
+    };
+    // SAFETY: `submit` took this bio apart, and nobody has used it since. The other `BioRef` is
+    // not used after the bio was ended.
+    let (bio, view) = unsafe {
+        (
+            DeferredBio::<T>::from_inner(BioRef::from_raw(upper, ti)),
+            BioRef::<T>::from_raw(upper, ti),
+        )
+    };
+    let data = if status.is_ok() {
+        // SAFETY: The lower device has filled the buffer, in which these bytes are.
+        Ok(unsafe { core::slice::from_raw_parts(buffer.ptr.as_ptr().add(skip), len) })
+    } else {
+        Err(status)
+    };
+    let status = bio
+        .target()
+        .lower_read_done(&FinishedRead { bio: view, data });
+
+    // SAFETY: The instance exists, since the bio has not ended.
+    let instance = unsafe { &*(*ti.as_ptr()).private.cast::<Instance<T>>() };
+    if let Some(reads) = &instance.lower_reads {
+        // SAFETY: The buffer came from there, and nothing refers to it any more.
+        unsafe { reads.free(buffer) };
+    }
+    bio.end(status);
+}
