@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! dm-zfile: a read-only block device over a compressed ZFile.
+//!
+//! The constructor reads and checks header, trailer and jump table ([`file`]). A read is cut into
+//! pieces whose compressed blocks lie next to each other in the lower device; each piece is one
+//! lower read, from which the blocks are decompressed into the pages of the request ([`read`]).
+//! A block of which a request wants only a part stays in a small cache ([`cache`]).
+//! `docs/dm-zfile.rst` describes the target for its users.
+
+#![deny(unsafe_code)]
+
+use cache::Cache;
+use core::{
+    fmt::{
+        self,
+        Write, //
+    },
+    ops::ControlFlow, //
+};
+use counters::Counters;
+use device_mapper::{
+    dm_err,
+    dm_warn,
+    Args,
+    Bio,
+    BlkStatus,
+    Constructor,
+    CtrContext,
+    CtrError,
+    DeviceIterator,
+    FinishedRead,
+    LowerRead,
+    LowerReader,
+    Mapped,
+    Op,
+    Placement,
+    QueueLimits,
+    StatusType,
+    StatusWriter,
+    Stop,
+    Target,
+    SECTOR_SHIFT,
+    SECTOR_SIZE, //
+};
+use file::File;
+use kernel::prelude::*;
+use options::Options;
+use read::{
+    Range,
+    Workspaces, //
+};
+
+mod cache;
+mod counters;
+#[allow(unsafe_code)]
+#[path = "../rust/device_mapper/mod.rs"]
+pub mod device_mapper;
+mod file;
+#[path = "../rust/image/mod.rs"]
+pub mod image;
+mod options;
+mod pool;
+mod read;
+
+/// The target: a ZFile, which never changes, and what is needed to read it.
+struct Zfile {
+    file: File,
+    options: Options,
+    cache: Cache,
+    workspaces: Workspaces,
+    counters: Counters,
+}
+
+impl Zfile {
+    fn construct(ctx: &mut Constructor<'_>, mut args: Args<'_>) -> Result<Self, CtrError> {
+        let file = File::open(ctx, &mut args)?;
+        let options = Options::parse(&mut args)?;
+        args.finish()?;
+
+        let geometry = file.geometry();
+        let sectors = geometry.original_bytes().div_ceil(SECTOR_SIZE.into());
+        if ctx.target_len() > sectors {
+            dm_err!(
+                Self,
+                "the table has {} sectors, the file {sectors}",
+                ctx.target_len()
+            );
+            return Err(CtrError::invalid(c"Target is longer than the file"));
+        }
+        if options.ignore_crc && geometry.has_block_crc() {
+            dm_warn!(
+                Self,
+                "{}: CRCs are ignored, damage may go unnoticed",
+                file.device().name()
+            );
+        }
+        ctx.prepare_lower_reads(file.device(), file.max_span())
+            .context(c"Cannot allocate buffers")?;
+        let block_bytes = geometry.block_bytes();
+        // A block of a sector or less is never read in part.
+        let cached = if block_bytes > SECTOR_SIZE {
+            options.cache_blocks
+        } else {
+            0
+        };
+        Ok(Self {
+            cache: Cache::new(cached, block_bytes as usize)
+                .context(c"Cannot allocate the block cache")?,
+            workspaces: Workspaces::new(geometry.algorithm(), block_bytes as usize)
+                .context(c"Cannot allocate decompressors")?,
+            counters: Counters::default(),
+            file,
+            options,
+        })
+    }
+
+    fn write_table(&self, out: &mut StatusWriter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "{} {}",
+            self.file.device().name(),
+            self.file.file_bytes()
+        )?;
+        self.options.write(out)
+    }
+}
+
+#[vtable]
+impl Target for Zfile {
+    const NAME: &'static CStr = c"zfile";
+    const VERSION: [u32; 3] = [1, 0, 0];
+
+    type PerBio = LowerRead;
+
+    fn new(ctx: &mut Constructor<'_>, args: Args<'_>) -> impl PinInit<Self, CtrError> {
+        Self::construct(ctx, args)
+    }
+
+    #[inline]
+    fn map<'a>(&self, mut bio: Bio<'a, Self>) -> Mapped<'a> {
+        if bio.op() != Op::Read {
+            return bio.kill();
+        }
+        // The parts of a request larger than a piece come one after the other: all but the last
+        // may go to other CPUs, while the last keeps this one busy.
+        let sector = bio.sector();
+        let piece = self.file.piece_sectors();
+        let left = piece - (sector & (piece - 1));
+        let mut placement = Placement::Here;
+        if u64::from(bio.sectors()) > left {
+            // A piece fits 32 bits as the length of the bio does.
+            if bio.accept_partial(left as u32).is_err() {
+                return bio.kill();
+            }
+            placement = Placement::Spread((sector / piece).wrapping_add(1) as usize);
+        }
+
+        let Some(range) = Range::of(&bio, self.file.geometry()) else {
+            return bio.kill();
+        };
+        if self.read_cached(&bio, &range) {
+            return bio.end(BlkStatus::OK);
+        }
+        match self.file.span(range.first(), range.last()) {
+            Some((offset, len)) => bio.read_lower(offset, len, placement),
+            None => bio.kill(),
+        }
+    }
+
+    fn status(&self, kind: StatusType, out: &mut StatusWriter<'_>) -> fmt::Result {
+        let geometry = self.file.geometry();
+        match kind {
+            StatusType::Info => {
+                write!(
+                    out,
+                    "{} {} {} {} ",
+                    geometry.algorithm().as_str(),
+                    geometry.block_bytes(),
+                    geometry.blocks(),
+                    self.file.compressed_bytes()
+                )?;
+                self.counters.write(out)
+            }
+            StatusType::Table => self.write_table(out),
+            StatusType::Ima => write!(
+                out,
+                ",device={},bytes={},algorithm={},block_bytes={},original_bytes={},ignore_crc={};",
+                self.file.device().name(),
+                self.file.file_bytes(),
+                geometry.algorithm().as_str(),
+                geometry.block_bytes(),
+                geometry.original_bytes(),
+                if self.options.ignore_crc { 'y' } else { 'n' }
+            ),
+        }
+    }
+
+    fn message(&self, mut args: Args<'_>, reply: &mut StatusWriter<'_>) -> Result {
+        match args.next(c"Missing message")?.to_bytes() {
+            b"stats" => {
+                args.finish()?;
+                self.counters.describe(reply)?;
+                Ok(())
+            }
+            _ => Err(EINVAL),
+        }
+    }
+
+    fn iterate_devices(&self, devices: &mut DeviceIterator<'_>) -> ControlFlow<Stop> {
+        devices.visit(self.file.device(), 0, self.file.device_sectors())
+    }
+
+    fn io_hints(&self, limits: &mut QueueLimits) {
+        // The lower device is only read through buffers, so its block size does not matter.
+        let block = self.file.geometry().block_bytes().max(SECTOR_SIZE);
+        limits.set_logical_block_size(SECTOR_SIZE);
+        limits.set_physical_block_size(SECTOR_SIZE);
+        limits.set_io_min(block);
+        limits.set_io_opt((self.file.piece_sectors() << SECTOR_SHIFT) as u32);
+    }
+}
+
+impl LowerReader for Zfile {
+    fn lower_read_done(&self, read: &FinishedRead<'_, Self>) -> BlkStatus {
+        self.finish(read)
+    }
+}
+
+device_mapper::module_dm! {
+    target: Zfile,
+    name: "dm_zfile",
+    authors: ["The dm-overlaybd developers"],
+    description: "device-mapper target for compressed ZFiles",
+    license: "GPL",
+    params: {
+        max_blocks: u64 {
+            default: 134_217_728,
+            description: "blocks that a ZFile may have",
+        },
+    },
+}

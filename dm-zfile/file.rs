@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The ZFile: what the constructor reads from the device and keeps.
+//!
+//! `rust/image` checks every byte of header, trailer and jump table. They are read once; what
+//! remains in memory is 4.5 bytes for each block.
+
+use super::{
+    device_mapper::{
+        codec::crc32c,
+        dm_err,
+        module_param,
+        Args,
+        Constructor,
+        CtrContext,
+        CtrError,
+        Mode,
+        TargetDevice,
+        SECTOR_SHIFT,
+        SECTOR_SIZE, //
+    },
+    image::{
+        self,
+        zfile::{
+            trailer_position,
+            Geometry,
+            Header,
+            JumpTable,
+            HEADER_BYTES,
+            JUMP_GROUP, //
+        },
+    },
+    module_parameters, Zfile,
+};
+use kernel::{
+    alloc::AllocError,
+    prelude::*, //
+};
+
+/// Bytes of the jump table that are read together, whole entries.
+const BATCH_BYTES: u64 = 4 << 20;
+
+/// Bytes that a request is cut into, if there are not too many compressed bytes in it.
+const PIECE_BYTES: u64 = 128 << 10;
+
+/// Compressed bytes that a piece may have. Buffers of that size can be had without much effort.
+const SPAN_BYTES: usize = 120 << 10;
+
+/// The jump table, in memory that the target owns.
+type Table = JumpTable<KVVec<u32>, KVVec<u64>>;
+
+/// A ZFile on a device.
+///
+/// # Invariants
+///
+/// - The extents in `table` are inside the file, which was inside the device.
+/// - `piece_sectors` is a power of two, and the compressed blocks of every piece, which starts at
+///   a multiple of it, take at most `max_span` bytes.
+pub(super) struct File {
+    device: TargetDevice,
+    file_bytes: u64,
+    device_sectors: u64,
+    geometry: Geometry,
+    table: Table,
+    compressed_bytes: u64,
+    piece_sectors: u64,
+    max_span: usize,
+}
+
+impl File {
+    /// Reads the file that a table line names: `<dev> <bytes>`.
+    pub(super) fn open(ctx: &mut Constructor<'_>, args: &mut Args<'_>) -> Result<Self, CtrError> {
+        let path = args.next(c"Missing device")?;
+        let file_bytes = args.number::<u64>(c"Invalid length")?;
+        let device = ctx
+            .device(path, Mode::ReadOnly)
+            .context(c"Cannot open device")?;
+        let size = ctx.device_sectors(&device).context(c"Cannot use device")?;
+        if file_bytes.div_ceil(SECTOR_SIZE.into()) > size {
+            return Err(CtrError::invalid(c"Length is beyond the end of the device"));
+        }
+        let block_sectors = ctx
+            .logical_block_size(&device)
+            .context(c"Cannot use device")?
+            >> SECTOR_SHIFT;
+        let source = Source {
+            ctx,
+            device: &device,
+            file_bytes,
+        };
+        let geometry = source.geometry()?;
+        let (table, data_end) = source.jump_table(&geometry)?;
+        let (piece_sectors, max_span) = pieces(&geometry, &table);
+        // INVARIANT: The reader of the jump table checks that all blocks come before it.
+        Ok(Self {
+            file_bytes,
+            // Whole blocks of the device, as device mapper wants it.
+            device_sectors: file_bytes
+                .div_ceil(SECTOR_SIZE.into())
+                .next_multiple_of(block_sectors.max(1).into())
+                .min(size),
+            geometry,
+            table,
+            compressed_bytes: data_end.saturating_sub(HEADER_BYTES as u64),
+            piece_sectors,
+            max_span,
+            device,
+        })
+    }
+
+    /// The device that holds the file, from its first sector on.
+    pub(super) fn device(&self) -> &TargetDevice {
+        &self.device
+    }
+
+    /// Exact length of the file in bytes.
+    pub(super) fn file_bytes(&self) -> u64 {
+        self.file_bytes
+    }
+
+    /// Sectors of the device that the file takes.
+    pub(super) fn device_sectors(&self) -> u64 {
+        self.device_sectors
+    }
+
+    /// Bytes of all compressed blocks.
+    pub(super) fn compressed_bytes(&self) -> u64 {
+        self.compressed_bytes
+    }
+
+    /// Sizes, algorithm and checksums.
+    #[inline]
+    pub(super) fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Sectors of the target that are read together at most, a power of two.
+    #[inline]
+    pub(super) fn piece_sectors(&self) -> u64 {
+        self.piece_sectors
+    }
+
+    /// Compressed bytes that a piece has at most.
+    pub(super) fn max_span(&self) -> usize {
+        self.max_span
+    }
+
+    /// Offset and length of the compressed blocks from `first` to `last`.
+    #[inline]
+    pub(super) fn span(&self, first: u64, last: u64) -> Option<(u64, usize)> {
+        let (start, end) = self.table.span(first, last)?;
+        Some((start, (end - start) as usize))
+    }
+
+    /// Lengths of the compressed blocks from `first` to `last`.
+    #[inline]
+    pub(super) fn lengths(&self, first: u64, last: u64) -> Option<&[u32]> {
+        self.table.lengths(first, last)
+    }
+}
+
+/// Chooses the size of pieces in sectors, and returns also their compressed bytes at most.
+fn pieces(geometry: &Geometry, table: &JumpTable<KVVec<u32>, KVVec<u64>>) -> (u64, usize) {
+    let least = u64::from(geometry.block_bytes().max(SECTOR_SIZE));
+    let mut bytes = PIECE_BYTES;
+    loop {
+        let blocks = bytes >> geometry.block_bytes().trailing_zeros();
+        let mut max_span = 0;
+        let mut first = 0;
+        while first < geometry.blocks() {
+            let next = first.saturating_add(blocks).min(geometry.blocks());
+            if let Some((start, end)) = table.span(first, next - 1) {
+                max_span = max_span.max((end - start) as usize);
+            }
+            first = next;
+        }
+        if max_span <= SPAN_BYTES || bytes <= least {
+            return (bytes >> SECTOR_SHIFT, max_span);
+        }
+        bytes /= 2;
+    }
+}
+
+/// A file that is being read by the constructor.
+struct Source<'a, 'b> {
+    ctx: &'a Constructor<'b>,
+    device: &'a TargetDevice,
+    file_bytes: u64,
+}
+
+impl Source<'_, '_> {
+    /// Logs what is wrong and gives the error for device mapper.
+    fn refuse(&self, error: image::error::Error) -> CtrError {
+        dm_err!(
+            Zfile,
+            "{}: {} at byte {}",
+            self.device.name(),
+            error.reason().as_str(),
+            error.offset()
+        );
+        CtrError::invalid(error.reason().as_cstr())
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8], message: &'static CStr) -> Result<(), CtrError> {
+        self.ctx
+            .read(self.device, offset, buf)
+            .inspect_err(|errno| {
+                dm_err!(
+                    Zfile,
+                    "{}: cannot read {} bytes at byte {offset} ({errno:?})",
+                    self.device.name(),
+                    buf.len()
+                );
+            })
+            .context(message)
+    }
+
+    /// Reads header and, unless that is final, trailer.
+    fn geometry(&self) -> Result<Geometry, CtrError> {
+        let refuse = |error| self.refuse(error);
+        let mut block = [0; HEADER_BYTES];
+        if self.file_bytes < HEADER_BYTES as u64 {
+            trailer_position(self.file_bytes).map_err(refuse)?;
+        }
+        self.read(0, &mut block, c"Cannot read header")?;
+        match Header::parse(&block, self.file_bytes, crc32c).map_err(refuse)? {
+            Header::Final(geometry) => Ok(geometry),
+            Header::SeeTrailer => {
+                let position = trailer_position(self.file_bytes).map_err(refuse)?;
+                self.read(position, &mut block, c"Cannot read trailer")?;
+                Geometry::parse_trailer(&block, self.file_bytes, crc32c).map_err(refuse)
+            }
+        }
+    }
+
+    /// Reads the jump table, and returns also where the last block ends.
+    fn jump_table(&self, geometry: &Geometry) -> Result<(Table, u64), CtrError> {
+        let limit = module_param(&module_parameters::max_blocks);
+        if geometry.blocks() > limit {
+            dm_err!(
+                Zfile,
+                "{}: the file has {} blocks, max_blocks allows {limit}",
+                self.device.name(),
+                geometry.blocks()
+            );
+            return Err(CtrError::new(E2BIG, c"Too many blocks"));
+        }
+        let blocks = usize::try_from(geometry.blocks()).context(c"Too many blocks")?;
+        let mut lengths = KVVec::with_capacity(blocks, GFP_KERNEL)?;
+        let mut bases = KVVec::with_capacity(blocks.div_ceil(JUMP_GROUP), GFP_KERNEL)?;
+
+        let total = geometry.index_bytes();
+        let mut buf = KVVec::from_elem(0u8, total.min(BATCH_BYTES) as usize, GFP_KERNEL)?;
+        let mut reader = geometry.jump_table(crc32c);
+        let mut done = 0;
+        while done < total {
+            let len = (total - done).min(BATCH_BYTES) as usize;
+            let part = buf.get_mut(..len).unwrap_or(&mut []);
+            // No overflow: the table is inside the file.
+            self.read(
+                geometry.index_offset() + done,
+                part,
+                c"Cannot read jump table",
+            )?;
+            reader
+                .feed(part, |extent| {
+                    if lengths.len() % JUMP_GROUP == 0 {
+                        bases.push(extent.offset, GFP_KERNEL)?;
+                    }
+                    lengths.push(extent.bytes, GFP_KERNEL)?;
+                    Ok(())
+                })
+                .map_err(|error| match error {
+                    TableError::Image(error) => self.refuse(error),
+                    TableError::Memory => AllocError.into(),
+                })?;
+            done += len as u64;
+        }
+        reader.finish().map_err(|error| self.refuse(error))?;
+        let table =
+            JumpTable::new(lengths, bases).ok_or(CtrError::invalid(c"Cannot build jump table"))?;
+        Ok((table, reader.data_end()))
+    }
+}
+
+/// Why a jump table cannot be taken over.
+enum TableError {
+    Image(image::error::Error),
+    Memory,
+}
+
+impl From<image::error::Error> for TableError {
+    fn from(error: image::error::Error) -> Self {
+        Self::Image(error)
+    }
+}
+
+impl From<AllocError> for TableError {
+    fn from(_: AllocError) -> Self {
+        Self::Memory
+    }
+}

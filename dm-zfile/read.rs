@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! From compressed blocks to the pages of a request.
+//!
+//! The CRC of a block is checked in the private buffer of the lower read, and what was checked is
+//! decompressed: straight into the pages if the request wants the whole block and they are
+//! contiguous, else into the cache or a bounce buffer. A request ends well only if every block in
+//! it had its exact length.
+
+use super::{
+    device_mapper::{
+        codec::{
+            crc32c,
+            lz4_decompress_safe,
+            ZstdDecompressor, //
+        },
+        dm_err_limit,
+        BioCursor,
+        BioRef,
+        BlkStatus,
+        Destination,
+        FinishedRead,
+        SECTOR_SHIFT, //
+    },
+    image::zfile::{
+        Algorithm,
+        Geometry, //
+    },
+    pool::Pool,
+    Zfile,
+};
+use kernel::prelude::*;
+
+use super::device_mapper::dm_err;
+
+/// What a bio wants of the file.
+///
+/// # Invariants
+///
+/// `start < end`, and both are in the file. `first` and `last` are the blocks of the first and
+/// the last byte.
+pub(super) struct Range {
+    start: u64,
+    end: u64,
+    first: u64,
+    last: u64,
+}
+
+impl Range {
+    /// The range of a bio, or [`None`] if nothing of it is in the file.
+    #[inline]
+    pub(super) fn of(bio: &BioRef<Zfile>, geometry: &Geometry) -> Option<Self> {
+        let start = bio.sector().checked_mul(1 << SECTOR_SHIFT)?;
+        let end = start
+            .checked_add(bio.len().into())?
+            .min(geometry.original_bytes());
+        if start >= end {
+            return None;
+        }
+        // INVARIANT: As was just checked.
+        Some(Self {
+            start,
+            end,
+            first: geometry.block_of(start),
+            last: geometry.block_of(end - 1),
+        })
+    }
+
+    /// The first block.
+    #[inline]
+    pub(super) fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// The last block.
+    #[inline]
+    pub(super) fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// The part of `block` that is wanted, from byte to byte of the block.
+    #[inline]
+    fn part(&self, block: u64, geometry: &Geometry) -> (usize, usize) {
+        let start = block.saturating_mul(geometry.block_bytes().into());
+        let from = self.start.saturating_sub(start);
+        let to = self.end.saturating_sub(start);
+        (
+            from as usize,
+            to.min(geometry.decoded_bytes(block).into()) as usize,
+        )
+    }
+}
+
+/// What decompression needs besides input and output.
+pub(super) struct Workspaces {
+    /// The decompressors, if the algorithm needs memory.
+    zstd: Option<Pool<ZstdDecompressor>>,
+    /// Room for a block.
+    bounce: Pool<KVVec<u8>>,
+}
+
+impl Workspaces {
+    /// Allocates everything.
+    pub(super) fn new(algorithm: Algorithm, block_bytes: usize) -> Result<Self> {
+        Ok(Self {
+            zstd: match algorithm {
+                Algorithm::Lz4 => None,
+                Algorithm::Zstd => Some(Pool::new(ZstdDecompressor::new)?),
+            },
+            bounce: Pool::new(|| Ok(KVVec::from_elem(0u8, block_bytes, GFP_KERNEL)?))?,
+        })
+    }
+}
+
+/// Why a block cannot be had.
+enum Damage {
+    Crc,
+    Data,
+}
+
+/// The decompressor for one request.
+enum Decoder<'a> {
+    Lz4,
+    Zstd(&'a mut ZstdDecompressor),
+}
+
+impl Decoder<'_> {
+    /// Decompresses into the whole of `dst`.
+    #[inline]
+    fn decode(&mut self, src: &[u8], dst: &mut Destination<'_>) -> Result<(), Damage> {
+        let len = match self {
+            Decoder::Lz4 => lz4_decompress_safe(src, dst),
+            Decoder::Zstd(zstd) => zstd.decompress(src, dst),
+        };
+        if len == Ok(dst.len()) {
+            Ok(())
+        } else {
+            Err(Damage::Data)
+        }
+    }
+}
+
+impl Zfile {
+    /// Answers a bio from the cache alone, if that is possible.
+    #[inline]
+    pub(super) fn read_cached(&self, bio: &BioRef<Self>, range: &Range) -> bool {
+        let geometry = self.file.geometry();
+        let (from, to) = range.part(range.first, geometry);
+        if range.first != range.last || to - from == geometry.decoded_bytes(range.first) as usize {
+            return false;
+        }
+        let mut cursor = bio.cursor();
+        if !self.copy_cached(range.first, from, to, &mut cursor) {
+            return false;
+        }
+        zero_rest(&mut cursor);
+        true
+    }
+
+    /// Copies part of a block, if it is in the cache.
+    fn copy_cached(&self, block: u64, from: usize, to: usize, cursor: &mut BioCursor<'_>) -> bool {
+        let copied = self
+            .cache
+            .find(block, |bytes| copy(bytes, from, to, cursor))
+            .unwrap_or(false);
+        if copied {
+            self.counters.cache_hits.add(1);
+        }
+        copied
+    }
+
+    /// Answers a bio from what was read for it.
+    pub(super) fn finish(&self, read: &FinishedRead<'_, Self>) -> BlkStatus {
+        let data = match read.data() {
+            Ok(data) => data,
+            Err(status) => {
+                self.counters.read_errors.add(1);
+                return status;
+            }
+        };
+        let Some(range) = Range::of(read, self.file.geometry()) else {
+            return BlkStatus::IOERR;
+        };
+        let result = match self.workspaces.zstd.as_ref().map(Pool::take) {
+            None => self.decode_all(Decoder::Lz4, read, &range, data),
+            Some(Some(mut zstd)) => self.decode_all(Decoder::Zstd(&mut zstd), read, &range, data),
+            Some(None) => return BlkStatus::IOERR,
+        };
+        match result {
+            Ok(()) => BlkStatus::OK,
+            Err((block, damage)) => {
+                self.report(read, block, damage);
+                BlkStatus::IOERR
+            }
+        }
+    }
+
+    /// Counts, logs and raises an event for a block that is damaged.
+    fn report(&self, read: &FinishedRead<'_, Self>, block: u64, damage: Damage) {
+        let (counter, what) = match damage {
+            Damage::Crc => (&self.counters.crc_errors, "CRC mismatch"),
+            Damage::Data => (&self.counters.decode_errors, "damaged data"),
+        };
+        counter.add(1);
+        dm_err_limit!(
+            Self,
+            "{}: {what} in block {block}",
+            self.file.device().name()
+        );
+        read.raise_event();
+    }
+
+    /// Decompresses all blocks of `range`, whose stored bytes are `data`.
+    fn decode_all(
+        &self,
+        mut decoder: Decoder<'_>,
+        bio: &BioRef<Self>,
+        range: &Range,
+        data: &[u8],
+    ) -> Result<(), (u64, Damage)> {
+        let geometry = self.file.geometry();
+        let lengths = self.file.lengths(range.first, range.last).unwrap_or(&[]);
+        let mut cursor = bio.cursor();
+        let mut rest = data;
+        let mut decompressed = 0;
+        let mut result = Ok(());
+        for (block, length) in (range.first..).zip(lengths) {
+            let Some((stored, next)) = rest.split_at_checked(*length as usize) else {
+                result = Err((block, Damage::Data));
+                break;
+            };
+            rest = next;
+            match self.decode_block(&mut decoder, block, stored, range, &mut cursor) {
+                Ok(count) => decompressed += count,
+                Err(damage) => {
+                    result = Err((block, damage));
+                    break;
+                }
+            }
+        }
+        self.counters.decompressed.add(decompressed);
+        result?;
+        // Only the last sector of the file can have a rest.
+        if (cursor.remaining() as u64) >> SECTOR_SHIFT != 0
+            || range.end != geometry.original_bytes() && cursor.remaining() != 0
+        {
+            return Err((range.last, Damage::Data));
+        }
+        zero_rest(&mut cursor);
+        Ok(())
+    }
+
+    /// Puts the wanted part of one block into the bio, and returns how often that took
+    /// decompression.
+    #[inline]
+    fn decode_block(
+        &self,
+        decoder: &mut Decoder<'_>,
+        block: u64,
+        stored: &[u8],
+        range: &Range,
+        cursor: &mut BioCursor<'_>,
+    ) -> Result<u64, Damage> {
+        let geometry = self.file.geometry();
+        let (from, to) = range.part(block, geometry);
+        let decoded = geometry.decoded_bytes(block) as usize;
+        let whole = to - from == decoded;
+        if !whole && self.copy_cached(block, from, to, cursor) {
+            return Ok(0);
+        }
+        let payload = if self.options.ignore_crc {
+            geometry.unchecked_payload(stored)
+        } else {
+            geometry.payload(stored, crc32c)
+        }
+        .map_err(|_| Damage::Crc)?;
+
+        if whole {
+            if let Some(mut pages) = cursor.contiguous(decoded) {
+                decoder.decode(payload, &mut pages)?;
+                return Ok(1);
+            }
+        }
+        self.decode_aside(decoder, block, payload, (from, to), cursor)?;
+        Ok(1)
+    }
+
+    /// Decompresses a block elsewhere and copies what is wanted.
+    fn decode_aside(
+        &self,
+        decoder: &mut Decoder<'_>,
+        block: u64,
+        payload: &[u8],
+        (from, to): (usize, usize),
+        cursor: &mut BioCursor<'_>,
+    ) -> Result<(), Damage> {
+        let decoded = self.file.geometry().decoded_bytes(block) as usize;
+        let mut decode = |bytes: &mut [u8]| {
+            let bytes = bytes.get_mut(..decoded).ok_or(Damage::Data)?;
+            decoder.decode(payload, &mut bytes.into())
+        };
+        let copied = if to - from < decoded {
+            self.cache
+                .fill(block, &mut decode, |bytes| copy(bytes, from, to, cursor))
+        } else {
+            None
+        };
+        let copied = match copied {
+            Some(copied) => copied?,
+            None => {
+                let mut bounce = self.workspaces.bounce.take().ok_or(Damage::Data)?;
+                decode(&mut bounce)?;
+                copy(&bounce, from, to, cursor)
+            }
+        };
+        if copied {
+            Ok(())
+        } else {
+            Err(Damage::Data)
+        }
+    }
+}
+
+/// Copies the bytes between `from` and `to`, and returns whether all of them were.
+fn copy(bytes: &[u8], from: usize, to: usize, cursor: &mut BioCursor<'_>) -> bool {
+    bytes
+        .get(from..to)
+        .is_some_and(|bytes| cursor.copy_from_slice(bytes) == bytes.len())
+}
+
+/// Fills what comes after the end of the file in its last sector.
+fn zero_rest(cursor: &mut BioCursor<'_>) {
+    cursor.zero(cursor.remaining());
+}
