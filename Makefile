@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0
+# The front door. Kernel builders use `make KDIR=<kernel build tree>`; every other verb prepares a toolchain root and
+# a stock Debian kernel in a cache outside the checkout (selftests/harness) and works there.
+
+HARNESS := selftests/harness
+ENTER := $(if $(OVBD_INSIDE),python3 $(HARNESS),./$(HARNESS)/start)
+CARGO := cd tools && cargo
+# A folder of test cases; exported, because the guest's tests want it too.
+ifdef CASES
+export OVBD_ONLY_CASES := 1
+endif
+CASES ?= ../shared/fixtures
+override CASES := $(abspath $(CASES))
+export CASES
+
+.DEFAULT_GOAL := modules
+.PHONY: modules clean test selftests bench demo rustfmt rustfmt-check clippy clippy-tools ovbd bench-host fuzz-smoke \
+	shell kernel-update distclean-cache help
+
+ifdef KDIR
+modules clean: ## build the modules, against KDIR=<kernel build tree> or the cached stock kernel
+	$(MAKE) -C $(KDIR) M=$(CURDIR) $@
+else
+modules:
+	@$(ENTER) modules
+clean: ## remove what the builds left in the checkout
+	@find . -path ./tools/target -prune -o \( -name '*.o' -o -name '*.ko' -o -name '*.mod' -o -name '*.mod.c' \
+		-o -name '.*.cmd' -o -name '.*.d' -o -name modules.order -o -name Module.symvers \
+		-o -name '*_generated.rs' \) -type f -exec rm {} +
+	@rm -rf build
+endif
+
+test: ## run all checks and tests; installs what it needs into the cache
+	@$(ENTER) test
+selftests: ## run the guest tests; T='dm-overlaybd/*' selects, CASES=<folder> runs all cases in it instead
+	@$(ENTER) selftests
+bench: ## instructions for each read through the targets, beside dm-linear (about 5 minutes)
+	@$(ENTER) bench
+demo: ## boot the stock Debian kernel and show the targets at work
+	@$(ENTER) demo
+clippy: ## lint the modules with the kernel's set and the tools with cargo's
+	@$(ENTER) clippy
+rustfmt: ## format all Rust source
+rustfmt-check: ## compare all Rust source with its formatted form
+
+KERNEL_RUST := $(filter-out %_generated.rs,$(wildcard rust/*/*.rs dm-*/*.rs selftests/*/*.rs))
+ifdef OVBD_KERNEL_SOURCE
+rustfmt:
+	rustfmt --edition 2021 --config-path $(OVBD_KERNEL_SOURCE)/.rustfmt.toml $(KERNEL_RUST)
+	$(CARGO) fmt --all
+rustfmt-check:
+	rustfmt --check --edition 2021 --config-path $(OVBD_KERNEL_SOURCE)/.rustfmt.toml $(KERNEL_RUST)
+	$(CARGO) fmt --all --check
+else
+rustfmt:
+	@$(ENTER) rustfmt
+rustfmt-check:
+	@$(ENTER) rustfmt --check
+endif
+
+ifdef OVBD_INSIDE
+clippy-tools:
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+ovbd: ## build the ovbd command (tools/target/release/ovbd)
+	$(CARGO) build --release --locked
+bench-host: ## benchmarks of the index, the merge and ovbd, on this machine
+	$(CARGO) bench --locked -p ovbd-image
+	$(CARGO) run --release --locked -p ovbd --example throughput -- 256 1 5
+fuzz-smoke: ## damage files at random, the same way each time, and read them
+	$(CARGO) run --release --locked -p ovbd-cases --bin ovbd-fuzz -- $(CASES) 20000
+else
+clippy-tools ovbd bench-host fuzz-smoke:
+	@$(ENTER) shell $(MAKE) $@
+endif
+
+shell: ## a shell in the toolchain root
+	@$(ENTER) shell
+kernel-update: ## prepare the newest stock kernel that Debian has
+	@$(ENTER) kernel-update
+distclean-cache: ## remove the toolchain root, kernels and everything else in the cache
+	@$(ENTER) remove-cache
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+.*:.*## / { sub(/ .*/, "", $$1); printf "  %-16s %s\n", $$1, $$2 }' Makefile

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What the guest tests share: TAP output, loop and mapped devices that are always removed, reads and probes."""
+
+import atexit
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+import pathlib
+import struct
+import subprocess
+import sys
+import tempfile
+
+SOURCE = pathlib.Path(os.environ["SRC"])
+SCRATCH = pathlib.Path(os.environ.get("TMPDIR") or tempfile.mkdtemp())
+FIXTURES = SOURCE.parent / "shared" / "fixtures"
+OVBD = SOURCE / "tools/target/release/ovbd"
+
+# Not waiting for udev saves seconds under emulation; devtmpfs has the nodes at once.
+DMSETUP = ["dmsetup", "--noudevsync", "--noudevrules"]
+
+
+# linux/loop.h: struct loop_config holds the file, the block size and a loop_info64, of which only the offset, the
+# limit and the flags are set here.
+LOOP_CTL_GET_FREE, LOOP_CONFIGURE, LOOP_CLR_FD = 0x4C82, 0x4C0A, 0x4C01
+LO_FLAGS_READ_ONLY = 1
+LOOP_CONFIG = struct.Struct("=II24xQQ12xI176x64x")
+
+
+class CommandFailed(Exception):
+    """A command that had to succeed did not; the text is what it said."""
+
+
+def run(*command, **options):
+    """Runs a command and returns its standard output; raises `CommandFailed` where it fails."""
+    result = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True, errors="replace", **options)
+    if result.returncode:
+        raise CommandFailed(f"{' '.join(map(str, command))}: exit status {result.returncode}: {result.stderr.strip()}")
+    return result.stdout
+
+
+class Tap:
+    """Numbers and prints results; the plan comes last, so that a script that breaks off has none."""
+
+    def __init__(self):
+        self.count = 0
+        self.failed = 0
+
+    def result(self, good, what, why=""):
+        self.count += 1
+        self.failed += not good
+        print(f"{'ok' if good else 'not ok'} {self.count} - {what}", flush=True)
+        if not good and why:
+            print("\n".join(f"# {line}" for line in str(why).splitlines()), flush=True)
+
+    def equal(self, got, wanted, what):
+        """Passes where both values are equal."""
+        self.result(got == wanted, what, f"got    {got}\nwanted {wanted}")
+
+    def attempt(self, what, function, *arguments):
+        """Passes where `function` returns; an exception fails the test with its text."""
+        try:
+            function(*arguments)
+        except (AssertionError, CommandFailed, OSError) as error:
+            self.result(False, what, f"{type(error).__name__}: {error}")
+        else:
+            self.result(True, what)
+
+    def skip(self, what, why):
+        self.count += 1
+        print(f"ok {self.count} - {what} # SKIP {why}", flush=True)
+
+    def finish(self):
+        print(f"1..{self.count}", flush=True)
+        sys.exit(1 if self.failed else 0)
+
+
+def load(*modules):
+    """Loads modules of this repository, or of the kernel, where they are not loaded yet."""
+    loaded = {line.split()[0] for line in open("/proc/modules")}
+    for name in modules:
+        if name.replace("-", "_") in loaded:
+            continue
+        built = SOURCE / name / f"{name}.ko"
+        run("modprobe", "dm-mod")
+        run(*(["insmod", built] if built.exists() else ["modprobe", name]))
+
+
+def detach(device):
+    """Detaches a loop device from its file."""
+    loop = os.open(device, os.O_RDONLY)
+    try:
+        fcntl.ioctl(loop, LOOP_CLR_FD)
+    finally:
+        os.close(loop)
+
+
+class Devices:
+    """Loop and mapped devices of one scope, removed in reverse order when it is left."""
+
+    def __init__(self):
+        self._undo = []
+        atexit.register(self.close)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_exception):
+        self.close()
+
+    def close(self):
+        while self._undo:
+            command, *arguments = self._undo.pop()
+            try:
+                command(*arguments)
+            except (CommandFailed, OSError) as error:
+                print(f"# {error}", flush=True)
+
+    def loop(self, path, offset=0, size=0, block_size=0):
+        """A read-only loop device over `size` bytes of a file from `offset` on, 0 for all.
+
+        By ioctl: stacks of 255 layers would take minutes with a process each under emulation.
+        """
+        file = os.open(path, os.O_RDONLY)
+        control = os.open("/dev/loop-control", os.O_RDWR)
+        try:
+            device = f"/dev/loop{fcntl.ioctl(control, LOOP_CTL_GET_FREE)}"
+            loop = os.open(device, os.O_RDONLY)
+            try:
+                fcntl.ioctl(loop, LOOP_CONFIGURE, LOOP_CONFIG.pack(file, block_size, offset, size, LO_FLAGS_READ_ONLY))
+            finally:
+                os.close(loop)
+        finally:
+            os.close(control)
+            os.close(file)
+        self._undo.append([detach, device])
+        return device
+
+    def map(self, name, table, readonly=True):
+        """A mapped device; returns its node."""
+        try:
+            run(*DMSETUP, "create", name, *(["--readonly"] if readonly else []), input=table)
+        except CommandFailed:
+            subprocess.run([*DMSETUP, "remove", name], stderr=subprocess.DEVNULL)
+            raise
+        self._undo.append([run, *DMSETUP, "remove", "--retry", name])
+        return "/dev/" + run("dmsetup", "info", "--columns", "--noheadings", "-o", "blkdevname", name).strip()
+
+    def mount(self, device, directory, *options):
+        """Mounts a device read-only on a directory that is made where it is missing."""
+        pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
+        run("mount", "--options", ",".join(["ro", *options]), device, directory)
+        self._undo.append([run, "umount", directory])
+        return pathlib.Path(directory)
+
+
+def refused(tap, what, table, reason):
+    """Passes where the table is refused and the kernel log says `reason`."""
+    before = len(kernel_log())
+    with Devices() as devices:
+        try:
+            devices.map("refused", table)
+        except CommandFailed:
+            log = "\n".join(kernel_log()[before:])
+            tap.result(reason in log, what, f"table: {table}\nwanted in the log: {reason}\n{log}")
+        else:
+            tap.result(False, what, f"the table was accepted: {table}")
+
+
+def kernel_log():
+    """The kernel log, a list of lines."""
+    return run("dmesg").splitlines()
+
+
+def stack_table(devices, blobs, length, **loop):
+    """The table line for a stack of blobs, bottom first, each in a file of its own behind a loop device."""
+    words = []
+    for blob in blobs:
+        with tempfile.NamedTemporaryFile(dir=SCRATCH) as file:
+            file.write(blob)
+            file.flush()
+            words += [devices.loop(file.name, **loop), str(len(blob))]
+    return f"0 {length} overlaybd {len(blobs)} {' '.join(words)}"
+
+
+def sectors(device):
+    """The size of a block device in 512-byte sectors."""
+    return int(run("blockdev", "--getsz", device))
+
+
+def read_direct(device, offset, length):
+    """Reads with O_DIRECT; `offset` and `length` are multiples of the logical block size."""
+    descriptor = os.open(device, os.O_RDONLY | os.O_DIRECT)
+    try:
+        # An anonymous mapping is page-aligned, as direct I/O wants its buffer.
+        with mmap.mmap(-1, max(length, mmap.PAGESIZE)) as buffer:
+            view = memoryview(buffer)[:length]
+            try:
+                done = 0
+                while done < length:
+                    count = os.preadv(descriptor, [view[done:]], offset + done)
+                    if count == 0:
+                        raise OSError(f"{device} ends at byte {offset + done}")
+                    done += count
+                return bytes(view)
+            finally:
+                view.release()
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path, length=None):
+    """The SHA-256 of a file or block device (of its first `length` bytes)."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while length is None or length > 0:
+            chunk = file.read(1 << 20 if length is None else min(1 << 20, length))
+            if not chunk:
+                break
+            digest.update(chunk)
+            if length is not None:
+                length -= len(chunk)
+    return digest.hexdigest()
+
+
+def cases(directory=None):
+    """The test cases below a directory: pairs of path and case.json's content."""
+    directory = pathlib.Path(directory or os.environ.get("CASES") or FIXTURES)
+    return [(path.parent, json.loads(path.read_text())) for path in sorted(directory.glob("*/case.json"))]
+
+
+def probe_errors(device, probes):
+    """The probes of a case that the device does not answer as written; empty where all agree."""
+    wrong = []
+    for probe in probes:
+        try:
+            data = read_direct(device, probe["offset"], probe["length"])
+        except OSError as error:
+            wrong.append(f"offset {probe['offset']}: {error}")
+            continue
+        if hashlib.sha256(data).hexdigest() != probe["sha256"]:
+            wrong.append(f"offset {probe['offset']} length {probe['length']}: other bytes")
+    return wrong
+
+
+def zfile_original_bytes(blob):
+    """The original size that a ZFile's header, or its trailer where the header is not final, records."""
+    header, trailer = blob[:512], blob[-512:]
+    final = int.from_bytes(header[32:40], "little") & 8
+    return int.from_bytes((header if final else trailer)[56:64], "little")

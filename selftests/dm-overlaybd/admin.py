@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""What an administrator sees: the module is loaded by the target's name and stays while it is used; table, status,
+IMA and version are as documented; the message `lookup` says where a sector comes from; and layers can be shared by
+devices and repeated in one."""
+
+import errno
+import os
+import random
+import subprocess
+import sys
+
+sys.path.insert(0, os.environ["SRC"] + "/selftests")
+import dm
+import layers
+from devices import SOURCE, Devices, Tap, load, read_direct, run, stack_table
+
+SECTORS = 4096
+MODULE = SOURCE / "dm-overlaybd" / "dm-overlaybd.ko"
+
+
+def loaded():
+    return any(line.startswith("dm_overlaybd ") for line in open("/proc/modules"))
+
+
+def unload():
+    return subprocess.run(["rmmod", "dm-overlaybd"], stderr=subprocess.DEVNULL).returncode == 0
+
+
+def check_autoload(tap, table, model):
+    """Device mapper asks modprobe for the module by name; its configuration stands in for an installed module."""
+    if loaded():
+        unload()
+    configuration = "/run/modprobe.d/overlaybd-test.conf"
+    os.makedirs(os.path.dirname(configuration), exist_ok=True)
+    with open(configuration, "w") as file:
+        file.write(f"install dm-overlaybd /sbin/insmod {MODULE}\n")
+    with Devices() as devices:
+        try:
+            tap.result(not loaded(), "autoload: the module is not loaded before")
+            node = devices.map("autoloaded", table)
+        finally:
+            os.remove(configuration)
+        tap.result(loaded(), "autoload: dmsetup create loads it")
+        tap.result(not unload() and loaded(), "unload: refused while a device exists")
+        tap.result(read_direct(node, 0, SECTORS * 512) == model.content, "autoload: content")
+    tap.result(unload() and not loaded(), "unload: works when the device is gone")
+
+
+def check_status(tap, mapped, table, stack, model):
+    reported = mapped.status(dm.TABLE)
+    numbers = [f"{os.major(number)}:{os.minor(number)}"
+               for number in (os.stat(word).st_rdev for word in table.split() if word.startswith("/dev/"))]
+    wanted = table
+    for path, number in zip([word for word in table.split() if word.startswith("/dev/")], numbers):
+        wanted = wanted.replace(path + " ", number + " ")
+    tap.equal(reported, wanted, "table: the parameters, with device numbers")
+    with dm.Mapped("again", reported) as again:
+        tap.equal(again.status(dm.TABLE), reported, "table: reloads verbatim")
+
+    fields = [int(word) for word in mapped.status().split()[3:]]
+    owned = [sum(source[0] == number for source in model.source) for number in range(len(stack))]
+    # Runs of one source that are not longer than a segment can be are one segment each after the merge.
+    segments, sector = 0, 0
+    while sector < SECTORS:
+        segments += model.source[sector] != layers.HOLE
+        sector += model.run(sector)
+    tap.equal(fields[:3], [len(stack), segments, sum(owned)], "status: layers, segments and mapped sectors")
+    tap.equal(fields[4:], owned, "status: sectors of each layer")
+    tap.result(16 * segments <= fields[3] <= 22 * segments + 16, "status: bytes of memory", f"{fields[3]} bytes")
+
+    words = table.split()[4:]
+    wanted = f"target_name=overlaybd,target_version=1.0.0,layers={len(stack)}" + "".join(
+        f",layer_{number}_device={numbers[number]},layer_{number}_bytes={words[2 * number + 1]}"
+        for number in range(len(stack))) + ";"
+    tap.equal(mapped.status(dm.IMA).split(" ", 3)[3], wanted, "IMA: layers with devices and lengths")
+
+
+def check_lookup(tap, mapped, model, numbers):
+    wrong = []
+    for sector in range(SECTORS):
+        number, place = model.source[sector]
+        if number is not None:
+            wanted = f"{number} {numbers[number]} {place} {model.run(sector)}"
+        else:
+            wanted = "hole" if (number, place) == layers.HOLE else "zero"
+        if (got := mapped.message(f"lookup {sector}")) != wanted:
+            wrong.append(f"sector {sector}: {got}, wanted {wanted}")
+    tap.result(not wrong, f"lookup: all {SECTORS} sectors", "\n".join(wrong[:10]))
+    answers = {"hole" if source == layers.HOLE else "zero" if source[0] is None else "data" for source in model.source}
+    tap.equal(answers, {"data", "hole", "zero"}, "lookup: all three answers occurred")
+    for text, wanted in [(f"lookup {SECTORS}", errno.ERANGE), (f"lookup {(1 << 64) - 1}", errno.ERANGE),
+                         (f"lookup {1 << 64}", errno.EINVAL), ("lookup", errno.EINVAL), ("lookup -1", errno.EINVAL),
+                         ("lookup 0x1", errno.EINVAL), ("lookup 1 2", errno.EINVAL), ("look 1", errno.EINVAL),
+                         ("lookups 1", errno.EINVAL)]:
+        try:
+            got = mapped.message(text)
+        except OSError as error:
+            got = error.errno
+        tap.equal(got, wanted, f"message '{text}': refused")
+
+
+tap = Tap()
+generator = random.Random(4)
+load("loop")
+run("modprobe", "dm-mod")
+stack = layers.random_stack(generator, SECTORS, 3)
+blobs = [layers.layer(segments, SECTORS) for segments in stack]
+model = layers.Model(stack, SECTORS)
+with Devices() as devices:
+    line = stack_table(devices, blobs, SECTORS)
+    check_autoload(tap, line, model)
+    load("dm-overlaybd")
+    versions = [words[1] for words in map(str.split, run("dmsetup", "targets").splitlines()) if words[0] == "overlaybd"]
+    tap.equal(versions, ["v1.0.0"], "dmsetup targets: the version")
+    with dm.Mapped("status", line) as mapped:
+        check_status(tap, mapped, line, stack, model)
+        words = mapped.status(dm.TABLE).split()
+        check_lookup(tap, mapped, model, words[4::2])
+
+    with dm.Mapped("one", line) as one, dm.Mapped("two", line) as two:
+        good = all(read_direct(mapped.node, 0, SECTORS * 512) == model.content for mapped in (one, two, one))
+        tap.result(good, "two devices over the same layers: content")
+        one.remove()
+        tap.result(read_direct(two.node, 0, SECTORS * 512) == model.content, "the second works without the first")
+
+    _, _, _, _, device, size, *others = line.split()
+    double = f"0 {SECTORS} overlaybd 3 {device} {size} {device} {size} {device} {size}"
+    with dm.Mapped("double", double) as mapped:
+        single = layers.Model(stack[:1], SECTORS)
+        tap.result(read_direct(mapped.node, 0, SECTORS * 512) == single.content, "one layer three times: content")
+        tap.equal([int(word) for word in mapped.status().split()[7:9]], [0, 0], "the topmost of them owns everything")
+    many = f"0 {SECTORS} overlaybd 255" + f" {device} {size}" * 255
+    with dm.Mapped("many", many) as mapped:
+        tap.result(read_direct(mapped.node, 0, SECTORS * 512) == single.content, "255 layers: content")
+        with dm.Mapped("reloaded", mapped.status(dm.TABLE)) as again:
+            tap.equal(again.status(dm.TABLE), mapped.status(dm.TABLE), "255 layers: the table reloads verbatim")
+tap.finish()

@@ -1,0 +1,107 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Runs test scripts inside the guest and reports what they print, one JSON object a line.
+
+Each script runs alone with a fresh temporary directory and a time limit. The kernel log that appeared during it is
+reported with it. Device-mapper and loop devices that it leaves behind are named, then removed, so that one test
+cannot spoil the next.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+SOURCE = pathlib.Path(__file__).resolve().parents[1]
+
+
+def report(event, **fields):
+    print(json.dumps({"event": event, **fields}), flush=True)
+
+
+def kernel_messages(log):
+    """The records that arrived in /dev/kmsg since the last call, as text."""
+    messages = []
+    while True:
+        try:
+            record = log.read(8192)
+        except BlockingIOError:
+            return messages
+        except BrokenPipeError:
+            messages.append("(the kernel log overran: messages were lost)")
+            continue
+        if not record:
+            return messages
+        prefix, _, text = record.decode(errors="replace").partition(";")
+        seconds = int(prefix.split(",")[2]) / 1e6
+        messages += [f"[{seconds:12.6f}] {line}" for line in text.splitlines() if not line.startswith(" ")]
+
+
+def output_of(*command):
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout.splitlines()
+
+
+def left_behind():
+    """The names of mapped and loop devices that exist."""
+    devices = [f"dm device {line.split()[0]}" for line in output_of("dmsetup", "ls") if line.split()[1:]
+               and line != "No devices found"]
+    return devices + [f"loop device {line.split(':')[0]}" for line in output_of("losetup", "--all")]
+
+
+def remove_devices():
+    subprocess.run(["sh", "-c", "umount --all-targets /dev/mapper/* ; dmsetup remove_all --force; losetup --detach-all"],
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def run(script, limit, log):
+    kernel_messages(log)
+    report("begin", test=script)
+    start = time.monotonic()
+    timed_out = False
+    with tempfile.TemporaryDirectory(prefix="selftest-", ignore_cleanup_errors=True) as scratch:
+        environment = os.environ | {"SRC": str(SOURCE), "KO_DIR": str(SOURCE), "TMPDIR": scratch}
+        process = subprocess.Popen([str(SOURCE / "selftests" / script)], cwd=SOURCE, env=environment,
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   text=True, errors="replace", start_new_session=True)
+
+        def stop(_signal, _frame):
+            nonlocal timed_out
+            timed_out = True
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+        signal.signal(signal.SIGALRM, stop)
+        signal.alarm(limit)
+        for line in process.stdout:
+            report("line", text=line.rstrip("\n"))
+        status = process.wait()
+        signal.alarm(0)
+        problems = [f"timed out after {limit} s"] if timed_out else []
+        leaks = left_behind()
+        if leaks:
+            remove_devices()
+            problems.append("left behind: " + ", ".join(leaks))
+    for message in kernel_messages(log):
+        report("kernel", text=message)
+    report("end", test=script, status=status, problems=problems, seconds=round(time.monotonic() - start, 1))
+
+
+def main():
+    limit = int(sys.argv[1])
+    # A tmpfs of its own keeps test data out of the overlay, where space and features are those of the host.
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60%", "tmpfs", "/tmp"], check=True)
+    with open("/dev/kmsg", "rb", buffering=0) as log:
+        os.set_blocking(log.fileno(), False)
+        log.seek(0, os.SEEK_END)
+        report("start", kernel=os.uname().release)
+        for script in sys.argv[2:]:
+            run(script, limit, log)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The verbs behind the Makefile. A verb that needs the toolchain root enters it first and continues there."""
+
+import os
+import pathlib
+import shlex
+import signal
+import sys
+
+import cache
+import kernel as kernels
+import root
+import selftests
+import stages
+import vm
+from cache import SOURCE, Failure
+from report import Counts
+
+
+def modules(arguments):
+    """Builds the modules against the cached kernel tree."""
+    kernel = kernels.ensure()
+    return stages.kernel_make(kernel, *(arguments or ["modules"]))
+
+
+def clippy(_arguments):
+    """Lints of the kernel for the modules, those of cargo for the tools."""
+    return stages.clippy_modules(kernels.ensure()) or stages.make("clippy-tools")
+
+
+def rustfmt(arguments):
+    """Formats, or with --check compares, all Rust source."""
+    kernel = kernels.ensure()
+    return stages.make("rustfmt-check" if "--check" in arguments else "rustfmt", OVBD_KERNEL_SOURCE=kernel.source)
+
+
+def test(_arguments):
+    """All tests; the last line is their count."""
+    counts = stages.test(os.environ.get("T", "*").split())
+    print(f"\n{counts}", flush=True)
+    return 1 if counts.failed else 0
+
+
+def run_selftests(_arguments):
+    """The guest tests that T selects; without T, where CASES was given, its cases through ovbd and the targets."""
+    kernel = kernels.ensure()
+    only_cases = "OVBD_ONLY_CASES" in os.environ and "T" not in os.environ
+    scripts = selftests.select(["*/fixtures"] if only_cases else os.environ.get("T", "*").split())
+    if stages.build_modules(kernel) or stages.make("ovbd"):
+        return 1
+    counts = stages.cases() if only_cases else Counts()
+    counts.add(selftests.run(kernel, scripts))
+    print(f"\n{counts}", flush=True)
+    return 1 if counts.failed else 0
+
+
+def demo(_arguments):
+    """Boots the stock kernel, loads the modules and shows what device-mapper then offers."""
+    kernel = kernels.ensure()
+    if stages.build_modules(kernel):
+        return 1
+    vm.require_vng()
+    print(f"==> booting the stock kernel {kernel.release}", flush=True)
+    guest = vm.Guest(kernel, str(SOURCE / "selftests/demo.sh"), SOURCE / "build/demo-console.log", SOURCE, silence=120)
+    for line in guest:
+        print(line, flush=True)
+    if guest.status is None:
+        raise Failure(f"{guest.why}: {guest.console}")
+    return guest.status
+
+
+def bench(_arguments):
+    """What reads cost in instructions, in a guest whose clock counts them."""
+    kernel = kernels.ensure()
+    if stages.kernel_make(kernel, "modules"):
+        return 1
+    vm.require_vng()
+    command = f"SRC={shlex.quote(str(SOURCE))} python3 {shlex.quote(str(SOURCE / 'selftests/bench/remap.py'))}"
+    guest = vm.Guest(kernel, command, SOURCE / "build/bench-console.log", SOURCE, silence=600,
+                     arguments=vm.COUNT_INSTRUCTIONS, accelerator=vm.EMULATION)
+    for line in guest:
+        print(line, flush=True)
+    if guest.status is None:
+        raise Failure(f"{guest.why}: {guest.console}")
+    return guest.status
+
+
+def shell(arguments):
+    """Runs a command in the toolchain root."""
+    command = arguments or ["bash"]
+    os.execvp(command[0], command)
+
+
+def kernel_update(_arguments):
+    """Prepares the newest kernel that the archive holds."""
+    kernel = kernels.ensure(update=True)
+    print(f"{kernel.release} ({kernel.version})")
+    return 0
+
+
+INSIDE = {
+    "modules": modules,
+    "clippy": clippy,
+    "rustfmt": rustfmt,
+    "test": test,
+    "selftests": run_selftests,
+    "demo": demo,
+    "bench": bench,
+    "shell": shell,
+    "kernel-update": kernel_update,
+}
+
+
+def main():
+    verb, *arguments = sys.argv[1:] or [""]
+    if verb == "in-namespace":
+        root.in_namespace(arguments[0], arguments[1:])
+    if verb == "remove-cache":
+        cache.remove()
+        return 0
+    if verb not in INSIDE:
+        raise Failure(f"usage: harness {{{'|'.join(INSIDE)}|remove-cache}}")
+    if "OVBD_INSIDE" in os.environ:
+        return INSIDE[verb](arguments)
+    command = [*root.enter_command(root.ensure()), "python3", str(pathlib.Path(__file__).parent), verb, *arguments]
+    os.execvp(command[0], command)
+
+
+# Ends guests, which are process groups of their own, as an interrupt does.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+try:
+    sys.exit(main())
+except Failure as failure:
+    print(f"error: {failure}", file=sys.stderr)
+    sys.exit(1)
+except KeyboardInterrupt:
+    print("\ninterrupted; the next run continues where a whole step was finished", file=sys.stderr)
+    sys.exit(130)
