@@ -171,9 +171,9 @@ def in_namespace(root, command):
             inside = root / str(path)[1:]
             inside.mkdir(parents=True, exist_ok=True)
             _mount("--bind", str(path), str(inside))
-    # cargo finds its usual directory, but what it builds is cached across checkouts.
-    target = CACHE / "target"
-    target.mkdir(exist_ok=True)
+    # cargo finds its usual directory; each checkout has its own, so that runs side by side keep their programs apart.
+    target = CACHE / "target" / str(SOURCE)[1:].replace("/", "-")
+    target.mkdir(parents=True, exist_ok=True)
     inside = pathlib.Path(f"{root}/{SOURCE}/tools/target")
     inside.mkdir(parents=True, exist_ok=True)
     _mount("--bind", str(target), str(inside))
