@@ -21,13 +21,16 @@ use super::{
     },
     image::{
         self,
+        jump_table::{
+            JumpTable,
+            JumpTableReader,
+            JUMP_GROUP, //
+        },
         zfile::{
             trailer_position,
             Geometry,
             Header,
-            JumpTable,
-            HEADER_BYTES,
-            JUMP_GROUP, //
+            HEADER_BYTES, //
         },
     },
     module_parameters, Zfile,
@@ -251,7 +254,7 @@ impl Source<'_, '_> {
 
         let total = geometry.index_bytes();
         let mut buf = KVVec::from_elem(0u8, total.min(BATCH_BYTES) as usize, GFP_KERNEL)?;
-        let mut reader = geometry.jump_table(crc32c);
+        let mut reader = JumpTableReader::new(geometry, crc32c);
         let mut done = 0;
         while done < total {
             let len = (total - done).min(BATCH_BYTES) as usize;

@@ -11,9 +11,10 @@
 
 use super::{
     error::{Error, Reason},
+    layer_index::entries,
     lsmt::{
-        entries, virtual_end, Entry, Header, ENTRY_BYTES, FLAG_DATA, FLAG_SEALED, FLAG_SPARSE,
-        HEADER_BYTES, SECTOR_BYTES,
+        virtual_end, Entry, Header, ENTRY_BYTES, FLAG_DATA, FLAG_SEALED, FLAG_SPARSE, HEADER_BYTES,
+        SECTOR_BYTES,
     },
     segment::Segment,
 };

@@ -15,6 +15,8 @@
 
 pub mod error;
 pub mod index;
+pub mod jump_table;
+pub mod layer_index;
 pub mod log;
 pub mod lsmt;
 pub mod merge;

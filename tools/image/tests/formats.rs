@@ -3,11 +3,13 @@
 //! The formats against models, and no parser panics, whatever it is given.
 
 use ovbd_image::{
+    jump_table::{JumpTable, JumpTableReader, JUMP_GROUP},
+    layer_index::IndexReader,
     log::{resolve, LogEntry, LogReader},
     lsmt::{Entry, Header, Identity, Trailer, UuidText, ENTRY_BYTES, HEADER_BYTES},
     segment::Segment,
     tar,
-    zfile::{self, Algorithm, Geometry, JumpTable, Options, Totals, JUMP_GROUP},
+    zfile::{self, Algorithm, Geometry, Options, Totals},
     Error, Reason,
 };
 use proptest::prelude::*;
@@ -73,7 +75,7 @@ fn index_goes_on_after_an_error() {
         tag: 0,
     };
     let data = 100 * 512;
-    let mut reader = trailer(data, 5, data + 4096 + 4096).unwrap().index(3);
+    let mut reader = IndexReader::new(&trailer(data, 5, data + 4096 + 4096).unwrap(), 3);
     let mut push = |entry: Entry| reader.push(&entry.encode()).map_err(|e| e.reason());
     assert_eq!(push(entry(10, 5, 8)), Ok(Segment::new(10, 5, 8, 3, false)));
     assert_eq!(push(entry(14, 5, 13)), Err(Reason::LsmtOrder));
@@ -183,7 +185,7 @@ proptest! {
             zfile::Header::Final(same) => prop_assert_eq!(same, geometry),
             zfile::Header::SeeTrailer => prop_assert!(false),
         }
-        let mut reader = geometry.jump_table(crc32c);
+        let mut reader = JumpTableReader::new(&geometry, crc32c);
         let (mut stored, mut bases, mut extents) = (vec![], vec![], vec![]);
         for chunk in table.chunks(28) {
             reader.feed(chunk, |extent| {
@@ -226,17 +228,17 @@ proptest! {
         let entry: [u8; ENTRY_BYTES] = bytes[100..116].try_into().unwrap();
         let _ = Header::parse_data(&block);
         if let Ok(trailer) = Trailer::parse(&block, file_bytes) {
-            let _ = trailer.index(0).feed(&bytes, |_| Ok::<(), Error>(()));
+            let _ = IndexReader::new(&trailer, 0).feed(&bytes, |_| Ok::<(), Error>(()));
         }
         if let Ok(trailer) = trailer(4096, 1, 3 * 4096) {
-            let _ = trailer.index(0).push(&entry);
+            let _ = IndexReader::new(&trailer, 0).push(&entry);
         }
         if let Ok(mut log) = LogReader::new(&block, file_bytes, file_bytes, 0) {
             let _ = log.feed(&bytes, |_| Ok::<(), Error>(()));
         }
         let _ = zfile::Header::parse(&small, file_bytes, crc32c);
         if let Ok(geometry) = Geometry::parse_trailer(&small, file_bytes, crc32c) {
-            let _ = geometry.jump_table(crc32c).feed(&bytes, |_| Ok::<(), Error>(()));
+            let _ = JumpTableReader::new(&geometry, crc32c).feed(&bytes, |_| Ok::<(), Error>(()));
         }
         let _ = tar::recognise(&bytes[..tar::LOOK_BYTES], file_bytes);
     }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use ovbd_image::{
+    layer_index::IndexReader,
     log::{self, LogReader},
     lsmt::{Header, Trailer, UuidText, ENTRY_BYTES, HEADER_BYTES},
     segment::{PackedSegment, Segment},
@@ -117,7 +118,7 @@ impl Layer {
         let content = &opened.content;
         read_header(content)?;
         let trailer = read_trailer(content)?;
-        let mut reader = trailer.index(position);
+        let mut reader = IndexReader::new(&trailer, position);
         let mut segments = Vec::new();
         each_chunk(trailer.index_bytes(), |at, buffer| {
             content.read(&mut Cursor::default(), buffer, trailer.index_offset + at)?;

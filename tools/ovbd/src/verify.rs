@@ -5,8 +5,9 @@
 use std::{collections::HashSet, path::Path};
 
 use ovbd_image::{
+    layer_index::IndexReader,
     log::{self, LogReader},
-    lsmt::{Header, IndexReader, Trailer, ENTRY_BYTES, HEADER_BYTES},
+    lsmt::{Header, Trailer, ENTRY_BYTES, HEADER_BYTES},
     zfile::{trailer_position, Geometry},
     Reason,
 };
@@ -230,7 +231,7 @@ fn layer(content: &Content, bad: &HashSet<u64>, report: &mut Report<'_>) {
         Ok(trailer) => trailer,
         Err(e) => return note(report, e),
     };
-    let mut reader = trailer.index(0);
+    let mut reader = IndexReader::new(&trailer, 0);
     let mut errors = Vec::new();
     let read = each_chunk(trailer.index_bytes(), |at, buffer| {
         content.read(&mut cursor, buffer, trailer.index_offset + at)?;

@@ -3,7 +3,8 @@
 //! Reading a ZFile: the jump table in memory, blocks checked and decompressed on demand.
 
 use ovbd_image::{
-    zfile::{trailer_position, Extent, Geometry, Header, JumpTable, HEADER_BYTES, JUMP_GROUP},
+    jump_table::{Extent, JumpTable, JumpTableReader, JUMP_GROUP},
+    zfile::{trailer_position, Geometry, Header, HEADER_BYTES},
     Reason,
 };
 
@@ -68,7 +69,7 @@ impl Zfile {
     /// The jump table, and the byte after the last block.
     fn read_table(input: &Input, geometry: &Geometry) -> Result<(Table, u64)> {
         let fail = |e: ovbd_image::Error| Self::error(input, e);
-        let mut reader = geometry.jump_table(crc32c);
+        let mut reader = JumpTableReader::new(geometry, crc32c);
         let (mut lengths, mut bases) = (Vec::new(), Vec::new());
         let mut buffer = vec![0; geometry.index_bytes().min(CHUNK_BYTES as u64) as usize];
         let mut at = 0;
