@@ -4,7 +4,6 @@
 import atexit
 import fcntl
 import hashlib
-import json
 import mmap
 import os
 import pathlib
@@ -15,7 +14,6 @@ import tempfile
 
 SOURCE = pathlib.Path(os.environ["SRC"])
 SCRATCH = pathlib.Path(os.environ.get("TMPDIR") or tempfile.mkdtemp())
-FIXTURES = SOURCE.parent / "shared" / "fixtures"
 OVBD = SOURCE / "tools/target/release/ovbd"
 
 # Not waiting for udev saves seconds under emulation; devtmpfs has the nodes at once.
@@ -89,6 +87,12 @@ def load(*modules):
         run(*(["insmod", built] if built.exists() else ["modprobe", name]))
 
 
+def quiet_udev():
+    """Keeps udev from probing new devices until the script ends: their counters then count the script's reads alone."""
+    run("udevadm", "control", "--stop-exec-queue")
+    atexit.register(run, "udevadm", "control", "--start-exec-queue")
+
+
 def detach(device):
     """Detaches a loop device from its file."""
     loop = os.open(device, os.O_RDONLY)
@@ -157,24 +161,6 @@ class Devices:
         return pathlib.Path(directory)
 
 
-def refused(tap, what, table, reason):
-    """Passes where the table is refused and the kernel log says `reason`."""
-    before = len(kernel_log())
-    with Devices() as devices:
-        try:
-            devices.map("refused", table)
-        except CommandFailed:
-            log = "\n".join(kernel_log()[before:])
-            tap.result(reason in log, what, f"table: {table}\nwanted in the log: {reason}\n{log}")
-        else:
-            tap.result(False, what, f"the table was accepted: {table}")
-
-
-def kernel_log():
-    """The kernel log, a list of lines."""
-    return run("dmesg").splitlines()
-
-
 def stack_table(devices, blobs, length, **loop):
     """The table line for a stack of blobs, bottom first, each in a file of its own behind a loop device."""
     words = []
@@ -224,30 +210,3 @@ def sha256(path, length=None):
             if length is not None:
                 length -= len(chunk)
     return digest.hexdigest()
-
-
-def cases(directory=None):
-    """The test cases below a directory: pairs of path and case.json's content."""
-    directory = pathlib.Path(directory or os.environ.get("CASES") or FIXTURES)
-    return [(path.parent, json.loads(path.read_text())) for path in sorted(directory.glob("*/case.json"))]
-
-
-def probe_errors(device, probes):
-    """The probes of a case that the device does not answer as written; empty where all agree."""
-    wrong = []
-    for probe in probes:
-        try:
-            data = read_direct(device, probe["offset"], probe["length"])
-        except OSError as error:
-            wrong.append(f"offset {probe['offset']}: {error}")
-            continue
-        if hashlib.sha256(data).hexdigest() != probe["sha256"]:
-            wrong.append(f"offset {probe['offset']} length {probe['length']}: other bytes")
-    return wrong
-
-
-def zfile_original_bytes(blob):
-    """The original size that a ZFile's header, or its trailer where the header is not final, records."""
-    header, trailer = blob[:512], blob[-512:]
-    final = int.from_bytes(header[32:40], "little") & 8
-    return int.from_bytes((header if final else trailer)[56:64], "little")

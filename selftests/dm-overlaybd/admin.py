@@ -7,44 +7,15 @@ devices and repeated in one."""
 import errno
 import os
 import random
-import subprocess
 import sys
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests")
 import dm
 import layers
-from devices import SOURCE, Devices, Tap, load, read_direct, run, stack_table
+from devices import Devices, Tap, load, read_direct, run, stack_table
+from module import check_autoload, versions
 
 SECTORS = 4096
-MODULE = SOURCE / "dm-overlaybd" / "dm-overlaybd.ko"
-
-
-def loaded():
-    return any(line.startswith("dm_overlaybd ") for line in open("/proc/modules"))
-
-
-def unload():
-    return subprocess.run(["rmmod", "dm-overlaybd"], stderr=subprocess.DEVNULL).returncode == 0
-
-
-def check_autoload(tap, table, model):
-    """Device mapper asks modprobe for the module by name; its configuration stands in for an installed module."""
-    if loaded():
-        unload()
-    configuration = "/run/modprobe.d/overlaybd-test.conf"
-    os.makedirs(os.path.dirname(configuration), exist_ok=True)
-    with open(configuration, "w") as file:
-        file.write(f"install dm-overlaybd /sbin/insmod {MODULE}\n")
-    with Devices() as devices:
-        try:
-            tap.result(not loaded(), "autoload: the module is not loaded before")
-            node = devices.map("autoloaded", table)
-        finally:
-            os.remove(configuration)
-        tap.result(loaded(), "autoload: dmsetup create loads it")
-        tap.result(not unload() and loaded(), "unload: refused while a device exists")
-        tap.result(read_direct(node, 0, SECTORS * 512) == model.content, "autoload: content")
-    tap.result(unload() and not loaded(), "unload: works when the device is gone")
 
 
 def check_status(tap, mapped, table, stack, model):
@@ -109,10 +80,9 @@ blobs = [layers.layer(segments, SECTORS) for segments in stack]
 model = layers.Model(stack, SECTORS)
 with Devices() as devices:
     line = stack_table(devices, blobs, SECTORS)
-    check_autoload(tap, line, model)
+    check_autoload(tap, "dm-overlaybd", line, model.content)
     load("dm-overlaybd")
-    versions = [words[1] for words in map(str.split, run("dmsetup", "targets").splitlines()) if words[0] == "overlaybd"]
-    tap.equal(versions, ["v1.0.0"], "dmsetup targets: the version")
+    tap.equal(versions("overlaybd"), ["v1.0.0"], "dmsetup targets: the version")
     with dm.Mapped("status", line) as mapped:
         check_status(tap, mapped, line, stack, model)
         words = mapped.status(dm.TABLE).split()

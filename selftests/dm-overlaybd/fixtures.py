@@ -7,12 +7,9 @@ import os
 import sys
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests")
-from devices import CommandFailed, Devices, Tap, cases, load, probe_errors, refused, sectors, sha256
-
-# Larger devices are checked by their probes alone.
-WHOLE_DEVICE_LIMIT = 128 << 20
-# Blobs start here in a file with the tar wrapper.
-TAR_BYTES = {True: 1536, "ustar": 512}
+import dm
+from devices import CommandFailed, Devices, Tap, load, sectors, sha256
+from cases import WHOLE_DEVICE_LIMIT, blob, cases, probe_errors
 
 
 def plain(case):
@@ -30,38 +27,22 @@ def plain(case):
     return case | {"layers": [case["layers"][damaged]]}
 
 
-def layer_device(devices, directory, layer):
-    """The loop device of a layer and the length of its blob in bytes."""
-    path = (directory / layer["file"]).resolve()
-    if layer["tar"] not in TAR_BYTES:
-        return devices.loop(path), path.stat().st_size
-    offset = TAR_BYTES[layer["tar"]]
-    with open(path, "rb") as file:
-        # The size is in a pax record of the wrapper, else in octal in its header.
-        head = file.read(1536)
-    if layer["tar"] is True:
-        size = int(head[512:1024].split(b"size=")[1].split(b"\n")[0])
-    else:
-        size = int(head[124:135], 8)
-    return devices.loop(path, offset, size), size
-
-
 def table(devices, directory, case):
     words = []
     for layer in case["layers"]:
-        device, size = layer_device(devices, directory, layer)
-        words += [device, str(size)]
+        path, offset, size = blob(directory, layer)
+        words += [devices.loop(path, offset, size if offset else 0), str(size)]
     length = (case.get("virtual_size") or 1 << 20) // 512
     return f"0 {length} overlaybd {len(case['layers'])} {' '.join(words)}"
 
 
-def check(tap, directory, case):
+def check(tap, log, directory, case):
     name = case["name"]
     expect = case["expect"]
     with Devices() as devices:
         line = table(devices, directory, case)
         if expect == "error":
-            refused(tap, f"{name}: refused", line, "overlaybd: ")
+            dm.table_refused(tap, log, name, line, "overlaybd: ")
             return
         try:
             device = devices.map("fixture", line)
@@ -78,10 +59,11 @@ def check(tap, directory, case):
 
 tap = Tap()
 load("loop", "dm-overlaybd")
+log = dm.KernelLog()
 found = [(directory, chosen) for directory, case in cases() if (chosen := plain(case))]
 if not found:
     print("1..0 # SKIP the fixtures are not beside the checkout")
     sys.exit(0)
 for directory, case in found:
-    check(tap, directory, case)
+    check(tap, log, directory, case)
 tap.finish()

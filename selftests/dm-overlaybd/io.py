@@ -5,11 +5,8 @@ tables are replaced and devices suspended. Writes are refused. Where a layer's d
 the reads that need that part fail."""
 
 import errno
-import fcntl
-import mmap
 import os
 import random
-import struct
 import subprocess
 import sys
 
@@ -17,42 +14,10 @@ sys.path.insert(0, os.environ["SRC"] + "/selftests")
 import dm
 import layers
 from devices import SCRATCH, Devices, Tap, load, read_direct, run, stack_table
+from reader import Reader, check_writes, fio
 
 SECTORS = 8192
 SIZE = SECTORS * 512
-BLKDISCARD, BLKZEROOUT = 0x1277, 0x127F
-
-
-class Reader:
-    """Reads a device through one buffer that is never allocated anew."""
-
-    def __init__(self, device, flags=os.O_DIRECT):
-        self._descriptor = os.open(device, os.O_RDONLY | flags)
-        self._buffer = mmap.mmap(-1, 4 << 20)
-        self._view = memoryview(self._buffer)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_exception):
-        os.close(self._descriptor)
-
-    def read(self, offset, length, shift=0, pieces=1, flags=0):
-        """The bytes, read into `pieces` places of the buffer, each `shift` bytes behind the beginning of a page."""
-        each = length // pieces
-        room = -(-(each + shift) // mmap.PAGESIZE) * mmap.PAGESIZE
-        views = [self._view[at * room + shift:at * room + shift + each] for at in range(pieces)]
-        count = os.preadv(self._descriptor, views, offset, flags)
-        assert count == each * pieces, f"{count} bytes of {each * pieces} at {offset}"
-        return b"".join(views)
-
-    def error(self, offset, length):
-        """The error number of a read, 0 for none."""
-        try:
-            self.read(offset, length)
-        except OSError as error:
-            return error.errno
-        return 0
 
 
 def check_direct(reader, model, generator):
@@ -90,37 +55,6 @@ def check_nowait(reader, model):
         served += 1
         assert got == model.read(sector * 512, 512), f"sector {sector}: other bytes"
     assert served > SECTORS // 16, f"only {served} of {SECTORS // 8} reads were served"
-
-
-def refuses(number, function, *arguments):
-    """Passes where the call fails with one of the errors."""
-    try:
-        function(*arguments)
-    except OSError as error:
-        assert error.errno in number, f"errno {error.errno}"
-        return
-    raise AssertionError("it succeeded")
-
-
-def check_writes(tap, line, model):
-    with dm.Mapped("writes", line) as mapped:
-        device = os.open(mapped.node, os.O_RDWR | os.O_DIRECT)
-        tap.attempt("a read-only device cannot be written", refuses, (errno.EPERM,), os.pwrite, device,
-                    mmap.mmap(-1, 4096), 0)
-        os.close(device)
-    with dm.Mapped("writes", line, readonly=False) as mapped:
-        device = os.open(mapped.node, os.O_RDWR | os.O_DIRECT)
-        try:
-            for what, first in [("data", 0), ("the end", SECTORS - 8)]:
-                tap.attempt(f"write to {what}: fails", refuses, (errno.EIO,), os.pwrite, device, mmap.mmap(-1, 4096),
-                            first * 512)
-            span = struct.pack("=QQ", 0, 65536)
-            tap.attempt("discard: fails", refuses, (errno.EOPNOTSUPP,), fcntl.ioctl, device, BLKDISCARD, span)
-            tap.attempt("zeroing: fails", refuses, (errno.EIO, errno.EOPNOTSUPP), fcntl.ioctl, device, BLKZEROOUT, span)
-            tap.attempt("flush: does no harm", os.fsync, device)
-        finally:
-            os.close(device)
-        tap.result(read_direct(mapped.node, 0, SIZE) == model.content, "the content after that is the same")
 
 
 def check_targets(tap, line, model):
@@ -201,10 +135,6 @@ def scattered(generator, content, count):
     return stack
 
 
-def fio(*arguments):
-    return ["fio", "--name=t", "--verify=crc32c", "--verify_interval=4096", "--verify_fatal=1", "--thread", *arguments]
-
-
 def check_fio(tap, devices, generator):
     """What fio wrote to a file, stored in two different stacks; fio verifies it on the device while the table changes
     from one stack to the other and the device is suspended."""
@@ -249,7 +179,7 @@ with Devices() as devices:
         tap.result(reader.read(0, SIZE) == model.content, "the whole device in one read")
         tap.attempt("buffered reads at any byte", check_buffered, mapped.node, model, generator)
     check_targets(tap, line, model)
-    check_writes(tap, line, model)
+    check_writes(tap, line, model.content)
     check_failing(tap, line, stack, model, generator)
     check_fio(tap, devices, generator)
 tap.finish()

@@ -150,7 +150,8 @@ def interpret(blob):
         return None
     if index < layers.BLOCK or index % 512 or index + 16 * count > end or size > ((1 << 50) - 1) * 512:
         return None
-    if size // 512 < SECTORS:
+    # A size that is no multiple of a sector is rounded up.
+    if -(-size // 512) < SECTORS:
         return None
     content, position, written = bytearray(SECTORS * 512), 0, 8
     tags, ordered = set(), True

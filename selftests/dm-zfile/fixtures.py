@@ -3,20 +3,14 @@
 """Every ZFile written by the original library, and its damaged copies: alone as a compressed device, and as layers
 of dm-overlaybd. Content and probes agree, exactly the damaged ranges fail, or the table is refused."""
 
-import gzip
 import hashlib
 import os
 import shutil
 import sys
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests")
-from devices import (SCRATCH, CommandFailed, Devices, Tap, cases, load, probe_errors, read_direct, sectors, sha256,
-                     zfile_original_bytes)
-
-# Larger devices are checked by their probes alone.
-WHOLE_DEVICE_LIMIT = 128 << 20
-# Blobs start here in a file with the tar wrapper.
-TAR_BYTES = {True: 1536, "ustar": 512}
+from devices import SCRATCH, CommandFailed, Devices, Tap, load, read_direct, sectors, sha256
+from cases import WHOLE_DEVICE_LIMIT, blob, cases, probe_errors
 
 
 def chosen(case):
@@ -26,23 +20,11 @@ def chosen(case):
     return case["kind"] in ("image", "zfile") and any(layer.get("zfile") for layer in layers)
 
 
-def blob(directory, layer):
-    """Path, offset and length of a layer's blob."""
-    path = (directory / layer["file"]).resolve()
-    if layer.get("stored_as"):
-        path = SCRATCH / "unpacked"
-        with gzip.open(directory / layer["stored_as"]) as packed, open(path, "wb") as file:
-            shutil.copyfileobj(packed, file)
-    if layer["tar"] not in TAR_BYTES:
-        return path, 0, path.stat().st_size
-    with open(path, "rb") as file:
-        head = file.read(1536)
-    # The size is in a pax record of the wrapper, else in octal in its header.
-    if layer["tar"] is True:
-        size = int(head[512:1024].split(b"size=")[1].split(b"\n")[0])
-    else:
-        size = int(head[124:135], 8)
-    return path, TAR_BYTES[layer["tar"]], size
+def zfile_original_bytes(blob):
+    """The original size that a ZFile's header, or its trailer where the header is not final, records."""
+    header, trailer = blob[:512], blob[-512:]
+    final = int.from_bytes(header[32:40], "little") & 8
+    return int.from_bytes((header if final else trailer)[56:64], "little")
 
 
 def whole_sectors(path, offset, size):

@@ -11,8 +11,9 @@ import threading
 import time
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests")
+import dm
 import zfiles
-from devices import (DMSETUP, SCRATCH, CommandFailed, Devices, Tap, load, read_direct, refused, run)
+from devices import (DMSETUP, SCRATCH, CommandFailed, Devices, Tap, load, read_direct, run)
 
 MIB = 1 << 20
 
@@ -123,6 +124,7 @@ def tables(tap):
     blob = zfiles.build(content, block=4096)
     path = SCRATCH / "table.zfile"
     path.write_bytes(blob + bytes(-len(blob) % 512))
+    log = dm.KernelLog()
     with Devices() as devices:
         loop = devices.loop(path)
         size = len(blob)
@@ -141,8 +143,8 @@ def tables(tap):
             (f"zfile {loop} {size} 9 ignore_crc", "Invalid number of optional"),
             (f"zfile {loop} {size} 0 ignore_crc", "Too many arguments"),
         ):
-            refused(tap, f"table '{line.replace(loop, 'DEV')}'", f"0 80 {line}", reason)
-        refused(tap, "a table that is too long", f"0 81 zfile {loop} {size}", "longer than the file")
+            dm.table_refused(tap, log, f"table '{line.replace(loop, 'DEV')}'", f"0 80 {line}", reason)
+        dm.table_refused(tap, log, "a table that is too long", f"0 81 zfile {loop} {size}", "longer than the file")
 
         device = devices.map("reload", f"0 80 zfile {loop} {size} 3 ignore_crc cache_blocks 2", readonly=False)
         table = run("dmsetup", "table", "reload")

@@ -1,0 +1,70 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""What an administrator sees of dm-zfile: the module is loaded by the target's name and stays while it is used; table,
+status, IMA, messages and version are as documented."""
+
+import errno
+import os
+import sys
+
+sys.path.insert(0, os.environ["SRC"] + "/selftests")
+import dm
+import zfiles
+from devices import SCRATCH, Devices, Tap, load, quiet_udev, read_direct, run
+from module import check_autoload, versions
+
+BLOCK = 4096
+FIELDS = ["decompressed", "cache_hits", "crc_errors", "decode_errors", "read_errors"]
+
+
+def check(tap, loop, blob, content):
+    number = os.stat(loop).st_rdev
+    device = f"{os.major(number)}:{os.minor(number)}"
+    sectors = len(content) // 512
+    for options in ("", " 1 ignore_crc", " 2 cache_blocks 0", " 3 ignore_crc cache_blocks 256"):
+        line = f"0 {sectors} zfile {device} {len(blob)}{options}"
+        with dm.Mapped("table", line) as mapped:
+            tap.equal(mapped.status(dm.TABLE), line, f"table with '{options}': as it was given")
+            ignored = "y" if "ignore" in options else "n"
+            tap.equal(mapped.status(dm.IMA).split(" ", 3)[3],
+                      f"target_name=zfile,target_version=1.0.0,device={device},bytes={len(blob)},algorithm=lz4,"
+                      f"block_bytes={BLOCK},original_bytes={len(content)},ignore_crc={ignored};", "IMA")
+    # What is the default is not printed.
+    with dm.Mapped("table", f"0 {sectors} zfile {device} {len(blob)} 2 cache_blocks 8") as mapped:
+        tap.equal(mapped.status(dm.TABLE), f"0 {sectors} zfile {device} {len(blob)}", "table: defaults are left out")
+
+    stored = zfiles.offset_of(content, len(content) // BLOCK) - 512
+    with dm.Mapped("status", f"0 {sectors} zfile {device} {len(blob)}") as mapped:
+        before = [int(word) for word in mapped.status().split()[7:]]
+        fixed = ["lz4", str(BLOCK), str(len(content) // BLOCK), str(stored)]
+        tap.equal(mapped.status().split()[3:7], fixed, "status: algorithm, block size, blocks, compressed bytes")
+        read_direct(mapped.node, 8 * BLOCK, 4 * BLOCK)
+        read_direct(mapped.node, 20 * BLOCK + 512, 512)
+        read_direct(mapped.node, 20 * BLOCK + 1024, 512)
+        after = [int(word) for word in mapped.status().split()[7:]]
+        tap.equal([new - old for old, new in zip(before, after)], [5, 1, 0, 0, 0], "status: the counters count")
+        wanted = " ".join(f"{name}={value}" for name, value in zip(FIELDS, after))
+        tap.equal(mapped.message("stats"), wanted, "message stats")
+        for text in ("stats 1", "statistics", "stat", "lookup 0"):
+            try:
+                got = mapped.message(text)
+            except OSError as error:
+                got = error.errno
+            tap.equal(got, errno.EINVAL, f"message '{text}': refused")
+
+
+tap = Tap()
+load("loop")
+run("modprobe", "dm-mod")
+content = zfiles.content(64 * BLOCK, BLOCK)
+blob = zfiles.build(content, block=BLOCK)
+path = SCRATCH / "admin.zfile"
+path.write_bytes(blob + bytes(-len(blob) % 512))
+with Devices() as devices:
+    loop = devices.loop(path)
+    check_autoload(tap, "dm-zfile", f"0 {len(content) // 512} zfile {loop} {len(blob)}", content)
+    load("dm-zfile")
+    tap.equal(versions("zfile"), ["v1.0.0"], "dmsetup targets: the version")
+    quiet_udev()
+    check(tap, loop, blob, content)
+tap.finish()
