@@ -60,7 +60,7 @@ endif
 
 ifdef OVBD_INSIDE
 clippy-tools:
-	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) clippy --release --workspace --all-targets --locked -- -D warnings
 ovbd: ## build the ovbd command (tools/target/release/ovbd)
 	$(CARGO) build --release --locked
 bench-host: ## benchmarks of the index, the merge and ovbd, on this machine
