@@ -14,7 +14,7 @@ override CASES := $(abspath $(CASES))
 export CASES
 
 .DEFAULT_GOAL := modules
-.PHONY: modules clean test selftests bench demo rustfmt rustfmt-check clippy clippy-tools ovbd bench-host fuzz-smoke \
+.PHONY: modules clean test selftests bench profile demo rustfmt rustfmt-check clippy clippy-tools ovbd bench-host fuzz-smoke \
 	shell kernel-update distclean-cache help
 
 ifdef KDIR
@@ -34,8 +34,10 @@ test: ## run all checks and tests; installs what it needs into the cache
 	@$(ENTER) test
 selftests: ## run the guest tests; T='dm-overlaybd/*' selects, CASES=<folder> runs all cases in it instead
 	@$(ENTER) selftests
-bench: ## instructions for each read through the targets, beside dm-linear (about 5 minutes)
+bench: ## instructions for each read, beside all competitors; B='segments zfile/lz4-4k*' selects
 	@$(ENTER) bench
+profile: ## instructions function by function; W='lz4-4k-random' names the workload
+	@$(ENTER) profile
 demo: ## boot the stock Debian kernel and show the targets at work
 	@$(ENTER) demo
 clippy: ## lint the modules with the kernel's set and the tools with cargo's

@@ -123,6 +123,10 @@ class Devices:
             except (CommandFailed, OSError) as error:
                 print(f"# {error}", flush=True)
 
+    def undo(self, command, *arguments):
+        """Calls a function when the scope is left."""
+        self._undo.append([command, *arguments])
+
     def loop(self, path, offset=0, size=0, block_size=0):
         """A read-only loop device over `size` bytes of a file from `offset` on, 0 for all.
 

@@ -3,10 +3,10 @@
 
 import os
 import pathlib
-import shlex
 import signal
 import sys
 
+import bench
 import cache
 import kernel as kernels
 import root
@@ -69,20 +69,14 @@ def demo(_arguments):
     return guest.status
 
 
-def bench(_arguments):
+def run_bench(_arguments):
     """What reads cost in instructions, in a guest whose clock counts them."""
-    kernel = kernels.ensure()
-    if stages.kernel_make(kernel, "modules"):
-        return 1
-    vm.require_vng()
-    command = f"SRC={shlex.quote(str(SOURCE))} python3 {shlex.quote(str(SOURCE / 'selftests/bench/remap.py'))}"
-    guest = vm.Guest(kernel, command, SOURCE / "build/bench-console.log", SOURCE, silence=600,
-                     arguments=vm.COUNT_INSTRUCTIONS, accelerator=vm.EMULATION)
-    for line in guest:
-        print(line, flush=True)
-    if guest.status is None:
-        raise Failure(f"{guest.why}: {guest.console}")
-    return guest.status
+    return bench.bench(kernels.ensure())
+
+
+def profile(_arguments):
+    """The functions in which reads through the targets spend their instructions."""
+    return bench.profile(kernels.ensure())
 
 
 def shell(arguments):
@@ -105,7 +99,8 @@ INSIDE = {
     "test": test,
     "selftests": run_selftests,
     "demo": demo,
-    "bench": bench,
+    "bench": run_bench,
+    "profile": profile,
     "shell": shell,
     "kernel-update": kernel_update,
 }

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Compressed block devices and file systems over the same 64 MiB on one RAM disk, and what they cannot do without.
+
+The figures of a row: `random`, 4 KiB direct reads; `cold`, 4 KiB reads of what is not in the page cache; `sequential`
+and `buffered`, 1 MiB reads with and without O_DIRECT, for each MiB. File systems that compress have no direct reads.
+For a ZFile there are also `crc` and `decode`, the CRC-32C and decompression of all its blocks, for each MiB of
+content, and `lower`, reading the compressed bytes for a MiB from the RAM disk.
+"""
+
+import pathlib
+import struct
+
+from layered import write_all
+from measure import (DATA, MEBIBYTE, drop_caches, ram_disk, random_reads, row, sequential_reads,
+                     skipped, write_image)
+import dm
+from devices import SOURCE, Devices, CommandFailed, load, run
+
+SUITE = "zfile"
+LENGTH = 64 * MEBIBYTE
+SECTORS = LENGTH // 512
+PARTS = "dm_zfile_parts"
+
+
+def all_reads(device):
+    """All figures of a block device."""
+    part = f"--length={LENGTH}"
+    return {"random": random_reads(device, part, "--direct"), "cold": random_reads(device, part, "--cold"),
+            "sequential": sequential_reads(device, part, "--direct"), "buffered": sequential_reads(device, part)}
+
+
+def parts(disk, name, length):
+    """CRC and decompression alone, for each MiB."""
+    data = (DATA / name).read_bytes()
+    final = data[32] & 8
+    values = data[:512] if final else data[-512:]
+    index_offset, blocks = struct.unpack_from("<QQ", values, 40)
+    block_bytes, = struct.unpack_from("<I", values, 72)
+    options = {"path": disk, "index_offset": index_offset, "blocks": blocks, "block_bytes": block_bytes,
+               "zstd": int(name.startswith("zstd")), "crc": int("nocrc" not in name)}
+    results = {"decode": []} | ({"crc": []} if options["crc"] else {})
+    for _ in range(2):
+        run("insmod", SOURCE / "selftests/dm-zfile-parts/dm-zfile-parts.ko",
+            *(f"{key}={value}" for key, value in options.items()))
+        for what, values in results.items():
+            nanoseconds = int(pathlib.Path(f"/sys/module/{PARTS}/parameters/{what}_ns").read_text())
+            values.append(nanoseconds * MEBIBYTE / LENGTH)
+        run("rmmod", PARTS)
+    return results
+
+
+def zfile(disk, name):
+    """The row of one ZFile."""
+    length = write_image(disk, DATA / name)
+    # What is read for 1 MiB of content, in whole pages.
+    lower = -(-length // 64 // 4096) * 4096
+    figures = parts(disk, name, length)
+    figures["lower"] = [value * lower / MEBIBYTE
+                        for value in sequential_reads(disk, f"--length={64 * lower}", "--direct", size=lower)]
+    with dm.Mapped("bench", f"0 {SECTORS} zfile {disk} {length}") as device:
+        row(SUITE, f"dm-zfile {name.removesuffix('.zfile').replace('-', ' ')}", **all_reads(device.node), **figures)
+
+
+def file_system(disk, name):
+    """The row of one file system image."""
+    kind = name.split("-")[0]
+    with Devices() as devices:
+        write_image(disk, DATA / name)
+        drop_caches()
+        file = devices.mount(disk, "/tmp/bench-mount") / "data"
+        row(SUITE, name.removesuffix(".img").replace("-", " "), cold=random_reads(file, "--cold"),
+            buffered=sequential_reads(file))
+
+
+def vdo(disk, data):
+    """The row of dm-vdo, which formats a device that starts with zeros (since Linux 7.1), with the same content."""
+    run("modprobe", "dm-vdo")
+    write_all(disk, [(0, bytes(1 << 20))])
+    blocks = int(run("blockdev", "--getsize64", disk)) // 4096
+    table = f"0 {SECTORS} vdo V4 {disk} {blocks} 512 32768 16380 deduplication off compression on"
+    with dm.Mapped("bench", table, readonly=False) as device:
+        run("dd", f"if={data}", f"of={device.node}", "bs=1M", "oflag=direct", "conv=fsync", "status=none")
+        used = int(device.status().split()[-2])
+        row(SUITE, "dm-vdo lz4", **all_reads(device.node), used=[used * 4096])
+
+
+def main(chosen):
+    load("dm-zfile")
+    disk = ram_disk(0)
+    write_image(disk, DATA / "data")
+    row(SUITE, "raw brd", **all_reads(disk))
+    with dm.Mapped("bench", f"0 {SECTORS} linear {disk} 0") as device:
+        row(SUITE, "dm-linear", **all_reads(device.node))
+    for name in filter(chosen, sorted(path.name for path in DATA.glob("*.zfile"))):
+        zfile(disk, name)
+    for name in filter(chosen, sorted(path.name for path in DATA.glob("*.img"))):
+        try:
+            file_system(disk, name)
+        except CommandFailed as error:
+            skipped(SUITE, name, error)
+    if chosen("vdo"):
+        try:
+            vdo(ram_disk(1), DATA / "data")
+        except (CommandFailed, OSError) as error:
+            skipped(SUITE, "dm-vdo lz4", error)
+

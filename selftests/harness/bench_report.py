@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What the benchmark's reports say: tables, and whether the targets reach what is asked of them."""
+
+# The columns of each part, with what a figure is; instructions unless it says otherwise.
+COLUMNS = {
+    "segments": {"random": "4 KiB random", "split": "a bio of 4 KiB segments", "activation": "activation"},
+    "stacks": {"first": "first read", "random": "4 KiB random", "odd": "4 KiB odd sector", "jobs": "2 jobs, 4 KiB",
+               "sequential": "1 MiB sequential", "activation": "activation", "memory": "memory, KiB"},
+    "zfile": {"random": "4 KiB random", "cold": "4 KiB, page cache", "sequential": "1 MiB sequential",
+              "buffered": "1 MiB, page cache", "crc": "parts: CRC", "decode": "decompression", "lower": "lower read"},
+    "debian": {"mount": "mount", "start bash": "start bash", "start perl": "start perl", "tar": "tar c",
+               "size": "size, KiB"},
+}
+TITLES = {
+    "segments": "dm-overlaybd beside dm-linear: instructions for each read",
+    "stacks": "Layers: instructions for each 4 KiB read, MiB, activation",
+    "zfile": "Compression: instructions for each 4 KiB read, MiB",
+    "debian": "A Debian root: instructions of guest and programs",
+}
+# Measurements of one boot that differ by less are called equal: the clock has interrupts of its own.
+EQUAL = 0.002
+
+
+def number(values, scale=1):
+    """The figure, marked where its measurements differ."""
+    same = max(values) - min(values) <= EQUAL * max(abs(value) for value in values)
+    return f"{values[0] / scale:,.0f}" + ("" if same else "!")
+
+
+def tables(reports):
+    """The tables of all parts that were run, as lines."""
+    for suite, columns in COLUMNS.items():
+        rows = [report for report in reports if report.get("suite") == suite and "row" in report]
+        columns = {key: title for key, title in columns.items() if any(key in row.get("figures", {}) for row in rows)}
+        if not rows:
+            continue
+        yield ""
+        yield TITLES[suite]
+        yield f"{'':36}" + "".join(f"{title:>{width(title)}}" for title in columns.values())
+        for row in rows:
+            name = label(row)
+            if "skipped" in row:
+                yield f"{name:36}  skipped: {row['skipped']}"
+                continue
+            cells = [(row["figures"].get(key), 1024 if "KiB" in title and key in ("memory", "size") else 1, title)
+                     for key, title in columns.items()]
+            yield f"{name:36}" + "".join(f"{number(values, scale) if values else '-':>{width(title)}}"
+                                         for values, scale, title in cells)
+    disturbed = [f"{label(row)}: {key}" for row in reports for key, values in row.get("figures", {}).items()
+                 if number(values).endswith("!")]
+    if disturbed:
+        yield ""
+        yield f"! {len(disturbed)} figures differed between two measurements of one boot: " + "; ".join(disturbed)
+
+
+def width(title):
+    return max(12, len(title) + 2)
+
+
+def label(row):
+    layers = row.get("layers")
+    return row["row"] + (f", {layers} layer{'s' * (layers != 1)}" if layers else "")
+
+
+class Figures:
+    """Looks figures up by suite, row and key; the first measurement counts."""
+
+    def __init__(self, reports):
+        self._figures = {(report["suite"], label(report)): report["figures"] for report in reports
+                         if "figures" in report}
+
+    def __call__(self, suite, row, key):
+        return self._figures.get((suite, row), {}).get(key, [None])[0]
+
+    def rows(self, suite, *words):
+        """The rows of a suite whose name contains one of the words."""
+        return [row for other, row in self._figures if other == suite and any(word in row for word in words)]
+
+
+def goals(reports):
+    """What is asked of the targets: triples of what, the figure, and the most that it may be."""
+    of = Figures(reports)
+
+    def ratio(what, value, parts, limit):
+        if value is not None and None not in parts:
+            yield what, value / sum(parts), limit
+
+    linear = [of("segments", "dm-linear", "random")]
+    yield from ratio("dm-overlaybd, 1 segment / dm-linear, 4 KiB random",
+                     of("segments", "dm-overlaybd, 1 segment", "random"), linear, 1.05)
+    yield from ratio("dm-overlaybd, 1M segments / dm-linear, 4 KiB random",
+                     of("segments", "dm-overlaybd, 1 layer, 1M segments", "random"), linear, 1.15)
+    yield from ratio("dm-overlaybd, 250 layers / 1 layer, 1M segments",
+                     of("segments", "dm-overlaybd, 250 layers, 1M segments", "random"),
+                     [of("segments", "dm-overlaybd, 1 layer, 1M segments", "random")], 1.02)
+    yield from ratio("dm-overlaybd, 4 KiB segments / dm-linear, a split bio",
+                     of("segments", "dm-overlaybd, 4 KiB segments", "split"),
+                     [of("segments", "dm-linear, 4 KiB targets", "split")], 2.0)
+
+    lz4 = "dm-zfile lz4 4k"
+    blocks = 256
+    crc, decode = of("zfile", lz4, "crc"), of("zfile", lz4, "decode")
+    if crc is not None and decode is not None:
+        yield from ratio("dm-zfile lz4 4k / raw read + CRC + decompression, 4 KiB random",
+                         of("zfile", lz4, "random"), [of("zfile", "raw brd", "random"), crc / blocks, decode / blocks],
+                         1.25)
+        yield from ratio("dm-zfile lz4 4k / lower read + CRC + decompression, 1 MiB sequential",
+                         of("zfile", lz4, "sequential"), [of("zfile", lz4, "lower"), crc, decode], 1 / 0.9)
+    for rival in of.rows("zfile", "erofs", "squashfs", "vdo"):
+        for key, what in (("cold", "4 KiB random"), ("buffered", "1 MiB sequential")):
+            yield from ratio(f"dm-zfile lz4 4k / {rival}, {what} through the page cache",
+                             of("zfile", lz4, key), [of("zfile", rival, key)], 1.0)
+    yield from ratio("dm-zfile lz4 4k / dm-vdo, 4 KiB random, direct",
+                     of("zfile", lz4, "random"), [of("zfile", "dm-vdo lz4", "random")], 1.0)
+    yield from ratio("dm-zfile lz4 4k / dm-vdo, 1 MiB sequential, direct",
+                     of("zfile", lz4, "sequential"), [of("zfile", "dm-vdo lz4", "sequential")], 1.0)
+
+
+def goal_lines(reports):
+    """The goals as a table."""
+    lines = [f"{value:7.3f} {'<=' if value <= limit else '> '} {limit:5.3f}  {'reached    ' if value <= limit else 'NOT REACHED'}  {what}"
+             for what, value, limit in goals(reports)]
+    return ["", "What is asked of the targets", *lines] if lines else []
