@@ -14,7 +14,7 @@ override CASES := $(abspath $(CASES))
 export CASES
 
 .DEFAULT_GOAL := modules
-.PHONY: modules clean test selftests bench profile demo rustfmt rustfmt-check clippy clippy-tools ovbd bench-host fuzz-smoke \
+.PHONY: modules clean test selftests bench bench-compare bench-track profile demo rustfmt rustfmt-check clippy clippy-tools ovbd bench-host fuzz-smoke \
 	shell kernel-update distclean-cache help
 
 ifdef KDIR
@@ -36,6 +36,12 @@ selftests: ## run the guest tests; T='dm-overlaybd/*' selects, CASES=<folder> ru
 	@$(ENTER) selftests
 bench: ## instructions for each read, beside all competitors; B='segments zfile/lz4-4k*' selects
 	@$(ENTER) bench
+bench-compare: ## the tracked figures of the modules of BASE=<commit> and of these
+	@rm -rf build/bench/base && mkdir -p build/bench/base
+	@git archive --output build/bench/base.tar $(BASE) && tar -x -C build/bench/base -f build/bench/base.tar
+	@$(ENTER) bench-compare
+bench-track: ## write the tracked figures anew; REASON='why' is recorded with them
+	@$(ENTER) bench-track
 profile: ## instructions function by function; W='lz4-4k-random' names the workload
 	@$(ENTER) profile
 demo: ## boot the stock Debian kernel and show the targets at work

@@ -82,7 +82,7 @@ def load(*modules):
     for name in modules:
         if name.replace("-", "_") in loaded:
             continue
-        built = SOURCE / name / f"{name}.ko"
+        built = pathlib.Path(os.environ.get("KO_DIR") or SOURCE) / name / f"{name}.ko"
         run("modprobe", "dm-mod")
         run(*(["insmod", built] if built.exists() else ["modprobe", name]))
 

@@ -6,8 +6,8 @@ n of N holds every Nth segment from the nth on. So every stack reads as the same
 """
 
 import contextlib
+import os
 import pathlib
-import signal
 import struct
 import subprocess
 import time
@@ -32,40 +32,15 @@ def share(data, number, count):
     return [(at // SEGMENT, data[at:at + SEGMENT]) for at in range(number * SEGMENT, len(data), count * SEGMENT)]
 
 
-class Timed:
-    """How long it took to bring a stack up, and how much memory the kernel then had less."""
-
-    def __init__(self):
-        self.nanoseconds = self.bytes = 0
-
-    @contextlib.contextmanager
-    def measure(self):
-        before = free_bytes()
-        start = time.perf_counter_ns()
-        yield
-        self.nanoseconds = time.perf_counter_ns() - start
-        self.bytes = before - free_bytes()
-
-
-def free_bytes():
-    """What the kernel could still give away; page cache counts, as it can be dropped."""
-    pathlib.Path("/proc/sys/vm/drop_caches").write_text("3")
-    lines = dict(line.split(":") for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
-    return int(lines["MemFree"].split()[0]) << 10
-
-
 @contextlib.contextmanager
-def linear(data, _count, timed):
+def linear(data, _count):
     """No layers at all: what any of them can reach at best."""
     write_all(ram_disk(0), [(0, data)])
-    with timed.measure():
-        device = dm.Mapped("bench", f"0 {len(data) // 512} linear {ram_disk(0)} 0")
-    with device:
-        yield device.node
+    yield lambda: mapped(f"0 {len(data) // 512} linear {ram_disk(0)} 0")
 
 
 @contextlib.contextmanager
-def overlaybd(data, count, timed):
+def overlaybd(data, count):
     """dm-overlaybd over one RAM disk for each layer."""
     load("dm-overlaybd")
     table = f"0 {len(data) // 512} overlaybd {count}"
@@ -75,9 +50,12 @@ def overlaybd(data, count, timed):
         blob = layers.layer(segments, len(data) // 512)
         write_all(ram_disk(number), [(0, blob)])
         table += f" {ram_disk(number)} {len(blob)}"
-    with timed.measure():
-        device = dm.Mapped("bench", table)
-    with device:
+    yield lambda: mapped(table)
+
+
+@contextlib.contextmanager
+def mapped(table, readonly=True):
+    with dm.Mapped("bench", table, readonly) as device:
         yield device.node
 
 
@@ -90,67 +68,124 @@ def cow_store(segments):
 
 
 @contextlib.contextmanager
-def snapshot(data, count, timed):
+def snapshot(data, count):
     """Snapshots of snapshots: each has the one below as its origin."""
     run("modprobe", "dm-snapshot")
     for number in range(1, count + 1):
         write_all(ram_disk(number), [(0, cow_store(share(data, number - 1, count)))])
-    with contextlib.ExitStack() as stack:
-        below = ram_disk(0)
-        with timed.measure():
+
+    @contextlib.contextmanager
+    def activate():
+        with contextlib.ExitStack() as stack:
+            below = ram_disk(0)
             for number in range(1, count + 1):
                 table = f"0 {len(data) // 512} snapshot {below} {ram_disk(number)} P {SECTORS}"
                 below = stack.enter_context(dm.Mapped(f"bench-{number}", table, readonly=False)).node
-        yield below
+            yield below
+
+    yield activate
 
 
 @contextlib.contextmanager
-def thin(data, count, timed):
-    """A thin volume that is a snapshot of a snapshot of …, each with its share of writes."""
+def thin(data, count):
+    """A thin volume that is a snapshot of a snapshot and so on, each with its share of writes."""
     run("modprobe", "dm-thin-pool")
     write_all(ram_disk(0), [(0, bytes(1 << 20))])
     size = len(data) // 512
-    with contextlib.ExitStack() as stack:
-        pool_table = f"0 {size + 64 * SECTORS} thin-pool {ram_disk(0)} {ram_disk(1)} {SECTORS} {NO_LOW_WATER_MARK}"
-        pool = stack.enter_context(dm.Mapped("bench-pool", pool_table, readonly=False))
+    pool_table = f"0 {size + 64 * SECTORS} thin-pool {ram_disk(0)} {ram_disk(1)} {SECTORS} {NO_LOW_WATER_MARK}"
+    with dm.Mapped("bench-pool", pool_table, readonly=False) as pool:
         pool.message("create_thin 0")
         for number in range(count):
             if number:
                 pool.message(f"create_snap {number} {number - 1}")
-            with dm.Mapped("bench-thin", f"0 {size} thin {pool.node} {number}", readonly=False) as volume:
-                write_all(volume.node, [(at * SEGMENT, bytes_) for at, bytes_ in share(data, number, count)])
-        with timed.measure():
-            device = dm.Mapped("bench-thin", f"0 {size} thin {pool.node} {count - 1}", readonly=False)
-        with device:
-            yield device.node
+            with mapped(f"0 {size} thin {pool.node} {number}", readonly=False) as volume:
+                write_all(volume, [(at * SEGMENT, bytes_) for at, bytes_ in share(data, number, count)])
+    # Activation is that of the pool and of the topmost volume.
+
+    @contextlib.contextmanager
+    def activate():
+        with (dm.Mapped("bench-pool", pool_table, readonly=False) as pool,
+              mapped(f"0 {size} thin {pool.node} {count - 1}", readonly=False) as volume):
+            yield volume
+
+    yield activate
 
 
 @contextlib.contextmanager
-def qcow2(data, count, timed):
-    """A chain of qcow2 files on ext4 on the RAM disk, served by qemu-nbd."""
-    run("modprobe", "nbd", "nbds_max=1")
+def chain(count):
+    """A chain of qcow2 files on ext4 on the RAM disk; gives the topmost."""
+    directory = pathlib.Path("/tmp/bench-mount")
     with Devices() as devices:
-        run("mkfs.ext4", "-q", "-E", "nodiscard,lazy_itable_init=0", "-O", "^has_journal", ram_disk(0))
-        pathlib.Path("/tmp/bench-mount").mkdir(exist_ok=True)
-        run("mount", ram_disk(0), "/tmp/bench-mount")
-        devices.undo(run, "umount", "/tmp/bench-mount")
+        run("mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0", "-O", "^has_journal", ram_disk(0), "256m")
+        directory.mkdir(exist_ok=True)
+        run("mount", ram_disk(0), directory)
+        devices.undo(run, "umount", directory)
         for number in range(count):
-            run("cp", DATA / f"qcow2-{count}" / f"{number}.qcow2", "/tmp/bench-mount/")
+            run("cp", DATA / f"qcow2-{count}" / f"{number}.qcow2", directory)
         run("sync")
-        with timed.measure():
-            server = subprocess.Popen(["qemu-nbd", "--read-only", "--connect=/dev/nbd0", "--cache=none", "--aio=native",
-                                       "--format=qcow2", f"/tmp/bench-mount/{count - 1}.qcow2"],
-                                      stdout=subprocess.DEVNULL)
-            # The size appears when the connection stands.
-            while pathlib.Path("/sys/block/nbd0/size").read_text().strip() == "0":
-                if server.poll() is not None:
-                    raise OSError(f"qemu-nbd ended with status {server.returncode}")
-                time.sleep(0.01)
-        try:
-            yield "/dev/nbd0"
-        finally:
-            server.send_signal(signal.SIGTERM)
-            server.wait()
+        yield directory / f"{count - 1}.qcow2"
+
+
+@contextlib.contextmanager
+def server(*command):
+    """A process that serves a device for as long as it lives."""
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def wait(process, ready):
+    """Waits until `ready` returns something, and returns that."""
+    while not (result := ready()):
+        if process.poll() is not None:
+            raise OSError(f"{process.args[0]} ended with status {process.returncode}")
+        time.sleep(0.001)
+    return result
+
+
+@contextlib.contextmanager
+def nbd(_data, count):
+    """The chain behind qemu-nbd."""
+    run("modprobe", "nbd", "nbds_max=1")
+    size = pathlib.Path("/sys/block/nbd0/size")
+    with chain(count) as top:
+
+        @contextlib.contextmanager
+        def activate():
+            with server("qemu-nbd", "--read-only", "--connect=/dev/nbd0", "--cache=none", "--aio=native",
+                        "--format=qcow2", "--persistent", top) as process:
+                wait(process, lambda: size.read_text().strip() != "0")
+                yield "/dev/nbd0"
+                run("qemu-nbd", "--disconnect", "/dev/nbd0")
+
+        yield activate
+
+
+@contextlib.contextmanager
+def vduse(_data, count):
+    """The chain behind qemu-storage-daemon, whose device needs no socket."""
+    for name in ("vduse", "virtio-vdpa", "virtio-blk"):
+        run("modprobe", name)
+    control, bus = pathlib.Path("/dev/vduse/bench"), pathlib.Path("/sys/bus/vdpa/devices/bench")
+    with chain(count) as top:
+        file = f"file.driver=file,file.filename={top},file.aio=native,file.cache.direct=on,cache.direct=on"
+
+        @contextlib.contextmanager
+        def activate():
+            with server("qemu-storage-daemon", "--blockdev", f"driver=qcow2,node-name=top,read-only=on,{file}",
+                        "--export", "type=vduse-blk,id=bench,node-name=top") as process:
+                wait(process, control.exists)
+                run("vdpa", "dev", "add", "name", "bench", "mgmtdev", "vduse")
+                try:
+                    disk = wait(process, lambda: next(bus.glob("virtio*/block/*"), None))
+                    yield f"/dev/{disk.name}"
+                finally:
+                    run("vdpa", "dev", "del", "bench")
+
+        yield activate
 
 
 def write_all(device, pieces):
@@ -161,10 +196,9 @@ def write_all(device, pieces):
             view = memoryview(data + bytes(-len(data) % 512))
             while view:
                 view = view[file.write(view):]
-        file.flush()
-        subprocess.run(["blockdev", "--flushbufs", device], check=True)
+        os.fsync(file.fileno())
 
 
 COMPETITORS = {"dm-linear": (linear, [None]), "dm-overlaybd": (overlaybd, [1, 10, 64, 250]),
                "dm-snapshot": (snapshot, [1, 8, 32]), "dm-thin": (thin, [1, 8, 64]),
-               "qcow2 (qemu-nbd)": (qcow2, [1, 8, 64])}
+               "qcow2, qemu-nbd": (nbd, [1, 8, 64]), "qcow2, vduse": (vduse, [1, 8, 64])}

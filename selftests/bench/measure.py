@@ -68,6 +68,14 @@ def sequential_reads(file, *arguments, size=MEBIBYTE):
     return per_mebibyte(file, *words, f"--count={rounds * trial['reads']}", warm=0)
 
 
+def require_content(file):
+    """Stops where a device or file does not read as the content that all have: its speed would mean nothing."""
+    with open(DATA / "data", "rb") as wanted, open(file, "rb", buffering=0) as got:
+        while data := wanted.read(MEBIBYTE):
+            if got.read(MEBIBYTE) != data:
+                raise OSError(f"{file} has other content in the MiB before byte {wanted.tell()}")
+
+
 def drop_caches():
     pathlib.Path("/proc/sys/vm/drop_caches").write_text("3")
 

@@ -13,8 +13,8 @@ from measure import DATA, READS, per_mebibyte, per_read, ram_disk, report, write
 import dm
 from devices import load, run
 
-PERIOD = 10007
-SAMPLES = 30000
+PERIOD = 100003
+SAMPLES = 8000
 RANDOM = ["--direct", "--order=random", "--size=4096"]
 SEQUENTIAL = ["--direct", "--order=sequential", "--size=1048576"]
 SECTORS = (64 << 20) // 512
@@ -50,19 +50,20 @@ def profile(name):
         run("perf", "record", "--quiet", "--event=cpu-clock", f"--count={PERIOD}", f"--output={data}", "--",
             READS, *arguments, f"--count={reads}", "--passes=1", device.node)
         # While the modules are loaded, as their symbols are wanted.
-        text = run("perf", "report", f"--input={data}", "--stdio", "--stdio-color=never", "--no-children", "--sort=symbol,dso",
-                   "--percent-limit=0.3", stdin=open(os.devnull))
+        text = run("perf", "report", f"--input={data}", "--stdio", "--stdio-color=never", "--no-children",
+                   "--sort=symbol,dso", "--percent-limit=0.3", stdin=open(os.devnull))
     functions = []
-    for line in text.splitlines():
-        if match := re.match(r"\s*([0-9.]+)%\s+\[([k.])\]\s+(.+?)\s+(\S+)\s*$", line):
+    for line in run("c++filt", "--format=rust", input=text).splitlines():
+        if match := re.match(r"\s*([0-9.]+)%\s+\[([k.])\]\s+(.+?)\s\s+(\S+)\s*$", line):
             functions.append([float(match[1]), match[3], match[4]])
     report(profile=name, unit=unit, instructions=round(alone), functions=functions)
 
 
 def main(chosen):
     load("dm-zfile")
-    pathlib.Path("/proc/sys/kernel/perf_cpu_time_max_percent").write_text("0")
     pathlib.Path("/proc/sys/kernel/perf_event_max_sample_rate").write_text("200000")
+    # No throttling; the rate cannot be changed any more afterwards.
+    pathlib.Path("/proc/sys/kernel/perf_cpu_time_max_percent").write_text("0")
     pathlib.Path("/proc/sys/kernel/kptr_restrict").write_text("0")
     for name in filter(chosen, WORKLOADS):
         profile(name)

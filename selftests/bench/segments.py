@@ -7,7 +7,7 @@ everywhere. `random` is for each 4 KiB direct read; `split`, for each bio that a
 
 import time
 
-from measure import per_read, ram_disk, random_reads, report, row
+from measure import per_read, ram_disk, random_reads, row
 import dm
 import layers
 from devices import load
@@ -52,14 +52,14 @@ def share(device, number, count, segments):
 
 
 def mapped(name, table, sectors):
-    """A row of 4 KiB random reads, with what the table's activation took and the target's own status."""
+    """A row of 4 KiB random reads, with what activation took and the size of the index."""
     start = time.perf_counter_ns()
     with dm.Mapped("bench", table) as device:
         activation = time.perf_counter_ns() - start
         reads = random_reads(device.node, "--direct", f"--length={sectors * 512}")
-        row(SUITE, name, random=reads, activation=[activation])
-        if " overlaybd " in table:
-            report(suite=SUITE, status=device.status(), of=name)
+        # <start> <sectors> overlaybd <#layers> <#segments> <mapped sectors> <bytes of memory> ...
+        memory = [int(device.status().split()[6])] if " overlaybd " in table else None
+        row(SUITE, name, random=reads, activation=[activation], memory=memory)
 
 
 def overlaybd(name, sectors, stack):
@@ -94,7 +94,8 @@ def main(_chosen):
 
     # A table of targets is limited in size: the same reads over fewer of them.
     few = FRAGMENTED // 8
-    lines = "\n".join(f"{at * LENGTH} {LENGTH} linear {disks[at % 2]} {at // 2 * LENGTH}" for at in range(few // LENGTH))
+    lines = "\n".join(f"{at * LENGTH} {LENGTH} linear {disks[at % 2]} {at // 2 * LENGTH}"
+                      for at in range(few // LENGTH))
     split_reads("dm-linear, 4 KiB targets", lines, few)
     pair = [share(disks[number], number, 2, FRAGMENTED // LENGTH) for number in range(2)]
     split_reads("dm-overlaybd, 4 KiB segments", f"0 {FRAGMENTED} overlaybd 2 {' '.join(pair)}", FRAGMENTED)

@@ -6,13 +6,23 @@ direct reads that start at an odd sector; `jobs`, 4 KiB random reads by two thre
 activation; `activation` and, in bytes, `memory`.
 """
 
+import pathlib
+import time
+
 import layered
-from measure import per_read, random_reads, row, sequential_reads, skipped
+from measure import drop_caches, per_read, random_reads, require_content, row, sequential_reads, skipped
 from devices import CommandFailed
 
 SUITE = "stacks"
 # A device with larger blocks, or a server that is gone, must not end the whole run.
 TROUBLE = (CommandFailed, OSError)
+
+
+def free_bytes():
+    """The memory that is free when the page cache is not counted."""
+    drop_caches()
+    lines = dict(line.split(":") for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemFree"].split()[0]) << 10
 
 
 def optional(function, *arguments, **options):
@@ -33,26 +43,31 @@ def reads(device):
     }
 
 
-def measure(data, name, bring_up, count):
-    """The row of one competitor with so many layers, which are brought up twice."""
+def measure(data, name, competitor, count):
+    """The row of one competitor with so many layers. It is brought up three times, first to warm up."""
     figures = {"first": [], "activation": [], "memory": []}
-    for again in (False, True):
-        timed = layered.Timed()
-        with bring_up(data, count, timed) as device:
-            figures["activation"].append(timed.nanoseconds)
-            figures["memory"].append(timed.bytes)
-            figures["first"] += per_read(device, "--direct", "--count=1", count=1, warm=0)
-            if again:
-                figures |= reads(device)
+    with competitor(data, count) as activate:
+        for number in range(3):
+            free, start = free_bytes(), time.perf_counter_ns()
+            with activate() as device:
+                activation = time.perf_counter_ns() - start
+                first = per_read(device, "--direct", "--count=1", count=1, warm=0)
+                if number:
+                    figures["first"] += first
+                    figures["activation"].append(activation)
+                    figures["memory"].append(max(0, free - free_bytes()))
+                if number == 2:
+                    require_content(device)
+                    figures |= reads(device)
     row(SUITE, name, layers=count, **figures)
 
 
 def main(chosen):
     data = layered.content()
     for name in filter(chosen, layered.COMPETITORS):
-        bring_up, counts = layered.COMPETITORS[name]
+        competitor, counts = layered.COMPETITORS[name]
         for count in counts:
             try:
-                measure(data, name, bring_up, count)
+                measure(data, name, competitor, count)
             except TROUBLE as error:
                 skipped(SUITE, f"{name}, {count} layers", error)

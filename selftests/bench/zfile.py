@@ -11,7 +11,7 @@ import pathlib
 import struct
 
 from layered import write_all
-from measure import (DATA, MEBIBYTE, drop_caches, ram_disk, random_reads, row, sequential_reads,
+from measure import (DATA, MEBIBYTE, drop_caches, ram_disk, random_reads, require_content, row, sequential_reads,
                      skipped, write_image)
 import dm
 from devices import SOURCE, Devices, CommandFailed, load, run
@@ -24,27 +24,28 @@ PARTS = "dm_zfile_parts"
 
 def all_reads(device):
     """All figures of a block device."""
+    require_content(device)
     part = f"--length={LENGTH}"
     return {"random": random_reads(device, part, "--direct"), "cold": random_reads(device, part, "--cold"),
             "sequential": sequential_reads(device, part, "--direct"), "buffered": sequential_reads(device, part)}
 
 
-def parts(disk, name, length):
-    """CRC and decompression alone, for each MiB."""
-    data = (DATA / name).read_bytes()
+def parts(disk, path, original_bytes):
+    """CRC and decompression alone of the ZFile at `path`, which is also on `disk`, for each MiB."""
+    data = path.read_bytes()
     final = data[32] & 8
     values = data[:512] if final else data[-512:]
     index_offset, blocks = struct.unpack_from("<QQ", values, 40)
     block_bytes, = struct.unpack_from("<I", values, 72)
     options = {"path": disk, "index_offset": index_offset, "blocks": blocks, "block_bytes": block_bytes,
-               "zstd": int(name.startswith("zstd")), "crc": int("nocrc" not in name)}
+               "zstd": int(values[76] == 2), "crc": values[88]}
     results = {"decode": []} | ({"crc": []} if options["crc"] else {})
     for _ in range(2):
         run("insmod", SOURCE / "selftests/dm-zfile-parts/dm-zfile-parts.ko",
             *(f"{key}={value}" for key, value in options.items()))
         for what, values in results.items():
             nanoseconds = int(pathlib.Path(f"/sys/module/{PARTS}/parameters/{what}_ns").read_text())
-            values.append(nanoseconds * MEBIBYTE / LENGTH)
+            values.append(nanoseconds * MEBIBYTE / original_bytes)
         run("rmmod", PARTS)
     return results
 
@@ -54,7 +55,7 @@ def zfile(disk, name):
     length = write_image(disk, DATA / name)
     # What is read for 1 MiB of content, in whole pages.
     lower = -(-length // 64 // 4096) * 4096
-    figures = parts(disk, name, length)
+    figures = parts(disk, DATA / name, LENGTH)
     figures["lower"] = [value * lower / MEBIBYTE
                         for value in sequential_reads(disk, f"--length={64 * lower}", "--direct", size=lower)]
     with dm.Mapped("bench", f"0 {SECTORS} zfile {disk} {length}") as device:
@@ -68,6 +69,7 @@ def file_system(disk, name):
         write_image(disk, DATA / name)
         drop_caches()
         file = devices.mount(disk, "/tmp/bench-mount") / "data"
+        require_content(file)
         row(SUITE, name.removesuffix(".img").replace("-", " "), cold=random_reads(file, "--cold"),
             buffered=sequential_reads(file))
 

@@ -7,11 +7,13 @@ import signal
 import sys
 
 import bench
+import build
 import cache
 import kernel as kernels
 import root
 import selftests
 import stages
+import tracked
 import vm
 from cache import SOURCE, Failure
 from report import Counts
@@ -20,18 +22,18 @@ from report import Counts
 def modules(arguments):
     """Builds the modules against the cached kernel tree."""
     kernel = kernels.ensure()
-    return stages.kernel_make(kernel, *(arguments or ["modules"]))
+    return build.kbuild(kernel, *(arguments or ["modules"]))
 
 
 def clippy(_arguments):
     """Lints of the kernel for the modules, those of cargo for the tools."""
-    return stages.clippy_modules(kernels.ensure()) or stages.make("clippy-tools")
+    return build.clippy(kernels.ensure()) or build.make("clippy-tools")
 
 
 def rustfmt(arguments):
     """Formats, or with --check compares, all Rust source."""
     kernel = kernels.ensure()
-    return stages.make("rustfmt-check" if "--check" in arguments else "rustfmt", OVBD_KERNEL_SOURCE=kernel.source)
+    return build.make("rustfmt-check" if "--check" in arguments else "rustfmt", OVBD_KERNEL_SOURCE=kernel.source)
 
 
 def test(_arguments):
@@ -46,7 +48,7 @@ def run_selftests(_arguments):
     kernel = kernels.ensure()
     only_cases = "OVBD_ONLY_CASES" in os.environ and "T" not in os.environ
     scripts = selftests.select(["*/fixtures"] if only_cases else os.environ.get("T", "*").split())
-    if stages.build_modules(kernel) or stages.make("ovbd"):
+    if build.modules(kernel) or build.make("ovbd"):
         return 1
     counts = stages.cases() if only_cases else Counts()
     counts.add(selftests.run(kernel, scripts))
@@ -57,7 +59,7 @@ def run_selftests(_arguments):
 def demo(_arguments):
     """Boots the stock kernel, loads the modules and shows what device-mapper then offers."""
     kernel = kernels.ensure()
-    if stages.build_modules(kernel):
+    if build.modules(kernel):
         return 1
     vm.require_vng()
     print(f"==> booting the stock kernel {kernel.release}", flush=True)
@@ -72,6 +74,19 @@ def demo(_arguments):
 def run_bench(_arguments):
     """What reads cost in instructions, in a guest whose clock counts them."""
     return bench.bench(kernels.ensure())
+
+
+def bench_track(_arguments):
+    """Writes the tracked figures of this checkout, for the reason given."""
+    kernel = kernels.ensure()
+    if not os.environ.get("REASON"):
+        raise Failure("REASON is missing: make bench-track REASON='why the figures changed'")
+    return build.modules(kernel) or build.make("ovbd") or tracked.update(kernel, os.environ["REASON"])
+
+
+def bench_compare(_arguments):
+    """What the tracked benchmark counts with the modules of another commit and with these."""
+    return tracked.compare_with_base(kernels.ensure())
 
 
 def profile(_arguments):
@@ -100,6 +115,8 @@ INSIDE = {
     "selftests": run_selftests,
     "demo": demo,
     "bench": run_bench,
+    "bench-track": bench_track,
+    "bench-compare": bench_compare,
     "profile": profile,
     "shell": shell,
     "kernel-update": kernel_update,

@@ -8,22 +8,29 @@ import subprocess
 import sys
 
 import bench_report
-import stages
+import build
+import plot
 import vm
 from cache import SOURCE, Failure
 
 OUTPUT = SOURCE / "build/bench"
-PARTS = ["segments", "stacks", "zfile", "debian"]
+# The parts of each lens, in the order of their run time.
+PARTS = {"instructions": ["segments", "stacks", "zfile", "debian"], "wall": ["scaling", "zfile"]}
 
 
-def run(kernel, parts, cpu=vm.COUNTED_CPU):
-    """Runs parts of the benchmark in one boot; returns what the guest reported, a list of objects."""
+def run(kernel, parts, lens="instructions", modules=SOURCE):
+    """Runs parts of the benchmark in one boot; returns what the guest reported, a list of objects.
+
+    The lens says what a nanosecond of the guest is: an instruction, or a nanosecond. `modules` is the checkout from
+    which the targets are loaded.
+    """
     vm.require_vng()
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["env", f"SRC={SOURCE}", "python3", str(SOURCE / "selftests/bench/guest.py"), *parts])
-    guest = vm.Guest(kernel, command, OUTPUT / "console.log", SOURCE, silence=900,
-                     arguments=vm.count_instructions(cpu), accelerator=vm.EMULATION)
-    print(f"==> booting {kernel.release} with a clock that counts instructions (CPU {cpu})", flush=True)
+    command = shlex.join(["env", f"SRC={SOURCE}", f"KO_DIR={modules}", "python3",
+                          str(SOURCE / "selftests/bench/guest.py"), *parts])
+    options = {"arguments": vm.COUNT_INSTRUCTIONS, "accelerator": vm.EMULATION} if lens == "instructions" else {}
+    guest = vm.Guest(kernel, command, OUTPUT / f"console-{lens}.log", SOURCE, silence=900, **options)
+    print(f"==> booting {kernel.release}{' with a clock that counts instructions' if options else ''}", flush=True)
     reports = []
     for line in guest:
         try:
@@ -49,15 +56,15 @@ def show(report):
         print(f"==> {report['part']}: {report['guest_seconds']} guest seconds", flush=True)
 
 
-def build(kernel):
+def prepare(kernel):
     """What the guest needs: modules, programs and data."""
-    return (stages.kernel_make(kernel, "DM_SELFTESTS=1", "modules") or stages.make("ovbd")
+    return (build.modules(kernel) or build.make("ovbd")
             or subprocess.run([sys.executable, SOURCE / "selftests/bench/data.py", OUTPUT / "data"]).returncode)
 
 
 def profile(kernel):
     """The functions in which the workloads of W spend their instructions."""
-    if build(kernel):
+    if prepare(kernel):
         return 1
     for report in run(kernel, [f"profile/{name}" for name in os.environ.get("W", "lz4-4k-*").split()]):
         if "profile" not in report:
@@ -71,10 +78,22 @@ def profile(kernel):
 
 def bench(kernel):
     """All parts, or those that B names (and of those the rows that match: `zfile/lz4-4k*`)."""
-    parts = os.environ.get("B", "").split() or PARTS
-    if build(kernel):
+    lens = os.environ.get("LENS", "instructions")
+    if lens not in PARTS:
+        raise Failure(f"LENS is one of: {' '.join(PARTS)}")
+    if prepare(kernel):
         return 1
-    reports = run(kernel, parts, os.environ.get("OVBD_BENCH_CPU", vm.COUNTED_CPU))
-    print("\n".join([*bench_report.tables(reports), *bench_report.goal_lines(reports)]), flush=True)
-    (OUTPUT / "bench.json").write_text(json.dumps(reports, indent=1) + "\n")
+    reports = run(kernel, os.environ.get("B", "").split() or PARTS[lens], lens)
+    emulated = lens == "wall" and vm.accelerator_arguments(kernel.vmlinuz) == vm.EMULATION
+    lines = [*bench_report.tables(reports, lens), *bench_report.goal_lines(reports, lens)]
+    if emulated:
+        lines += ["", "WARNING: these are times under emulation (TCG), on whatever else this machine does: only ratios "
+                  "mean anything, and only on a quiet machine."]
+    print("\n".join(lines), flush=True)
+    about = {"lens": lens, "kernel": kernel.release, "version": kernel.version, "cpu": vm.COUNTED_CPU,
+             "emulated": emulated or lens == "instructions",
+             "data": json.loads((OUTPUT / "data/recipe.json").read_text())}
+    (OUTPUT / f"{lens}.json").write_text(json.dumps({"about": about, "reports": reports}, indent=1) + "\n")
+    if lens == "instructions":
+        plot.write(OUTPUT, reports)
     return 0

@@ -184,7 +184,8 @@ def in_namespace(root, command):
     images.mkdir(exist_ok=True)
     _mount("--bind", str(images), str(modules))
 
-    environment = {key: value for key, value in os.environ.items() if key in ("TERM", "CI", "T", "B", "W", "CASES", "COLUMNS")
+    passed = ("TERM", "CI", "COLUMNS", "T", "B", "W", "LENS", "REASON", "CASES")
+    environment = {key: value for key, value in os.environ.items() if key in passed
                    or key.startswith(("OVBD_", "http_proxy", "https_proxy", "no_proxy"))}
     environment |= {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/lib/llvm-19/bin",

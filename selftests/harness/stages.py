@@ -7,36 +7,14 @@ import subprocess
 import time
 import unittest
 
+import build
 import kernel as kernels
 import selftests
+import tracked
 from cache import SOURCE
 from report import Counts, Tap
 
 CARGO_RESULT = re.compile(r"test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored")
-
-
-def make(*targets, **variables):
-    """Runs targets of the project's Makefile, which may come back here and then need the inherited lock."""
-    arguments = [f"{name}={value}" for name, value in variables.items()]
-    command = ["make", "--no-print-directory", *arguments, *targets]
-    return subprocess.run(command, cwd=SOURCE, close_fds=False).returncode
-
-
-def kernel_make(kernel, *arguments):
-    """Runs Kbuild for the modules of this checkout in the tree of `kernel`."""
-    command = ["make", "--no-print-directory", "-C", str(kernel.build), f"M={SOURCE}", *kernel.make_arguments(),
-               *arguments]
-    return subprocess.run(command).returncode
-
-
-def build_modules(kernel):
-    """Builds the targets and the modules that only tests use."""
-    return kernel_make(kernel, "DM_SELFTESTS=1", "modules")
-
-
-def clippy_modules(kernel):
-    """Kernel clippy. It compiles in place of rustc, so a build that follows compiles again."""
-    return kernel_make(kernel, "DM_SELFTESTS=1", "CLIPPY=1", "KRUSTFLAGS=-Dwarnings", "modules")
 
 
 def one(status):
@@ -96,17 +74,18 @@ def test(patterns):
 
     kernel = stage("kernel build tree", kernels.ensure)
     stage("harness", harness_test)
-    stage("formatting", lambda: one(make("rustfmt-check", OVBD_KERNEL_SOURCE=kernel.source)))
-    stage("clippy, kernel", lambda: one(clippy_modules(kernel)))
-    built = stage("modules", lambda: one(build_modules(kernel)))
-    stage("clippy, tools", lambda: one(make("clippy-tools")))
+    stage("formatting", lambda: one(build.make("rustfmt-check", OVBD_KERNEL_SOURCE=kernel.source)))
+    stage("clippy, kernel", lambda: one(build.clippy(kernel)))
+    built = stage("modules", lambda: one(build.modules(kernel)))
+    stage("clippy, tools", lambda: one(build.make("clippy-tools")))
     stage("cargo test", cargo_test)
-    stage("ovbd", lambda: one(make("ovbd")))
+    stage("ovbd", lambda: one(build.make("ovbd")))
     if built.failed:
         print("the modules did not build: the guest tests cannot run", flush=True)
         total.failed += 1
     else:
         stage("guest tests", lambda: selftests.run(kernel, selftests.select(patterns)))
+        stage("tracked figures", lambda: tracked.check(kernel))
 
     print("\nstage                      seconds")
     for name, seconds in times:

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0
+"""How much faster dm-zfile reads with two CPUs than with one, by wall clock.
+
+The figures are bytes for each second: `one` CPU and `two`, for two threads with 1 MiB reads, and for one thread with
+8 MiB reads, whose parts the target hands to other CPUs. The runs alternate and the best of them counts, as whatever
+disturbs a run makes it slower.
+"""
+
+import pathlib
+
+from measure import DATA, passes, ram_disk, row, skipped, write_image
+import dm
+from devices import load
+
+SUITE = "scaling"
+SECTORS = (64 << 20) // 512
+ROUNDS = 5
+SECOND_CPU = pathlib.Path("/sys/devices/system/cpu/cpu1/online")
+READERS = {"two threads, 1 MiB reads": ["--jobs=2", "--size=1048576"],
+           "one thread, 8 MiB reads": ["--jobs=1", "--size=8388608"]}
+
+
+def bytes_each_second(device, *arguments):
+    one, = passes(device, "--direct", "--order=sequential", *arguments, count=1, warm=0)
+    return one["bytes"] * 1e9 / one["nanoseconds"]
+
+
+def measure(device, name):
+    """The rows of one device."""
+    for what, arguments in READERS.items():
+        best = {"one": 0, "two": 0}
+        for _ in range(ROUNDS):
+            for count, online in (("one", "0"), ("two", "1")):
+                SECOND_CPU.write_text(online)
+                best[count] = max(best[count], bytes_each_second(device, *arguments))
+        row(SUITE, f"{name}, {what}", one=[best["one"]], two=[best["two"]])
+
+
+def main(chosen):
+    if not SECOND_CPU.exists():
+        skipped(SUITE, "scaling", "this guest has a single CPU")
+        return
+    load("dm-zfile")
+    for name in filter(chosen, ("lz4-4k", "zstd-64k")):
+        length = write_image(ram_disk(0), DATA / f"{name}.zfile")
+        with dm.Mapped("bench", f"0 {SECTORS} zfile {ram_disk(0)} {length}") as device:
+            measure(device.node, f"dm-zfile {name.replace('-', ' ')}")

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The few figures that `make test` watches: short, and over content that no update of a package changes."""
+
+import contextlib
+import pathlib
+import random
+
+from measure import ram_disk, random_reads, report, row, sequential_reads, write_image
+import dm
+import segments
+import zfile
+from devices import OVBD, load, run
+
+SUITE = "tracked"
+BYTES = 16 << 20
+SECTORS = BYTES // 512
+MANY = 100000
+WORK = pathlib.Path("/tmp/bench-tracked")
+
+
+def content():
+    """Text of a kind: words from a fixed list in a fixed order, of which lz4 leaves about 60 %."""
+    chosen = random.Random(1)
+    words = [chosen.randbytes(chosen.randint(4, 16)) for _ in range(200)]
+    text = b"".join(chosen.choices(words, k=BYTES // 8))
+    return text[:BYTES]
+
+
+def random_row(name, device, sectors, **more):
+    row(SUITE, name, random=random_reads(device, "--direct", f"--length={sectors * 512}"), **more)
+
+
+def overlaybd(name, blob, sectors):
+    with dm.Mapped("bench", f"0 {sectors} overlaybd 1 {blob}") as device:
+        random_row(name, device.node, sectors)
+
+
+def compressed(disk, name, *options):
+    """Reads through one ZFile and its parts."""
+    run(OVBD, "build", "--raw", "--force", *options, "-o", WORK / name, WORK / "content")
+    length = write_image(disk, WORK / name)
+    lower = -(-length // (BYTES >> 20) // 4096) * 4096
+    parts = zfile.parts(disk, WORK / name, BYTES)
+    parts["lower"] = sequential_reads(disk, f"--length={lower * (BYTES >> 20)}", "--direct", size=lower)
+    with dm.Mapped("bench", f"0 {SECTORS} zfile {disk} {length}") as device:
+        random_row(f"dm-zfile {pathlib.Path(name).stem}", device.node, SECTORS,
+                   sequential=sequential_reads(device.node, "--direct"), **parts)
+
+
+def main(_chosen):
+    load("dm-overlaybd", "dm-zfile")
+    WORK.mkdir(exist_ok=True)
+    (WORK / "content").write_bytes(content())
+    disk = ram_disk(0)
+    write_image(disk, WORK / "content")
+    random_row("raw brd", disk, SECTORS)
+    with dm.Mapped("bench", f"0 {SECTORS} linear {disk} 0") as device:
+        random_row("dm-linear", device.node, SECTORS)
+    overlaybd("dm-overlaybd, 1 segment", segments.one_segment(disk), segments.ONE)
+    overlaybd("dm-overlaybd, 100k segments", segments.many_in_one(disk, MANY), MANY * segments.LENGTH)
+    compressed(disk, "lz4", "--algo", "lz4")
+    compressed(disk, "zstd", "--algo", "zstd", "--block-size", "65536")
