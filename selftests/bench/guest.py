@@ -22,6 +22,7 @@ def main():
     # Nothing else may run at times that differ from one boot to the next.
     run("udevadm", "control", "--stop-exec-queue")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60%", "tmpfs", "/tmp"], check=True)
+    run("modprobe", "dm-mod")
     run("modprobe", "brd", f"rd_nr={DISKS}", f"rd_size={DISK_BYTES >> 10}")
     measure.report(kernel=measure.os.uname().release)
     for words in sys.argv[1:]:

@@ -155,7 +155,8 @@ def nbd(_data, count):
 
         @contextlib.contextmanager
         def activate():
-            with server("qemu-nbd", "--read-only", "--connect=/dev/nbd0", "--cache=none", "--aio=native",
+            # Without --verbose it would continue in a process of its own.
+            with server("qemu-nbd", "--verbose", "--read-only", "--connect=/dev/nbd0", "--cache=none", "--aio=native",
                         "--format=qcow2", "--persistent", top) as process:
                 wait(process, lambda: size.read_text().strip() != "0")
                 yield "/dev/nbd0"

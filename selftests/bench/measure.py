@@ -31,9 +31,9 @@ def row(suite, name, layers=None, **figures):
     report(suite=suite, row=name, layers=layers, figures={what: values for what, values in figures.items() if values})
 
 
-def skipped(suite, name, why):
+def skipped(suite, name, why, layers=None):
     """A row that this kernel or its userspace cannot have."""
-    report(suite=suite, row=name, skipped=str(why))
+    report(suite=suite, row=name, layers=layers, skipped=str(why))
 
 
 def passes(file, *arguments, count=2, warm=1):

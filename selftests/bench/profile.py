@@ -55,7 +55,8 @@ def profile(name):
     functions = []
     for line in run("c++filt", "--format=rust", input=text).splitlines():
         if match := re.match(r"\s*([0-9.]+)%\s+\[([k.])\]\s+(.+?)\s\s+(\S+)\s*$", line):
-            functions.append([float(match[1]), match[3], match[4]])
+            # Without the hashes of Rust's crates.
+            functions.append([float(match[1]), re.sub(r"\[[0-9a-f]{12,16}\]", "", match[3]), match[4]])
     report(profile=name, unit=unit, instructions=round(alone), functions=functions)
 
 

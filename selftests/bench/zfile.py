@@ -50,14 +50,18 @@ def parts(disk, path, original_bytes):
     return results
 
 
+def lower_read(disk, length, original_bytes):
+    """Reading as many bytes as are stored for a MiB, in whole pages, for each MiB of content."""
+    count = original_bytes // MEBIBYTE
+    lower = -(-length // count // 4096) * 4096
+    reads = sequential_reads(disk, f"--length={count * lower}", "--direct", size=lower)
+    return [value * lower / MEBIBYTE for value in reads]
+
+
 def zfile(disk, name):
     """The row of one ZFile."""
     length = write_image(disk, DATA / name)
-    # What is read for 1 MiB of content, in whole pages.
-    lower = -(-length // 64 // 4096) * 4096
-    figures = parts(disk, DATA / name, LENGTH)
-    figures["lower"] = [value * lower / MEBIBYTE
-                        for value in sequential_reads(disk, f"--length={64 * lower}", "--direct", size=lower)]
+    figures = parts(disk, DATA / name, LENGTH) | {"lower": lower_read(disk, length, LENGTH)}
     with dm.Mapped("bench", f"0 {SECTORS} zfile {disk} {length}") as device:
         row(SUITE, f"dm-zfile {name.removesuffix('.zfile').replace('-', ' ')}", **all_reads(device.node), **figures)
 

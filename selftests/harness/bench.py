@@ -50,7 +50,7 @@ def show(report):
     if "skipped" in report:
         print(f"    {bench_report.label(report)}: skipped: {report['skipped']}", flush=True)
     elif "row" in report:
-        figures = "  ".join(f"{what} {bench_report.number(values)}" for what, values in report["figures"].items())
+        figures = "  ".join(f"{what} {bench_report.number(what, values)}" for what, values in report["figures"].items())
         print(f"    {bench_report.label(report)}: {figures}", flush=True)
     elif "part" in report:
         print(f"==> {report['part']}: {report['guest_seconds']} guest seconds", flush=True)

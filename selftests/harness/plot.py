@@ -35,6 +35,10 @@ def text(x, y, words, anchor="start", size=13, more=""):
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" {more}>{escape(words)}</text>'
 
 
+def short(value):
+    return f"{value / 1e6:,g} M" if value >= 1e6 else f"{value:,}"
+
+
 def spread(labels, gap=16):
     """Moves the labels at the ends of the curves apart: triples of position, text and colour."""
     placed = []
@@ -48,15 +52,15 @@ def chart(title, unit, series, level):
     """
     costs = [cost for _, points in series for _, cost in points] + [level[1]]
     x = Axis(0.9, max(count for _, points in series for count, _ in points) * 1.1, LEFT, WIDTH - RIGHT)
-    y = Axis(10 ** math.floor(math.log10(min(costs))), max(costs) * 1.3, HEIGHT - BOTTOM, TOP)
+    y = Axis(min(costs) / 1.6, max(costs) * 1.3, HEIGHT - BOTTOM, TOP)
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
            'font-family="sans-serif" fill="#222">', f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
            text(LEFT, 24, title, size=16, more='font-weight="bold"'), text(LEFT, 43, unit, size=12, more='fill="#555"')]
-    for value in (step * 10 ** power for power in range(3, 10) for step in (1, 2, 5)):
+    for value in (step * 10 ** power for power in range(2, 11) for step in (1, 2, 5)):
         if 10 ** y.low <= value <= 10 ** y.high:
             out += [f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}" '
                     'stroke="#e4e4e4"/>',
-                    text(LEFT - 8, y(value) + 4, f"{value:,}", "end", 12)]
+                    text(LEFT - 8, y(value) + 4, short(value), "end", 12)]
     for count in (1, 2, 5, 10, 20, 50, 100, 250):
         if count <= 10 ** x.high:
             out += [f'<line x1="{x(count):.1f}" x2="{x(count):.1f}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM + 5}" '

@@ -23,8 +23,10 @@ ZFILE = [row("zfile", "raw brd", random=5000), row("zfile", "erofs lz4 4k", cold
 
 class ReportTest(unittest.TestCase):
     def test_marks_what_was_disturbed(self):
-        self.assertEqual(bench_report.number([1000000, 1001000]), "1,000,000")
-        self.assertEqual(bench_report.number([1000000, 1003000]), "1,000,000!")
+        self.assertEqual(bench_report.number("random", [1000000, 1001000]), "1,000,000")
+        self.assertEqual(bench_report.number("random", [1000000, 1004000]), "1,000,000!")
+        self.assertEqual(bench_report.number("first", [1000000, 1040000]), "1,000,000")
+        self.assertEqual(bench_report.number("first", [1000000, 1140000]), "1,000,000!")
         text = "\n".join(bench_report.tables([{"suite": "zfile", "row": "x", "figures": {"random": [1, 2]}}],
                                              "instructions"))
         self.assertIn("x: random", text)
