@@ -39,7 +39,7 @@ def compressed(disk, name):
     """Reads through one ZFile and its parts."""
     run(OVBD, "build", "--raw", "--force", "--algo", name, "-o", WORK / name, WORK / "content")
     length = write_image(disk, WORK / name)
-    parts = zfile.parts(disk, WORK / name, BYTES) | {"lower": zfile.lower_read(disk, length, BYTES)}
+    parts = zfile.parts(disk, WORK / name) | {"lower": zfile.lower_read(disk, length, BYTES)}
     with dm.Mapped("bench", f"0 {SECTORS} zfile {disk} {length}") as device:
         random_row(f"dm-zfile {name}", device.node, SECTORS,
                    sequential=sequential_reads(device.node, "--direct"), **parts)

@@ -30,15 +30,21 @@ def all_reads(device):
             "sequential": sequential_reads(device, part, "--direct"), "buffered": sequential_reads(device, part)}
 
 
-def parts(disk, path, original_bytes):
-    """CRC and decompression alone of the ZFile at `path`, which is also on `disk`, for each MiB."""
+def fields(path):
+    """What the header of a ZFile says, or its trailer where the header is not final."""
     data = path.read_bytes()
-    final = data[32] & 8
-    values = data[:512] if final else data[-512:]
-    index_offset, blocks = struct.unpack_from("<QQ", values, 40)
-    block_bytes, = struct.unpack_from("<I", values, 72)
-    options = {"path": disk, "index_offset": index_offset, "blocks": blocks, "block_bytes": block_bytes,
-               "zstd": int(values[76] == 2), "crc": values[88]}
+    values = data[:512] if data[32] & 8 else data[-512:]
+    index_offset, blocks, original = struct.unpack_from("<QQQ", values, 40)
+    block_bytes, algorithm = struct.unpack_from("<IB", values, 72)
+    return {"index_offset": index_offset, "blocks": blocks, "original_bytes": original, "block_bytes": block_bytes,
+            "zstd": int(algorithm == 2), "crc": values[88]}
+
+
+def parts(disk, path):
+    """CRC and decompression alone of the ZFile at `path`, which is also on `disk`, for each MiB of content."""
+    options = fields(path)
+    original_bytes = options.pop("original_bytes")
+    options["path"] = disk
     results = {"decode": []} | ({"crc": []} if options["crc"] else {})
     for _ in range(2):
         run("insmod", SOURCE / "selftests/dm-zfile-parts/dm-zfile-parts.ko",
@@ -61,7 +67,7 @@ def lower_read(disk, length, original_bytes):
 def zfile(disk, name):
     """The row of one ZFile."""
     length = write_image(disk, DATA / name)
-    figures = parts(disk, DATA / name, LENGTH) | {"lower": lower_read(disk, length, LENGTH)}
+    figures = parts(disk, DATA / name) | {"lower": lower_read(disk, length, LENGTH)}
     with dm.Mapped("bench", f"0 {SECTORS} zfile {disk} {length}") as device:
         row(SUITE, f"dm-zfile {name.removesuffix('.zfile').replace('-', ' ')}", **all_reads(device.node), **figures)
 
