@@ -26,7 +26,7 @@ SCALES = {"KiB": 1024, "MB/s": 1e6, "k": 1000}
 # Measurements of one boot that differ by less are called equal. The clock interrupts programs and reads alike; what
 # happens once, as opposed to a read of which there are thousands, is not averaged.
 EQUAL, EQUAL_ONCE = 0.003, 0.1
-ONCE = ("first", "activation", "memory", "mount", "start bash", "start apt", "tar")
+ONCE = ("first", "activation", "memory", "mount", "start bash", "start apt", "tar", "cold")
 
 
 def number(key, values, scale=1):
