@@ -4,15 +4,9 @@
 //!
 //! A file also must not pass `verify` and then fail to be read.
 
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
-};
+use std::{fs::File, io, os::unix::fs::FileExt, path::PathBuf};
 
 use ovbd::{
-    crc::crc32c,
     image::Image,
     info::Info,
     layer::LayerPath,
@@ -20,15 +14,16 @@ use ovbd::{
     stack::WINDOW_BYTES,
     verify::{verify, Finding},
 };
-use ovbd_image::zfile::{Header, HEADER_BYTES};
 use tempfile::TempDir;
+
+use crate::base::MAX_LAYERS;
 
 /// Windows that are read of an image, so that a huge one takes no longer than others.
 const MAX_WINDOWS: usize = 8;
 
 /// Files that every input is written to.
 pub struct Fuzzer {
-    file: File,
+    layers: [File; MAX_LAYERS],
     index: File,
     folder: TempDir,
 }
@@ -42,7 +37,12 @@ impl Fuzzer {
     pub fn new() -> io::Result<Self> {
         let folder = TempDir::new_in("/dev/shm").or_else(|_| TempDir::new())?;
         Ok(Self {
-            file: File::create(folder.path().join("blob"))?,
+            layers: [
+                File::create(folder.path().join("0"))?,
+                File::create(folder.path().join("1"))?,
+                File::create(folder.path().join("2"))?,
+                File::create(folder.path().join("3"))?,
+            ],
             index: File::create(folder.path().join("index"))?,
             folder,
         })
@@ -58,8 +58,21 @@ impl Fuzzer {
     ///
     /// Those of writing the file.
     pub fn blob(&self, data: &[u8]) -> io::Result<()> {
-        replace(&self.file, data)?;
-        read(&[LayerPath::Sealed(self.path("blob"))]);
+        self.stack(&[data])
+    }
+
+    /// Reads blobs in any wrapper as the layers of a stack, bottom first.
+    ///
+    /// # Errors
+    ///
+    /// Those of writing the files.
+    pub fn stack(&self, blobs: &[impl AsRef<[u8]>]) -> io::Result<()> {
+        let mut paths = Vec::new();
+        for (number, (blob, file)) in blobs.iter().zip(&self.layers).enumerate() {
+            replace(file, blob.as_ref())?;
+            paths.push(LayerPath::Sealed(self.path(&number.to_string())));
+        }
+        read(&paths);
         Ok(())
     }
 
@@ -69,10 +82,10 @@ impl Fuzzer {
     ///
     /// Those of writing the files.
     pub fn pair(&self, data: &[u8], index: &[u8]) -> io::Result<()> {
-        replace(&self.file, data)?;
+        replace(&self.layers[0], data)?;
         replace(&self.index, index)?;
         read(&[LayerPath::Writable {
-            data: self.path("blob"),
+            data: self.path("0"),
             index: self.path("index"),
         }]);
         Ok(())
@@ -107,50 +120,4 @@ fn open_and_read(layers: &[LayerPath]) -> ovbd::Result<()> {
         reader.read(&mut buffer[..n], at)?;
     }
     Ok(())
-}
-
-/// Puts right digests into a damaged ZFile, so that the damage gets past them.
-pub fn repair(data: &mut [u8]) {
-    if data.len() < 2 * HEADER_BYTES || !Header::recognise(data) {
-        return;
-    }
-    let trailer = data.len() - HEADER_BYTES;
-    for start in [0, trailer] {
-        let field = |at: usize| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(&data[start + at..start + at + 8]);
-            usize::try_from(u64::from_le_bytes(bytes)).unwrap_or(usize::MAX)
-        };
-        let (offset, entries) = (field(40), field(48));
-        let end = entries.checked_mul(4).and_then(|n| offset.checked_add(n));
-        if let Some(table) = end.and_then(|end| data.get(offset..end)) {
-            let crc = crc32c(0, table).to_le_bytes();
-            data[start + 64..start + 68].copy_from_slice(&crc);
-        }
-        let block = &mut data[start..start + HEADER_BYTES];
-        block[28..32].fill(0);
-        let digest = crc32c(0, block).to_le_bytes();
-        block[28..32].copy_from_slice(&digest);
-    }
-}
-
-/// Every file of a folder of cases that is small enough, to start from.
-///
-/// # Errors
-///
-/// The system's.
-pub fn corpus(folder: &Path) -> io::Result<Vec<Vec<u8>>> {
-    const MAX_BYTES: u64 = 128 << 10;
-    let mut files = Vec::new();
-    for case in crate::find(folder)? {
-        for entry in std::fs::read_dir(case)? {
-            let path = entry?.path();
-            let described = path.extension().is_some_and(|ext| ext == "json");
-            if !described && path.metadata()?.len() <= MAX_BYTES {
-                files.push(path);
-            }
-        }
-    }
-    files.sort();
-    files.iter().map(std::fs::read).collect()
 }

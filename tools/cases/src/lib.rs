@@ -5,8 +5,13 @@
 //! A case passes when `verify`, `export` and random reads agree with it: the same bytes, an error where one
 //! is expected and only there, nothing left behind by an export that fails.
 
+pub mod base;
 pub mod case;
 pub mod fuzz;
+pub mod memory;
+pub mod mutate;
+pub mod random;
+pub mod repair;
 
 use std::{
     fmt::Write as _,
