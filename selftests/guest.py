@@ -3,8 +3,8 @@
 """Runs test scripts inside the guest and reports what they print, one JSON object a line.
 
 Each script runs alone with a fresh temporary directory and a time limit. The kernel log that appeared during it is
-reported with it. Device-mapper and loop devices that it leaves behind are named, then removed, so that one test
-cannot spoil the next.
+reported with it, and a kernel that warned is a failure. Device-mapper and loop devices that it leaves behind are
+named, then removed, so that one test cannot spoil the next.
 """
 
 import contextlib
@@ -15,13 +15,27 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 SOURCE = pathlib.Path(__file__).resolve().parents[1]
 
 
+# What the kernel remembers of trouble, see Documentation/admin-guide/tainted-kernels.rst.
+TAINTS = {5: "bad page", 7: "died", 9: "warned", 14: "locked up"}
+
+_reporting = threading.Lock()
+
+
 def report(event, **fields):
-    print(json.dumps({"event": event, **fields}), flush=True)
+    with _reporting:
+        print(json.dumps({"event": event, **fields}), flush=True)
+
+
+def taints():
+    """The trouble that the kernel has had so far."""
+    bits = int(pathlib.Path("/proc/sys/kernel/tainted").read_text())
+    return {what for bit, what in TAINTS.items() if bits >> bit & 1}
 
 
 def kernel_messages(log):
@@ -40,6 +54,27 @@ def kernel_messages(log):
         prefix, _, text = record.decode(errors="replace").partition(";")
         seconds = int(prefix.split(",")[2]) / 1e6
         messages += [f"[{seconds:12.6f}] {line}" for line in text.splitlines() if not line.startswith(" ")]
+
+
+@contextlib.contextmanager
+def kernel_reported(log):
+    """Reports the kernel log while the body runs: a script can fill the kernel's buffer more than once."""
+    over = threading.Event()
+
+    def follow():
+        done = False
+        while not done:
+            done = over.wait(0.2)
+            for message in kernel_messages(log):
+                report("kernel", text=message)
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    try:
+        yield
+    finally:
+        over.set()
+        follower.join()
 
 
 def output_of(*command):
@@ -63,8 +98,10 @@ def run(script, limit, log):
     report("begin", test=script)
     start = time.monotonic()
     timed_out = False
-    with tempfile.TemporaryDirectory(prefix="selftest-", ignore_cleanup_errors=True) as scratch:
-        environment = os.environ | {"SRC": str(SOURCE), "KO_DIR": str(SOURCE), "TMPDIR": scratch}
+    tainted = taints()
+    with (tempfile.TemporaryDirectory(prefix="selftest-", ignore_cleanup_errors=True) as scratch,
+          kernel_reported(log)):
+        environment = {"KO_DIR": str(SOURCE)} | os.environ | {"SRC": str(SOURCE), "TMPDIR": scratch}
         process = subprocess.Popen([str(SOURCE / "selftests" / script)], cwd=SOURCE, env=environment,
                                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                    text=True, errors="replace", start_new_session=True)
@@ -86,8 +123,7 @@ def run(script, limit, log):
         if leaks:
             remove_devices()
             problems.append("left behind: " + ", ".join(leaks))
-    for message in kernel_messages(log):
-        report("kernel", text=message)
+        problems += [f"the kernel {what}" for what in taints() - tainted]
     report("end", test=script, status=status, problems=problems, seconds=round(time.monotonic() - start, 1))
 
 
