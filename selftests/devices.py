@@ -12,7 +12,10 @@ import subprocess
 import sys
 import tempfile
 
+import dm
+
 SOURCE = pathlib.Path(os.environ["SRC"])
+MODULES = pathlib.Path(os.environ.get("KO_DIR") or SOURCE)
 SCRATCH = pathlib.Path(os.environ.get("TMPDIR") or tempfile.mkdtemp())
 OVBD = SOURCE / "tools/target/release/ovbd"
 
@@ -82,13 +85,15 @@ def load(*modules):
     for name in modules:
         if name.replace("-", "_") in loaded:
             continue
-        built = pathlib.Path(os.environ.get("KO_DIR") or SOURCE) / name / f"{name}.ko"
+        built = MODULES / name / f"{name}.ko"
         run("modprobe", "dm-mod")
         run(*(["insmod", built] if built.exists() else ["modprobe", name]))
 
 
 def quiet_udev():
     """Keeps udev from probing new devices until the script ends: their counters then count the script's reads alone."""
+    if not os.path.exists("/run/udev/control"):
+        return
     run("udevadm", "control", "--stop-exec-queue")
     atexit.register(run, "udevadm", "control", "--start-exec-queue")
 
@@ -156,6 +161,12 @@ class Devices:
             raise
         self._undo.append([run, *DMSETUP, "remove", "--retry", name])
         return "/dev/" + run("dmsetup", "info", "--columns", "--noheadings", "-o", "blkdevname", name).strip()
+
+    def mapped(self, name, table):
+        """As `map`, by ioctl; returns a `dm.Mapped`."""
+        device = dm.Mapped(name, table)
+        self._undo.append([device.remove])
+        return device
 
     def mount(self, device, directory, *options):
         """Mounts a device read-only on a directory that is made where it is missing."""

@@ -4,7 +4,7 @@
 import os
 import subprocess
 
-from devices import SOURCE, Devices, read_direct, run
+from devices import MODULES, Devices, read_direct, run
 
 
 def loaded(module):
@@ -28,7 +28,7 @@ def check_autoload(tap, module, table, content):
     configuration = f"/run/modprobe.d/{module}-test.conf"
     os.makedirs(os.path.dirname(configuration), exist_ok=True)
     with open(configuration, "w") as file:
-        file.write(f"install {module} /sbin/insmod {SOURCE / module / module}.ko\n")
+        file.write(f"install {module} /sbin/insmod {MODULES / module / module}.ko\n")
     with Devices() as devices:
         try:
             tap.result(not loaded(module), "autoload: the module is not loaded before")

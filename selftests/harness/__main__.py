@@ -9,6 +9,7 @@ import sys
 import bench
 import build
 import cache
+import debug_kernel
 import kernel as kernels
 import root
 import selftests
@@ -46,9 +47,16 @@ def test(_arguments):
 def run_selftests(_arguments):
     """The guest tests that T selects; without T, where CASES was given, its cases through ovbd and the targets."""
     kernel = kernels.ensure()
+    if os.environ.get("KERNEL", "stock") not in ("stock", "debug"):
+        raise Failure("KERNEL is stock or debug")
     only_cases = "OVBD_ONLY_CASES" in os.environ and "T" not in os.environ
     scripts = selftests.select(["*/fixtures"] if only_cases else os.environ.get("T", "*").split())
-    if build.modules(kernel) or build.make("ovbd"):
+    if os.environ.get("KERNEL") == "debug":
+        kernel = debug_kernel.ensure(kernel)
+        built = debug_kernel.build_modules(kernel)
+    else:
+        built = build.modules(kernel)
+    if built or build.make("ovbd"):
         return 1
     counts = stages.cases() if only_cases else Counts()
     counts.add(selftests.run(kernel, scripts))

@@ -16,7 +16,8 @@ import re
 import shutil
 import subprocess
 
-from cache import CACHE, Failure, delete, exclusive, fresh_directory, share, step
+import vm
+from cache import CACHE, SOURCE, Failure, delete, exclusive, fresh_directory, share, step
 
 KERNELS = CACHE / "kernel"
 MODULES = CACHE / "modules"
@@ -31,6 +32,10 @@ UPDATE = "Run the command again, or `make kernel-update` to look for a newer ker
 class Kernel:
     """A prepared kernel, identified by its release (`uname -r`) and Debian version."""
 
+    name = "stock"
+    # Where the modules of this checkout are built.
+    modules = SOURCE
+
     def __init__(self, release, version):
         self.release = release
         self.version = version
@@ -43,6 +48,11 @@ class Kernel:
         """The variables with which Debian builds this kernel, for every make that uses its tree."""
         return [f"-j{os.cpu_count()}", f"KERNELRELEASE={self.release}", "CC=x86_64-linux-gnu-gcc-14",
                 "HOSTCC=x86_64-linux-gnu-gcc-14"]
+
+    def guest(self, command, console, silence):
+        """A boot of this kernel that runs `command`."""
+        vm.require_vng()
+        return vm.Guest(self, command, console, SOURCE, silence)
 
 
 def ensure(update=False):

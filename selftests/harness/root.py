@@ -184,7 +184,7 @@ def in_namespace(root, command):
     images.mkdir(exist_ok=True)
     _mount("--bind", str(images), str(modules))
 
-    passed = ("TERM", "CI", "COLUMNS", "T", "B", "W", "LENS", "REASON", "CASES")
+    passed = ("TERM", "CI", "COLUMNS", "T", "KERNEL", "B", "W", "LENS", "REASON", "CASES")
     environment = {key: value for key, value in os.environ.items() if key in passed
                    or key.startswith(("OVBD_", "http_proxy", "https_proxy", "no_proxy"))}
     environment |= {

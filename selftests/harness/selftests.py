@@ -2,7 +2,7 @@
 """Runs the scripts below selftests/ in guests and collects their results.
 
 All selected scripts share one boot. Where a guest dies or hangs, the script that was running fails and the rest
-continues in a new boot. The output and kernel log of every script are kept in build/selftests/.
+continues in a new boot. The output and kernel log of every script are kept in build/selftests-<kernel>/.
 """
 
 import fnmatch
@@ -11,11 +11,9 @@ import os
 import shlex
 import shutil
 
-import vm
 from cache import SOURCE, Failure
 from report import Counts, Tap
 
-LOGS = SOURCE / "build" / "selftests"
 # Seconds that one script may take; under emulation everything is some ten times slower.
 LIMIT = int(os.environ.get("OVBD_TEST_LIMIT", "900"))
 
@@ -34,30 +32,32 @@ def select(patterns):
 
 
 def run(kernel, scripts):
-    """Runs `scripts` and returns their counts."""
-    vm.require_vng()
-    shutil.rmtree(LOGS, ignore_errors=True)
+    """Runs `scripts` under `kernel` and returns their counts."""
+    logs = SOURCE / "build" / f"selftests-{kernel.name}"
+    shutil.rmtree(logs, ignore_errors=True)
     total = Counts()
     remaining = list(scripts)
     boots = 0
     while remaining:
         boots += 1
-        done, counts = _boot(kernel, remaining, boots)
+        done, counts = _boot(kernel, remaining, logs, boots)
         total.add(counts)
         if done == 0:
-            print(f"FAIL  the guest ran no test; its console: {LOGS}/console-{boots}.log", flush=True)
+            print(f"FAIL  the guest ran no test; its console: {logs}/console-{boots}.log", flush=True)
             total.failed += len(remaining)
             break
         remaining = remaining[done:]
     return total
 
 
-def _boot(kernel, scripts, number):
+def _boot(kernel, scripts, logs, number):
     """One boot; returns how many of `scripts` are dealt with, and their counts."""
-    console = LOGS / f"console-{number}.log"
-    command = shlex.join(["env", f"CASES={os.environ.get('CASES', '')}",
+    console = logs / f"console-{number}.log"
+    passed_on = [f"{name}={value}" for name, value in os.environ.items()
+                 if name == "CASES" or name.startswith("OVBD_")]
+    command = shlex.join(["env", *passed_on, f"KO_DIR={kernel.modules}",
                           str(SOURCE / "selftests" / "guest.py"), str(LIMIT), *scripts])
-    guest = vm.Guest(kernel, command, console, SOURCE, silence=LIMIT + 90)
+    guest = kernel.guest(command, console, silence=LIMIT + 90)
     total = Counts()
     done = 0
     current = tap = log = None
@@ -70,7 +70,7 @@ def _boot(kernel, scripts, number):
             continue
         if kind == "begin":
             current, tap = event["test"], Tap()
-            path = LOGS / (os.path.splitext(current)[0] + ".log")
+            path = logs / (os.path.splitext(current)[0] + ".log")
             path.parent.mkdir(parents=True, exist_ok=True)
             log = open(path, "w")
         elif kind == "line":
