@@ -98,10 +98,15 @@ fn shuffled(count: usize, seed: u64) -> Vec<usize> {
 
 /// The offsets that one thread reads, in order.
 fn offsets(arguments: &Arguments, length: u64, job: u64) -> io::Result<Vec<u64>> {
-    let places = (arguments.length.unwrap_or(length).min(length) - arguments.offset.min(length))
-        / arguments.size as u64;
+    let available = length.saturating_sub(arguments.offset);
+    let places = arguments
+        .length
+        .unwrap_or(available)
+        .min(available)
+        .checked_div(arguments.size as u64)
+        .unwrap_or(0);
     if places == 0 {
-        return Err(io::Error::other("the file is too short for a single read"));
+        return Err(io::Error::other("not a single read of that size fits"));
     }
     let order = match arguments.order {
         Order::Sequential => (0..places as usize).collect(),
