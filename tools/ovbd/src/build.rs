@@ -132,21 +132,7 @@ pub fn build(source: &Path, path: &Path, options: &Options, progress: &Progress)
         layers => Some(Stack::open(layers)?),
     };
     let output = Output::create_file(path, options.replace)?;
-    let start = if options.tar {
-        tar::HEADER_BYTES as u64
-    } else {
-        0
-    };
-    let blob = match options.zfile {
-        None => BlobWriter::Plain(Stream::new(&output, start)),
-        Some(zfile) => BlobWriter::Zfile(Box::new(ZfileWriter::new(
-            &output,
-            path,
-            start,
-            zfile,
-            options.level.filter(|level| *level != 0),
-        )?)),
-    };
+    let (blob, start) = start_blob(&output, path, options)?;
     let input = Windows {
         source: &raw,
         base: base.as_ref(),
@@ -159,6 +145,33 @@ pub fn build(source: &Path, path: &Path, options: &Options, progress: &Progress)
         write_layer(&input, blob, path, options, progress)?
     };
     raw.check_unchanged()?;
+    finish_output(output, options, start, end)
+}
+
+/// Starts the blob in `output`, which is called `path` in errors; returns it and its first byte.
+pub(crate) fn start_blob<'a>(
+    output: &'a Output,
+    path: &'a Path,
+    options: &Options,
+) -> Result<(BlobWriter<'a>, u64)> {
+    let start = if options.tar {
+        tar::HEADER_BYTES as u64
+    } else {
+        0
+    };
+    let blob = match options.zfile {
+        None => BlobWriter::Plain(Stream::new(output, start)),
+        Some(zfile) => {
+            let level = options.level.filter(|level| *level != 0);
+            let writer = ZfileWriter::new(output, path, start, zfile, level)?;
+            BlobWriter::Zfile(Box::new(writer))
+        }
+    };
+    Ok((blob, start))
+}
+
+/// Puts the wrapper around a blob from byte `start` to `end`, and gives the output its name.
+pub(crate) fn finish_output(output: Output, options: &Options, start: u64, end: u64) -> Result<()> {
     if options.tar {
         output.write_at(&tar::header(end - start), 0)?;
         let padded = end.next_multiple_of(tar::BLOCK_BYTES as u64);
@@ -232,7 +245,7 @@ fn write_layer<'a>(
 }
 
 /// A UUID of version 8 (custom) from a hash of the content.
-fn derive_uuid(content: Sha256) -> UuidText {
+pub(crate) fn derive_uuid(content: Sha256) -> UuidText {
     let hash = content.finalize();
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&hash[..16]);

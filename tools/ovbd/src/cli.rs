@@ -33,6 +33,12 @@ pub enum Command {
     Verify(Verify),
     /// Show what layers are and what they own
     Info(Info),
+    /// Map a stack of layers to a block device
+    Up(Up),
+    /// Remove the block device of a stack
+    Down(Down),
+    /// List the stacks that are up
+    Ls(Ls),
 }
 
 /// Threads, for commands that use several.
@@ -43,15 +49,9 @@ pub struct Threads {
     pub threads: Option<u16>,
 }
 
-/// Make a layer from a raw disk image or block device.
-///
-/// The result appears under its name only when it is complete and on the disk. The same input and options
-/// give the same bytes, on any number of threads.
+/// What is the same for every new layer.
 #[derive(Debug, Args)]
-pub struct Build {
-    /// Store only the difference to this stack of layers, bottom first
-    #[arg(long, value_name = "LAYER", num_args = 1.., value_parser = layer, value_hint = ValueHint::FilePath)]
-    pub base: Vec<LayerPath>,
+pub struct NewLayer {
     /// Format of the result
     #[arg(long, value_enum, default_value_t = Format::Zfile)]
     pub format: Format,
@@ -67,16 +67,13 @@ pub struct Build {
     /// Leave out the CRC after every block of a ZFile
     #[arg(long)]
     pub no_crc: bool,
-    /// Compress RAW itself, without making a layer of it
-    #[arg(long, conflicts_with_all = ["base", "uuid", "parent_uuid"])]
-    pub raw: bool,
     /// Put the result into the tar wrapper of a registry
     #[arg(long)]
     pub tar: bool,
     /// UUID of the layer instead of one derived from its content
     #[arg(long, value_parser = uuid)]
     pub uuid: Option<uuid::Uuid>,
-    /// UUID of the layer below instead of that of the topmost base layer
+    /// UUID of the layer below instead of that of the topmost layer below
     #[arg(long, value_name = "UUID", value_parser = uuid)]
     pub parent_uuid: Option<uuid::Uuid>,
     /// Replace OUT if it exists
@@ -88,6 +85,23 @@ pub struct Build {
     /// The file to make
     #[arg(short, long = "output", value_name = "OUT", value_hint = ValueHint::FilePath)]
     pub output: PathBuf,
+}
+
+/// Make a layer from a raw disk image or block device.
+///
+/// The result appears under its name only when it is complete and on the disk. The same input and options
+/// give the same bytes, on any number of threads.
+#[derive(Debug, Args)]
+pub struct Build {
+    /// Store only the difference to this stack of layers, bottom first
+    #[arg(long, value_name = "LAYER", num_args = 1.., value_parser = layer, value_hint = ValueHint::FilePath)]
+    pub base: Vec<LayerPath>,
+    /// Compress RAW itself, without making a layer of it
+    #[arg(long, conflicts_with_all = ["base", "uuid", "parent_uuid"])]
+    pub raw: bool,
+    /// The layer.
+    #[command(flatten)]
+    pub layer: NewLayer,
     /// Raw disk image or block device
     #[arg(value_name = "RAW", value_hint = ValueHint::FilePath)]
     pub source: PathBuf,
@@ -138,6 +152,59 @@ pub struct Info {
     pub layers: Vec<LayerPath>,
 }
 
+/// Map a stack of layers to a block device.
+///
+/// Attaches loop devices to the layers' files, read-only and with direct I/O where possible, puts dm-zfile over
+/// those that are compressed and dm-overlaybd over all, and prints the name of the device. Layers may also be
+/// block devices. Nothing is left behind on failure.
+///
+/// With --writable, dm-snapshot on top keeps what is written, for "ovbd commit". Without --cow it keeps it in a
+/// file in /var/tmp that goes with the device.
+#[derive(Debug, Args)]
+pub struct Up {
+    /// Make the device writable
+    #[arg(long)]
+    pub writable: bool,
+    /// Keep what is written in this file, which is made if it is missing, or block device. Both can be used again
+    /// with the same layers
+    #[arg(long, value_name = "FILE|DEVICE", requires = "writable", value_hint = ValueHint::FilePath)]
+    pub cow: Option<PathBuf>,
+    /// Room for what is written, for instance 500M or 2G, instead of enough for everything. The file is sparse
+    #[arg(long, value_name = "BYTES", requires = "writable", value_parser = bytes)]
+    pub size: Option<u64>,
+    /// Print the commands that make the device, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Allow layers whose parent is not the layer below, and overwrite what --cow holds if it is not a snapshot
+    #[arg(short, long)]
+    pub force: bool,
+    /// Name of the device below /dev/mapper
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Layers, bottom first
+    #[arg(required = true, value_name = "LAYER", value_parser = layer, value_hint = ValueHint::FilePath)]
+    pub layers: Vec<LayerPath>,
+}
+
+/// Remove the block device of a stack, and all below it that "ovbd up" made.
+///
+/// A device that is mounted or otherwise in use stays. What was written to it is kept if it was brought up with
+/// --cow.
+#[derive(Debug, Args)]
+pub struct Down {
+    /// Name of the device below /dev/mapper
+    #[arg(value_name = "NAME")]
+    pub name: String,
+}
+
+/// List the stacks that are up: their layers, sizes, and errors.
+#[derive(Debug, Args)]
+pub struct Ls {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Format of a new layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -173,4 +240,50 @@ fn layer(name: &str) -> Result<LayerPath, std::convert::Infallible> {
 
 fn uuid(text: &str) -> Result<uuid::Uuid, uuid::Error> {
     text.parse()
+}
+
+/// A number of bytes, with K, M, G or T for powers of 1024.
+fn bytes(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.find(|c: char| !c.is_ascii_digit()) {
+        None => (text, 0),
+        Some(end) => {
+            let (digits, unit) = text.split_at(end);
+            let shift = match unit.to_ascii_uppercase().as_str() {
+                "K" | "KIB" => 10,
+                "M" | "MIB" => 20,
+                "G" | "GIB" => 30,
+                "T" | "TIB" => 40,
+                _ => return Err(format!("unknown unit {unit}, there are K, M, G and T")),
+            };
+            (digits, shift)
+        }
+    };
+    let number: u64 = digits.parse().map_err(|_| "not a number".to_owned())?;
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| "too large".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(bytes("0"), Ok(0));
+        assert_eq!(bytes("4096"), Ok(4096));
+        assert_eq!(bytes("5k"), Ok(5 << 10));
+        assert_eq!(bytes("3GiB"), Ok(3 << 30));
+        for bad in [
+            "",
+            "M",
+            "-1",
+            "1.5G",
+            "1X",
+            "99999999999T",
+            "99999999999999999999",
+        ] {
+            assert!(bytes(bad).is_err(), "{bad}");
+        }
+    }
 }

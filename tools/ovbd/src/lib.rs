@@ -6,6 +6,8 @@
 //! [`content::Content`]: a file as it is, or a [`zfile::Zfile`] that is decompressed on demand; either may
 //! be inside a tar wrapper. The formats themselves are in [`ovbd_image`], which the kernel targets share.
 //!
+//! [`devices`] maps stacks with the kernel's targets and makes layers of what is written over them.
+//!
 //! Everything that is read is untrusted. Memory grows only with what a file really holds, and every error
 //! names the file, the reason and the byte.
 
@@ -14,6 +16,7 @@ pub mod cli;
 pub mod codec;
 pub mod content;
 pub mod crc;
+pub mod devices;
 pub mod error;
 pub mod export;
 pub mod image;

@@ -13,9 +13,11 @@ use clap::{CommandFactory, Parser};
 use ovbd::{
     build,
     cli::{self, Cli, Command, MapFormat},
+    devices::{cow, down, list::List, up, Interrupt},
     export,
     image::Image,
     info::Info,
+    layer::LayerPath,
     map::Map,
     progress::Progress,
     stack::Stack,
@@ -47,15 +49,15 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Export(args) => run_export(args),
         Command::Verify(args) => run_verify(args),
         Command::Info(args) => run_info(args),
+        Command::Up(args) => run_up(args),
+        Command::Down(args) => run_down(&args),
+        Command::Ls(args) => run_ls(&args),
     }
 }
 
 /// Runs `work` on as many threads as the user wants.
-fn on_threads<T: Send>(
-    threads: &cli::Threads,
-    work: impl FnOnce() -> Result<T> + Send,
-) -> Result<T> {
-    let threads = threads.threads.map_or(0, usize::from);
+fn on_threads<T: Send>(threads: Option<u16>, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let threads = threads.map_or(0, usize::from);
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()
@@ -63,7 +65,12 @@ fn on_threads<T: Send>(
         .install(work)
 }
 
-fn run_build(args: cli::Build) -> Result<ExitCode> {
+/// The options for a new layer; wrong usage is reported and its exit status returned.
+fn new_layer(
+    args: cli::NewLayer,
+    base: Vec<LayerPath>,
+    raw: bool,
+) -> Result<std::result::Result<build::Options, ExitCode>> {
     let zfile = (args.format == cli::Format::Zfile).then_some(ZfileOptions {
         block_bytes: args.block_size,
         algorithm: match args.algo {
@@ -73,8 +80,8 @@ fn run_build(args: cli::Build) -> Result<ExitCode> {
         block_crc: !args.no_crc,
     });
     let options = build::Options {
-        base: args.base,
-        raw: args.raw,
+        base,
+        raw,
         zfile,
         level: args.level,
         tar: args.tar,
@@ -86,24 +93,58 @@ fn run_build(args: cli::Build) -> Result<ExitCode> {
         Cli::command()
             .error(clap::error::ErrorKind::ValueValidation, what)
             .print()?;
-        return Ok(ExitCode::from(USAGE));
+        return Ok(Err(ExitCode::from(USAGE)));
     }
+    Ok(Ok(options))
+}
+
+fn run_build(args: cli::Build) -> Result<ExitCode> {
+    let (threads, output) = (args.layer.threads.threads, args.layer.output.clone());
+    let options = match new_layer(args.layer, args.base, args.raw)? {
+        Ok(options) => options,
+        Err(code) => return Ok(code),
+    };
     let progress = Progress::new("building", size(&args.source));
-    on_threads(&args.threads, || {
-        Ok(build::build(
-            &args.source,
-            &args.output,
-            &options,
-            &progress,
-        )?)
+    on_threads(threads, || {
+        Ok(build::build(&args.source, &output, &options, &progress)?)
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn run_up(args: cli::Up) -> Result<ExitCode> {
+    let options = up::Options {
+        name: args.name,
+        layers: args.layers,
+        writable: args.writable.then_some(cow::Options {
+            path: args.cow,
+            size: args.size,
+        }),
+        force: args.force,
+    };
+    if args.dry_run {
+        return print(&up::dry_run(&options)?);
+    }
+    let device = up::up(&options, &Interrupt::install()?)?;
+    print(&format!("{}\n", device.display()))
+}
+
+fn run_down(args: &cli::Down) -> Result<ExitCode> {
+    down::down(&args.name)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_ls(args: &cli::Ls) -> Result<ExitCode> {
+    let list = List::new()?;
+    match args.json {
+        true => print(&(serde_json::to_string_pretty(&list)? + "\n")),
+        false => print(&list.to_string()),
+    }
 }
 
 fn run_export(args: cli::Export) -> Result<ExitCode> {
     let image = Image::open(&args.layers)?;
     let progress = Progress::new("exporting", image.bytes());
-    on_threads(&args.threads, || {
+    on_threads(args.threads.threads, || {
         if args.output == Path::new("-") {
             let name = Path::new("standard output");
             let mut out = io::stdout();
@@ -124,7 +165,7 @@ fn run_export(args: cli::Export) -> Result<ExitCode> {
 fn run_verify(args: cli::Verify) -> Result<ExitCode> {
     let total = args.layers.iter().map(|path| size(path.data())).sum();
     let progress = Progress::new("verifying", total);
-    let problems = on_threads(&args.threads, || {
+    let problems = on_threads(args.threads.threads, || {
         Ok(verify::verify(
             &args.layers,
             &progress,
@@ -155,6 +196,10 @@ fn run_info(args: cli::Info) -> Result<ExitCode> {
             return Err(ovbd::Error::new(path, "holds no layer, there is nothing to map").into());
         }
     };
+    print(&text)
+}
+
+fn print(text: &str) -> Result<ExitCode> {
     let name = Path::new("standard output");
     io::stdout()
         .write_all(text.as_bytes())

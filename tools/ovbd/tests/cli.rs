@@ -183,6 +183,9 @@ fn wrong_usage_is_2() {
         "export -o out",
         "info --json --map layer",
         "verify",
+        "up a",
+        "up --cow x a layer",
+        "up --writable --size 1Q a layer",
     ] {
         bad(at, line, 2);
     }
@@ -203,4 +206,86 @@ fn writable_pair() {
         "{error}"
     );
     assert!(bad(&at, "verify layer2.data", 1).contains("layer2.data: "));
+}
+
+#[test]
+fn up_prints_its_commands() {
+    let folder = tempdir().unwrap();
+    let at = folder.path();
+    let mut raw = vec![0; 65536];
+    raw[8192..20480].fill(7);
+    fs::write(at.join("raw"), &raw).unwrap();
+    let base = "01234567-89AB-CDEF-0123-456789ABCDEF";
+    good(
+        at,
+        &format!("build --format lsmt --tar --uuid {base} -o base raw"),
+    );
+    raw[30000] = 1;
+    fs::write(at.join("raw"), raw).unwrap();
+    let next = "11111111-2222-3333-4444-555555555555";
+    // Some byte of the stored block makes the length odd in the end.
+    good(at, &format!("build --base base --uuid {next} -o next raw"));
+    let length = fs::metadata(at.join("next")).unwrap().len();
+    let (whole, rest) = (length / 512, length % 512);
+    assert_ne!(rest, 0);
+    let (base, next) = (base.replace('-', ""), next.replace('-', ""));
+    let expected = format!(
+        "\
+file=$(mktemp)
+tail -c {rest} next >>$file; truncate -s %512 $file
+tails=$(losetup --find --show --read-only $file); rm $file
+layer0=$(losetup --find --show --read-only --direct-io=on --offset 1536 --sizelimit 24576 base)
+layer1=$(losetup --find --show --read-only --direct-io=on --offset 0 --sizelimit {bytes} next)
+dmsetup create a-blob1 --readonly --uuid OVERLAYBD-BLOB-{next}-1-a --table \"0 {whole} linear $layer1 0
+{whole} 1 linear $tails 0\"
+dmsetup create a-zfile1 --readonly --uuid ZFILE-{next}-1-a --table \"0 32 zfile /dev/mapper/a-blob1 {length}\"
+dmsetup create a-lower --readonly --uuid OVERLAYBD-{next}-a --table \
+\"0 128 overlaybd 2 $layer0 24576 /dev/mapper/a-zfile1 16384\"
+file=$(mktemp --tmpdir=/var/tmp)
+truncate -s 1048576 $file
+cow=$(losetup --find --show --direct-io=on $file); rm $file
+dmsetup create a --uuid OVERLAYBD-COW-{next}-a --table \
+\"0 128 snapshot /dev/mapper/a-lower $cow P 8\"
+losetup --detach $tails $layer0 $layer1 $cow
+",
+        bytes = whole * 512,
+    );
+    let printed = good(at, "up --dry-run --writable --size 1M a base next");
+    assert_eq!(printed, expected);
+    assert_eq!(names(at), ["base", "next", "raw"]);
+}
+
+#[test]
+fn up_wants_the_parents() {
+    let folder = tempdir().unwrap();
+    let at = folder.path();
+    let mut layers = String::new();
+    for (number, name) in ["one", "two", "three"].iter().enumerate() {
+        let mut raw = vec![0; 65536];
+        raw[number * 4096] = 1;
+        fs::write(at.join("raw"), raw).unwrap();
+        let base = if number == 0 { "" } else { " --base" };
+        good(at, &format!("build -o {name} raw{base}{layers}"));
+        layers += &format!(" {name}");
+    }
+    good(at, "up --dry-run a one two three");
+    assert_eq!(
+        bad(at, "up --dry-run a one three two", 1),
+        "ovbd: three: not the one for one: it belongs on two (--force ignores that)\n"
+    );
+    assert!(bad(at, "up --dry-run a two three", 1)
+        .starts_with("ovbd: two: not a base layer: its parent is "));
+    good(at, "up --dry-run --force a two one");
+    assert_eq!(
+        bad(at, "up --dry-run a/b one", 1),
+        "ovbd: a/b: not a name for a device: it consists of letters, digits and +-._=:@\n"
+    );
+    assert_eq!(
+        bad(at, "up --dry-run --writable --size 4k a one", 1),
+        "ovbd: --size: a COW store needs at least 16384 bytes\n"
+    );
+    assert_eq!(
+        bad(at, "up --dry-run --writable --cow two a one two", 1),
+        "ovbd: two: both a layer and the COW store\n"
+    );
 }
