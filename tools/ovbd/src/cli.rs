@@ -39,6 +39,8 @@ pub enum Command {
     Down(Down),
     /// List the stacks that are up
     Ls(Ls),
+    /// Make a layer of what was written to a stack
+    Commit(Commit),
 }
 
 /// Threads, for commands that use several.
@@ -203,6 +205,20 @@ pub struct Ls {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Make a layer of what was written to a stack since "ovbd up --writable".
+///
+/// The device stays up and as it was, and is suspended while its changes are read: programs that use it wait.
+/// Only what was written is read. The layer is one for the layers that the device was brought up with.
+#[derive(Debug, Args)]
+pub struct Commit {
+    /// The layer.
+    #[command(flatten)]
+    pub layer: NewLayer,
+    /// Name of the device below /dev/mapper
+    #[arg(value_name = "NAME")]
+    pub name: String,
 }
 
 /// Format of a new layer.

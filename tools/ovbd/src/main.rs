@@ -13,7 +13,7 @@ use clap::{CommandFactory, Parser};
 use ovbd::{
     build,
     cli::{self, Cli, Command, MapFormat},
-    devices::{cow, down, list::List, up, Interrupt},
+    devices::{commit, cow, down, list::List, up, Interrupt},
     export,
     image::Image,
     info::Info,
@@ -52,6 +52,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Up(args) => run_up(args),
         Command::Down(args) => run_down(&args),
         Command::Ls(args) => run_ls(&args),
+        Command::Commit(args) => run_commit(args),
     }
 }
 
@@ -107,6 +108,19 @@ fn run_build(args: cli::Build) -> Result<ExitCode> {
     let progress = Progress::new("building", size(&args.source));
     on_threads(threads, || {
         Ok(build::build(&args.source, &output, &options, &progress)?)
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_commit(args: cli::Commit) -> Result<ExitCode> {
+    let (threads, output) = (args.layer.threads.threads, args.layer.output.clone());
+    let options = match new_layer(args.layer, Vec::new(), false)? {
+        Ok(options) => options,
+        Err(code) => return Ok(code),
+    };
+    let interrupt = Interrupt::install()?;
+    on_threads(threads, || {
+        Ok(commit::commit(&args.name, &output, &options, &interrupt)?)
     })?;
     Ok(ExitCode::SUCCESS)
 }

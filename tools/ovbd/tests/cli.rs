@@ -186,6 +186,7 @@ fn wrong_usage_is_2() {
         "up a",
         "up --cow x a layer",
         "up --writable --size 1Q a layer",
+        "commit a",
     ] {
         bad(at, line, 2);
     }
