@@ -1,0 +1,172 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""`ovbd commit`: the layer it makes of a mounted ext4, of zeros and of a single sector; what it reads;
+and that it refuses a snapshot that lost writes."""
+
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+sys.path.insert(0, os.environ["SRC"] + "/selftests")
+from devices import SCRATCH, Tap, load, read_direct, run, sha256
+from stacks import MIB, Images, existing, listed, make_image, ovbd, refused, settled
+
+
+def json_info(*paths):
+    return json.loads(ovbd("info", "--json", *paths))
+
+
+def written_below():
+    """Sectors that were read from every loop device so far."""
+    return {block.name: int((block / "stat").read_text().split()[2])
+            for block in pathlib.Path("/sys/block").glob("loop*") if (block / "loop").exists()}
+
+
+def check_filesystem(tap):
+    """Files that are written, changed and removed while the device is mounted."""
+    raw = SCRATCH / "ext4.raw"
+    with open(raw, "wb") as file:
+        file.truncate(32 * MIB)
+    run("mkfs.ext4", "-q", raw)
+    base, second, third = (SCRATCH / f"ext4{number}.layer" for number in range(3))
+    ovbd("build", "-o", base, raw)
+    before = existing()
+    top = SCRATCH / "mnt"
+    top.mkdir()
+    wanted = {}
+    for number, (paths, out, words) in enumerate([([base], second, []), ([base, second], third, ["--algo", "zstd"])]):
+        device = ovbd("up", "--writable", "files", *paths).strip()
+        run("mount", device, top)
+        for name, content in wanted.items():
+            assert (top / name).read_bytes() == content, name
+        for name in list(wanted)[::3]:
+            (top / name).unlink()
+            del wanted[name]
+        for file in range(20):
+            name = f"file{number}.{file}"
+            wanted[name] = os.urandom(1 + file * 3001)
+            (top / name).write_bytes(wanted[name])
+        # Without sync: the commit itself makes the file system consistent.
+        ovbd("commit", *words, "-o", out, "files")
+        (top / "after").write_bytes(b"not in the layer")
+        run("umount", top)
+        ovbd("down", "files")
+    layers = [base, second, third]
+    ovbd("verify", *layers)
+    device = ovbd("up", "files", *layers).strip()
+    # The frozen file system is clean: no journal to replay.
+    run("mount", "-o", "ro,noload", device, top)
+    found = {path.name: path.read_bytes() for path in top.glob("file*")}
+    tap.result(found == wanted, f"ext4: {len(wanted)} files after two commits of the mounted device")
+    run("umount", top)
+    check = subprocess.run(["e2fsck", "-fn", device], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    tap.result(check.returncode == 0, "ext4: e2fsck finds nothing", check.stdout)
+    ovbd("down", "files")
+    tap.equal(settled(before), before, "ext4: no device is left")
+    info = json_info(*layers)
+    tap.equal([layer["parent_matches"] for layer in info["layers"]], [None, True, True], "ext4: parent UUIDs")
+    tap.equal(info["virtual_bytes"], 32 * MIB, "ext4: virtual size")
+
+
+def check_parts(tap):
+    """Single sectors, zeros and the end of a device that is no multiple of a chunk."""
+    raw = SCRATCH / "parts.raw"
+    size = 2 * MIB + 7 * 512
+    make_image(raw, random.Random(1), size)
+    with open(raw, "r+b") as file:
+        file.write(b"x" * MIB)
+    base, out = SCRATCH / "parts0.layer", SCRATCH / "parts1.layer"
+    ovbd("build", "-o", base, raw)
+    device = ovbd("up", "--writable", "parts", base).strip()
+    with open(device, "r+b", buffering=0) as file:
+        def put(at, data):
+            os.pwrite(file.fileno(), data, at)
+        put(512 * 1001, b"one sector".ljust(512))
+        put(size - 512, b"the last sector".ljust(512))
+        put(64 << 10, bytes(256 << 10))
+        put(640 << 10, b"y" * (128 << 10))
+        put(640 << 10, bytes(64 << 10))
+        os.fsync(file)
+    wanted = read_direct(device, 0, size)
+    reads = written_below()
+    ovbd("commit", "--format", "lsmt", "-o", out, "parts")
+    used = listed("parts")["cow"]["used_bytes"]
+    more = sum(written_below().values()) - sum(reads.values())
+    # udev looks at the device when it goes on, at some blocks of both ends.
+    tap.result(more * 512 < used + MIB // 2, "parts: only the COW store was read", f"{more * 512} bytes of {used}")
+    ovbd("down", "parts")
+    [layer] = json_info(base, out)["layers"][1:]
+    tap.equal(layer["data_bytes"], 4096 + 7 * 512 + (64 << 10), "parts: data that the layer stores")
+    tap.equal(layer["zeroed_bytes"], (256 + 64) << 10, "parts: zeros are zeroed segments")
+    device = ovbd("up", "parts", base, out).strip()
+    tap.result(read_direct(device, 0, size) == wanted, "parts: content")
+    ovbd("down", "parts")
+
+
+def check_options(tap):
+    """The options for the new layer, the same bytes each time, and nothing written at all."""
+    images = Images("options", options=[[]])
+    device = ovbd("up", "--writable", "options", *images.layer).strip()
+    empty = SCRATCH / "empty.layer"
+    ovbd("commit", "-o", empty, "options")
+    tap.equal(json_info(*images.layer, empty)["layers"][1]["segments"], 0, "options: nothing was written")
+    with open(device, "r+b", buffering=0) as file:
+        file.write(os.urandom(100 << 10))
+        os.fsync(file)
+    content = sha256(device)
+    outs = []
+    for number, words in enumerate([[], [], ["--tar"], ["--algo", "zstd", "--level", "9", "--block-size", "16384"],
+                                    ["--format", "lsmt"], ["--no-crc"]]):
+        outs.append(SCRATCH / f"options{number}.layer")
+        ovbd("commit", *words, "-o", outs[-1], "options")
+    tap.result(outs[0].read_bytes() == outs[1].read_bytes(), "options: two commits give the same bytes")
+    refused(tap, "commit onto an existing file", "already exists", "commit", "-o", outs[0], "options")
+    digest = sha256(outs[1])
+    ovbd("commit", "--force", "--format", "lsmt", "-o", outs[0], "options")
+    tap.result(sha256(outs[0]) != digest, "commit --force replaces the file")
+    ovbd("down", "options")
+    uuids = {layer["uuid"] for out in outs for layer in json_info(*images.layer, out)["layers"][1:]}
+    tap.equal(len(uuids), 1, "options: one content has one UUID")
+    for out in outs:
+        image = SCRATCH / "options.raw"
+        ovbd("export", "--force", "-o", image, *images.layer, out)
+        tap.result(sha256(image) == content, f"options: content of {out.name}")
+
+
+def check_full(tap):
+    """A COW store that is full loses writes, so nothing can be made of it."""
+    images = Images("full", options=[[]])
+    cow = SCRATCH / "full.cow"
+    device = ovbd("up", "--writable", "--cow", cow, "--size", "64K", "full", *images.layer).strip()
+    with open(device, "r+b", buffering=0) as file:
+        try:
+            file.write(os.urandom(MIB))
+            os.fsync(file)
+        except OSError:
+            pass
+    tap.equal(listed("full")["cow"]["state"], "invalid", "full: ls says that the snapshot is invalid")
+    out = SCRATCH / "full.layer"
+    refused(tap, "commit of an invalid snapshot", "invalid", "commit", "-o", out, "full")
+    tap.result(not out.exists(), "full: no layer was made")
+    ovbd("down", "full")
+    refused(tap, "up with an invalid snapshot", "invalid", "up", "--writable", "--cow", cow, "full", *images.layer)
+    ovbd("up", "--force", "--writable", "--cow", cow, "full", *images.layer)
+    tap.result(sha256(device) == sha256(images.raw[0]), "up --force starts a new store")
+    ovbd("down", "full")
+
+
+tap = Tap()
+load("loop", "dm-overlaybd", "dm-zfile")
+check_filesystem(tap)
+check_parts(tap)
+check_options(tap)
+check_full(tap)
+images = Images("other", options=[[]])
+ovbd("up", "readonly", *images.layer)
+refused(tap, "commit of a stack that is not writable", "not writable", "commit", "-o", SCRATCH / "x", "readonly")
+ovbd("down", "readonly")
+refused(tap, "commit of nothing", "no such stack", "commit", "-o", SCRATCH / "x", "readonly")
+tap.finish()

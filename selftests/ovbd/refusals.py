@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""What `ovbd up` and `down` must refuse, with a message that helps and without leaving a device behind; also where the
+program is interrupted or killed in the middle."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.environ["SRC"] + "/selftests")
+from devices import OVBD, SCRATCH, SOURCE, Devices, Tap, load, run, sha256
+from stacks import MIB, Images, existing, listed, ovbd, ovbd_fails, refused, settled
+
+
+def check_names(tap, images):
+    for name in ("a/b", "-x", "control", "n" * 100, ""):
+        status, said = ovbd_fails("up", "--", name, *images.layer)
+        tap.result(status == 1 and "ovbd: " in said, f"name {name[:10]!r}: refused", said)
+    ovbd("up", "taken", *images.layer)
+    refused(tap, "a name in use", "/dev/mapper/taken: exists already", "up", "taken", *images.layer)
+    with Devices() as devices:
+        devices.map("other", "0 8 zero")
+        refused(tap, "the name of another device", "a device other exists already", "up", "other", *images.layer)
+        refused(tap, "down of another device", "no such stack", "down", "other")
+    ovbd("down", "taken")
+
+
+def check_layers(tap, images):
+    base, second, third = images.layer
+    refused(tap, "layers in the wrong order", f"{third}: not the one for {base}: it belongs on {second}",
+            "up", "stack", base, third, second)
+    refused(tap, "no base layer", f"{second}: not a base layer: its parent is ", "up", "stack", second, third)
+    ovbd("up", "--force", "stack", base, third)
+    tap.equal(len(listed("stack")["layers"]), 2, "--force allows any order")
+    ovbd("down", "stack")
+    refused(tap, "a missing file", "No such file", "up", "stack", base, SCRATCH / "missing")
+    refused(tap, "an image", "", "up", "stack", images.raw[0])
+    compressed = SCRATCH / "raw.zfile"
+    ovbd("build", "--raw", "-o", compressed, images.raw[0])
+    refused(tap, "a ZFile that holds no layer", "holds no layer", "up", "stack", compressed)
+    # The index is not read before the kernel does.
+    damaged = SCRATCH / "damaged.layer"
+    ovbd("build", "--format", "lsmt", "-o", damaged, images.raw[0])
+    with open(damaged, "r+b") as file:
+        file.seek(-4096 - 4096, os.SEEK_END)
+        file.write(b"\xff" * 8 + b"\x00" * 8 + b"\x11" * 32)
+    refused(tap, "a damaged index", "/dev/mapper/stack: ", "up", "stack", damaged)
+    loop = run("losetup", "--find", "--show", second).strip()
+    refused(tap, "a layer that can be written", f"{second}: can be written through {loop}",
+            "up", "stack", base, second, third)
+    run("losetup", "--detach", loop)
+
+
+def check_cow(tap, images):
+    cow = SCRATCH / "cow"
+    writable = ["up", "--writable", "--cow"]
+    refused(tap, "a COW store that is too small", "at least", *writable, cow, "--size", "4K", "stack", *images.layer)
+    tap.result(not cow.exists(), "a COW store that is too small: is not made")
+    refused(tap, "a layer as COW store", "both a layer and the COW store", *writable, images.layer[1], "stack",
+            *images.layer)
+    cow.write_bytes(b"precious" * 10000)
+    refused(tap, "a COW file with something else", "something else", *writable, cow, "stack", *images.layer)
+    tap.result(cow.read_bytes() == b"precious" * 10000, "a COW file with something else: is untouched")
+    cow.unlink()
+    ovbd(*writable, cow, "first", *images.layer)
+    refused(tap, "a COW file in use", "in use by /dev/loop", *writable, cow, "stack", *images.layer)
+    refused(tap, "--size for an existing COW file", "--size", *writable, cow, "--size", "1M", "stack", *images.layer)
+    ovbd("down", "first")
+    cow.unlink()
+    missing = SCRATCH / "missing" / "cow"
+    refused(tap, "a COW file in no folder", str(missing), *writable, missing, "stack", *images.layer)
+    for size, what in ((4096, "too small"), (MIB, None)):
+        disk = SCRATCH / "disk"
+        with open(disk, "wb") as file:
+            file.truncate(size)
+        loop = run("losetup", "--find", "--show", disk).strip()
+        if what:
+            refused(tap, "a COW device that is too small", what, *writable, loop, "stack", *images.layer)
+        else:
+            ovbd(*writable, loop, "stack", *images.layer)
+            tap.equal(listed("stack")["cow"]["bytes"], size, "a COW device: ls has its size")
+            refused(tap, "a COW device in use", "in use", *writable, loop, "other", *images.layer)
+            ovbd("down", "stack")
+        run("losetup", "--detach", loop)
+
+
+def check_users(tap, images):
+    """What is in use stays, and the message says who uses it."""
+    device = ovbd("up", "used", *images.layer).strip()
+    with open(device, "rb"):
+        status, said = ovbd_fails("down", "used")
+    tap.result(status == 1 and f"in use by python3 ({os.getpid()})" in said, "down of an open device: refused", said)
+    run("dmsetup", "create", "user", "--table", f"0 8 linear {device} 0")
+    status, said = ovbd_fails("down", "used")
+    tap.result(status == 1 and said.endswith("used by /dev/mapper/user"), "down below another device: refused", said)
+    run("dmsetup", "remove", "--retry", "user")
+    tap.result(sha256(device) == sha256(images.raw[2]), "a device that could not go down still works")
+    ovbd("down", "used")
+
+    raw, layer, top = SCRATCH / "ext4.raw", SCRATCH / "ext4.layer", SCRATCH / "a mount"
+    top.mkdir()
+    with open(raw, "wb") as file:
+        file.truncate(4 * MIB)
+    run("mkfs.ext4", "-q", raw)
+    ovbd("build", "-o", layer, raw)
+    device = ovbd("up", "--writable", "used", layer).strip()
+    run("mount", device, top)
+    status, said = ovbd_fails("down", "used")
+    tap.result(status == 1 and said == f"ovbd: {device}: mounted on {top}", "down of a mounted device: refused", said)
+    out = top / "out.layer"
+    status, said = ovbd_fails("commit", "-o", out, "used")
+    tap.result(status == 1 and "suspended" in said and not out.exists(), "commit onto the device itself: refused", said)
+    run("umount", top)
+    run("dmsetup", "suspend", "used")
+    refused(tap, "commit of a suspended device", "dmsetup resume used", "commit", "-o", SCRATCH / "x", "used")
+    run("dmsetup", "resume", "used")
+    ovbd("down", "used")
+
+
+def check_system(tap, images):
+    refused(tap, "not root", "only root", "up", "stack", *images.layer, user=65534, group=65534)
+    refused(tap, "ls, not root", "only root", "ls", user=65534, group=65534)
+    run("rmmod", "dm-overlaybd")
+    refused(tap, "no module", "insmod dm-overlaybd.ko", "up", "stack", *images.layer)
+    load("dm-overlaybd")
+    settled([])
+    run("rmmod", "loop")
+    folder = pathlib.Path("/run/modprobe.d")
+    folder.mkdir(exist_ok=True)
+    (folder / "no-loop.conf").write_text("install loop /bin/false\n")
+    refused(tap, "no loop devices", "no loop devices", "up", "stack", *images.layer)
+    (folder / "no-loop.conf").unlink()
+    ovbd("up", "stack", *images.layer)
+    ovbd("down", "stack")
+    tap.equal(settled([]), [], "the loop module is loaded where it is missing")
+
+
+def stand_in(body):
+    """An environment in which `dmsetup` is a shell script with this body."""
+    folder = SCRATCH / "bin"
+    folder.mkdir(exist_ok=True)
+    script = folder / "dmsetup"
+    script.write_text(f"#!/bin/sh\n{body}\nexec {run('sh', '-c', 'command -v dmsetup').strip()} \"$@\"\n")
+    script.chmod(0o755)
+    return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def check_interrupted(tap, images):
+    """A step that fails, a signal in the middle, and a death in the middle."""
+    cow = SCRATCH / "cow"
+    words = ["up", "--writable", "--cow", cow, "--size", "1M", "stack", *images.layer]
+    failing = stand_in('case $2 in stack) echo "device-mapper: no" >&2; exit 1;; esac')
+    refused(tap, "the last step fails", "/dev/mapper/stack: no", *words, env=failing)
+    tap.result(not cow.exists(), "the last step fails: the COW file is gone")
+    reached = SCRATCH / "reached"
+    slow = stand_in(f'case $1,$2 in create,stack-zfile2) touch {reached}; sleep 1;; esac')
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL):
+        name = signal.Signals(number).name
+        reached.unlink(missing_ok=True)
+        process = subprocess.Popen([OVBD, *map(str, words)], env=slow, stderr=subprocess.PIPE, text=True)
+        while not reached.exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(number)
+        said = process.communicate()[1].strip()
+        if number == signal.SIGKILL:
+            # The step that runs ends on its own.
+            time.sleep(3)
+            refused(tap, f"up after {name}", "\"ovbd down stack\" removes them", *words)
+            tap.result("incomplete" in ovbd("ls"), f"{name}: ls lists the parts")
+            ovbd("down", "stack")
+        else:
+            tap.result(process.returncode == 1 and said.endswith("interrupted"), f"{name}: up ends", said)
+        tap.equal(settled([]), [], f"{name}: nothing is left")
+        tap.result(not cow.exists(), f"{name}: no COW file is left")
+
+
+tap = Tap()
+load("loop", "dm-overlaybd", "dm-zfile")
+images = Images("images", options=[[], ["--tar"], ["--algo", "zstd"]])
+check_names(tap, images)
+check_layers(tap, images)
+check_cow(tap, images)
+check_users(tap, images)
+check_interrupted(tap, images)
+check_system(tap, images)
+tap.finish()
