@@ -44,7 +44,7 @@ bench-track: ## write the tracked figures anew; REASON='why' is recorded with th
 	@$(ENTER) bench-track
 profile: ## instructions function by function; W='lz4-4k-random' names the workload
 	@$(ENTER) profile
-demo: ## boot the stock Debian kernel and show the targets at work
+demo: ## put a Debian system on a stack of layers in a VM, change it, and boot from it
 	@$(ENTER) demo
 clippy: ## lint the modules with the kernel's set and the tools with cargo's
 	@$(ENTER) clippy

@@ -10,13 +10,13 @@ import bench
 import build
 import cache
 import debug_kernel
+import demo
 import kernel as kernels
 import root
 import selftests
 import stages
 import tracked
-import vm
-from cache import SOURCE, Failure
+from cache import Failure
 from report import Counts
 
 
@@ -64,19 +64,9 @@ def run_selftests(_arguments):
     return 1 if counts.failed else 0
 
 
-def demo(_arguments):
-    """Boots the stock kernel, loads the modules and shows what device-mapper then offers."""
-    kernel = kernels.ensure()
-    if build.modules(kernel):
-        return 1
-    vm.require_vng()
-    print(f"==> booting the stock kernel {kernel.release}", flush=True)
-    guest = vm.Guest(kernel, str(SOURCE / "selftests/demo.sh"), SOURCE / "build/demo-console.log", SOURCE, silence=120)
-    for line in guest:
-        print(line, flush=True)
-    if guest.status is None:
-        raise Failure(f"{guest.why}: {guest.console}")
-    return guest.status
+def run_demo(_arguments):
+    """A Debian system on a stack of layers, in two guests."""
+    return demo.run(kernels.ensure())
 
 
 def run_bench(_arguments):
@@ -121,11 +111,12 @@ INSIDE = {
     "rustfmt": rustfmt,
     "test": test,
     "selftests": run_selftests,
-    "demo": demo,
     "bench": run_bench,
     "bench-track": bench_track,
     "bench-compare": bench_compare,
     "profile": profile,
+    "demo": run_demo,
+    "bench": bench,
     "shell": shell,
     "kernel-update": kernel_update,
 }
