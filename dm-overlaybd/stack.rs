@@ -354,7 +354,7 @@ fn decode_index(
     bytes: &[u8],
 ) -> Result<KVVec<PackedSegment>, IndexError> {
     let mut segments = KVVec::with_capacity(trailer.entries as usize, GFP_KERNEL)?;
-    let mut reader = IndexReader::new(&trailer, number);
+    let mut reader = IndexReader::new(trailer, number);
     reader.feed(bytes, |segment: Segment| -> Result<(), IndexError> {
         Ok(segments.push(PackedSegment::from(segment), GFP_KERNEL)?)
     })?;

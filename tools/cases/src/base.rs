@@ -189,10 +189,10 @@ fn content(number: u64) -> Vec<u8> {
         let start = data.len();
         match random.below(4) {
             0 => {}
-            1 => data.extend((0..4096).map(|_| random.next() as u8)),
+            1 => data.extend((0..4096).map(|_| random.bits() as u8)),
             _ => {
                 while data.len() < start + 4096 {
-                    let word = random.next().to_le_bytes();
+                    let word = random.bits().to_le_bytes();
                     let times = random.below(40);
                     data.extend(word.iter().cycle().take(times));
                 }

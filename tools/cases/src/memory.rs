@@ -6,6 +6,8 @@
 use ovbd::crc::crc32c;
 use ovbd_image::{
     index::{directory_len, Index, Source},
+    jump_table::{JumpTable, JumpTableReader, JUMP_GROUP},
+    layer_index::IndexReader,
     lsmt,
     merge::{lanes_needed, merge, merged_len, Lane},
     segment::PackedSegment,
@@ -46,7 +48,7 @@ fn layer(data: &[u8]) -> Result<Option<[Vec<PackedSegment>; 2]>, Error> {
     let index = &data[trailer.index_offset as usize..][..trailer.index_bytes() as usize];
     let mut layers = [Vec::new(), Vec::new()];
     for (number, segments) in (0..).zip(&mut layers) {
-        let mut reader = trailer.index(number);
+        let mut reader = IndexReader::new(&trailer, number);
         reader.feed(index, |segment| {
             let end = segment.stored() + u64::from(segment.sectors());
             assert!(
@@ -129,10 +131,10 @@ fn compressed(data: &[u8], bytes: u64) -> Result<(), Error> {
     else {
         return Ok(());
     };
-    let mut reader = geometry.jump_table(crc32c);
+    let mut reader = JumpTableReader::new(&geometry, crc32c);
     let (mut lengths, mut bases, mut extents) = (Vec::new(), Vec::new(), Vec::new());
     reader.feed(table, |extent| {
-        if lengths.len() % zfile::JUMP_GROUP == 0 {
+        if lengths.len() % JUMP_GROUP == 0 {
             bases.push(extent.offset);
         }
         lengths.push(extent.bytes);
@@ -140,7 +142,7 @@ fn compressed(data: &[u8], bytes: u64) -> Result<(), Error> {
         Ok::<(), Error>(())
     })?;
     reader.finish()?;
-    let jump = zfile::JumpTable::new(lengths, bases).expect("they belong together");
+    let jump = JumpTable::new(lengths, bases).expect("they belong together");
     for (block, extent) in (0..).zip(&extents) {
         assert_eq!(jump.extent(block), Some(*extent), "block {block}");
         let end = extent.offset + u64::from(extent.bytes);

@@ -170,7 +170,7 @@ fn value(old: u64, len: usize, random: &mut Random) -> u64 {
         6 => small,
         7 => u64::MAX.wrapping_sub(small) >> random.below(64),
         8 => (len as u64).wrapping_sub(512 * small),
-        _ => random.next() >> random.below(64),
+        _ => random.bits() >> random.below(64),
     }
 }
 
@@ -251,7 +251,7 @@ fn index(data: &mut [u8], trailer: usize, random: &mut Random) -> Option<String>
             "zeroed"
         }
         4 => {
-            entry.tag = random.next() as u8;
+            entry.tag = random.bits() as u8;
             "tag"
         }
         5 => {
@@ -351,7 +351,7 @@ fn block(data: &mut [u8], random: &mut Random) -> Option<String> {
             "a bit"
         }
         1 => {
-            stored[at] = random.next() as u8;
+            stored[at] = random.bits() as u8;
             "a byte"
         }
         2 => {
@@ -363,7 +363,7 @@ fn block(data: &mut [u8], random: &mut Random) -> Option<String> {
             let end = (at + 2 + random.below(64)).min(stored.len());
             stored[at..end]
                 .iter_mut()
-                .for_each(|byte| *byte = random.next() as u8);
+                .for_each(|byte| *byte = random.bits() as u8);
             "a run of random bytes"
         }
         _ => {

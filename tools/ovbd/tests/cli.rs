@@ -229,7 +229,7 @@ fn up_prints_its_commands() {
     let length = fs::metadata(at.join("next")).unwrap().len();
     let (whole, rest) = (length / 512, length % 512);
     assert_ne!(rest, 0);
-    let (base, next) = (base.replace('-', ""), next.replace('-', ""));
+    let next = next.replace('-', "");
     let expected = format!(
         "\
 file=$(mktemp)
