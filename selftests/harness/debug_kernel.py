@@ -104,4 +104,6 @@ def build_modules(kernel):
                     "--include=*.h", "--include=Kbuild", "--include=bindgen_parameters", "--exclude=*_generated.rs",
                     "--exclude=*", *PARTS, f"{kernel.modules}/"], cwd=SOURCE, check=True)
     return subprocess.run(["make", "--no-print-directory", "-C", str(kernel.build), f"M={kernel.modules}",
-                           *kernel.make_arguments(), "KCFLAGS=-w", "DM_SELFTESTS=1", "modules"]).returncode
+                           *kernel.make_arguments(), "KCFLAGS=-w",
+                           # Modules lie far from the kernel, and its loader knows no global offset table.
+                           "KRUSTFLAGS=-Crelocation-model=static -Ccode-model=large", "DM_SELFTESTS=1", "modules"]).returncode
