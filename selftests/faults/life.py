@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""A device under load: its table is reloaded, it is suspended with and without flushing, replaced by errors, waited
+for, and removed; the modules refuse to unload all the while. Reads are right or fail as they must."""
+
+import errno
+import os
+import subprocess
+import sys
+
+sys.path.insert(0, os.environ["SRC"] + "/selftests")
+import dm
+from devices import DMSETUP, CommandFailed, Devices, Tap, load, read_direct, run
+from images import BYTES, Images
+from readers import Readers
+
+ROUNDS = 15
+
+
+def refuses_unload(module):
+    return subprocess.run(["rmmod", module], stderr=subprocess.DEVNULL).returncode != 0
+
+
+def check(tap, name, devices, table, content):
+    module = "dm-zfile" if table.split()[2] == "zfile" else "dm-overlaybd"
+    mapped = devices.mapped("life", table)
+    with Readers(mapped.node, content) as readers:
+        for _ in range(ROUNDS):
+            readers.wait(5)
+            mapped.reload(table)
+    tap.result(readers.only() and readers.good, f"{name}: reads while the table is reloaded", readers)
+
+    for what, flags in (("flush", 0), ("noflush", dm.NOFLUSH)):
+        with Readers(mapped.node, content) as readers:
+            for _ in range(ROUNDS):
+                readers.wait(5)
+                mapped.suspend(flags)
+                mapped.resume()
+        tap.result(readers.only() and readers.good, f"{name}: reads over suspend ({what}) and resume", readers)
+
+    with Readers(mapped.node, content) as readers:
+        refused = [refuses_unload(module) for _ in range(5)]
+        for flags in (0, dm.TABLE, dm.IMA) * ROUNDS:
+            mapped.status(flags)
+    tap.result(all(refused) and readers.only(), f"{name}: {module} stays loaded under load", readers)
+
+    waiter = subprocess.Popen(["dmsetup", "wait", "life"], stdout=subprocess.DEVNULL)
+    with Readers(mapped.node, content) as readers:
+        readers.wait(20)
+        # A new table is an event.
+        mapped.reload(table)
+        tap.result(waiter.wait(60) == 0 and readers.only(), f"{name}: an event wait under load ends", readers)
+
+    with Readers(mapped.node, content) as readers:
+        readers.wait(20)
+        mapped.reload(f"0 {BYTES // 512} error")
+        readers.wait(20)
+        mapped.reload(table)
+        readers.wait(20)
+    tap.result(readers.only(errno.EIO) and readers.good and readers.errors,
+               f"{name}: replaced by errors and back", readers)
+    tap.result(read_direct(mapped.node, 0, 65536) == content[:65536], f"{name}: reads afterwards")
+
+
+def removal(tap, name, devices, table, content):
+    """`remove` fails while the device is open; `--deferred` and `--force` work at once."""
+    mapped = devices.mapped("gone", table)
+    holder = os.open(mapped.node, os.O_RDONLY)
+    try:
+        run(*DMSETUP, "remove", "gone")
+        tap.result(False, f"{name}: an open device is not removed")
+    except CommandFailed:
+        tap.result(True, f"{name}: an open device is not removed")
+    with Readers(mapped.node, content) as readers:
+        readers.wait(10)
+        run(*DMSETUP, "remove", "--deferred", "gone")
+        readers.wait(10)
+    tap.result(readers.only(errno.ENXIO, errno.ENOENT), f"{name}: removal deferred under load", readers)
+    os.close(holder)
+    tap.result(not os.path.exists("/sys/block/" + os.path.basename(mapped.node)), f"{name}: gone with the last user")
+
+    mapped = devices.mapped("gone", table)
+    with Readers(mapped.node, content) as readers:
+        readers.wait(10)
+        # Replaces the table by errors, then fails to remove the open device.
+        subprocess.run([*DMSETUP, "remove", "--force", "gone"], stderr=subprocess.DEVNULL)
+        readers.wait(10)
+    tap.result(readers.only(errno.EIO, errno.ENXIO, errno.ENOENT), f"{name}: removal by force under load", readers)
+
+
+tap = Tap()
+load("loop", "dm-zfile", "dm-overlaybd")
+images = Images()
+for name in Images.NAMES:
+    with Devices() as devices:
+        table = images.table(devices, name)
+        check(tap, name, devices, table, images.content)
+        removal(tap, name, devices, table, images.content)
+tap.finish()
