@@ -14,8 +14,8 @@ override CASES := $(abspath $(CASES))
 export CASES
 
 .DEFAULT_GOAL := modules
-.PHONY: modules clean test selftests bench bench-compare bench-track profile demo rustfmt rustfmt-check clippy clippy-tools ovbd bench-host fuzz-smoke \
-	shell kernel-update distclean-cache help
+.PHONY: modules clean test selftests torture bench bench-compare bench-track profile demo rustfmt rustfmt-check clippy \
+	clippy-tools ovbd bench-host fuzz fuzz-smoke shell kernel-update distclean-cache help
 
 ifdef KDIR
 modules clean: ## build the modules, against KDIR=<kernel build tree> or the cached stock kernel
@@ -32,8 +32,10 @@ endif
 
 test: ## run all checks and tests; installs what it needs into the cache
 	@$(ENTER) test
-selftests: ## run the guest tests; T='dm-overlaybd/*' selects, CASES=<folder> runs all cases in it instead
+selftests: ## run the guest tests; T='dm-overlaybd/*' selects, KERNEL=debug, CASES=<folder> runs all cases in it instead
 	@$(ENTER) selftests
+torture: ## 50,000 damaged images through the targets in the debug kernel (see docs/testing.md)
+	@T='hostile/*' KERNEL=debug OVBD_MUTANTS=1400 OVBD_TEST_LIMIT=14400 $(ENTER) selftests
 bench: ## instructions for each read, beside all competitors; B='segments zfile/lz4-4k*' selects
 	@$(ENTER) bench
 bench-compare: ## the tracked figures of the modules of BASE=<commit> and of these
@@ -76,8 +78,20 @@ bench-host: ## benchmarks of the index, the merge and ovbd, on this machine
 	$(CARGO) run --release --locked -p ovbd --example throughput -- 256 1 5
 fuzz-smoke: ## damage files at random, the same way each time, and read them
 	$(CARGO) run --release --locked -p ovbd-cases --bin ovbd-fuzz -- $(CASES) 20000
+
+# libFuzzer's instrumentation as stable compilers offer it.
+FUZZ_FLAGS := -Cpasses=sancov-module --cfg fuzzing $(addprefix -Cllvm-args=-sanitizer-coverage-, \
+	level=4 inline-8bit-counters pc-table trace-compares)
+FUZZ_OPTIONS := -seed=1 -max_len=131072 -print_final_stats=1 -verbosity=0 -artifact_prefix=build/fuzz/
+FUZZ := tools/target/fuzz/release
+fuzz: ## libFuzzer on the formats (10 million runs) and on the library
+	cd tools/fuzz && CXX=clang++-19 RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --release --locked --target-dir ../target/fuzz
+	@mkdir -p build/fuzz/image build/fuzz/layer build/fuzz/log
+	$(FUZZ)/image -runs=10000000 $(FUZZ_OPTIONS) build/fuzz/image tools/fuzz/corpus/image
+	$(FUZZ)/layer -runs=200000 $(FUZZ_OPTIONS) build/fuzz/layer tools/fuzz/corpus/layer
+	$(FUZZ)/log -runs=200000 $(FUZZ_OPTIONS) build/fuzz/log tools/fuzz/corpus/log
 else
-clippy-tools ovbd bench-host fuzz-smoke:
+clippy-tools ovbd bench-host fuzz fuzz-smoke:
 	@$(ENTER) shell $(MAKE) $@
 endif
 
