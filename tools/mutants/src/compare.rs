@@ -102,7 +102,9 @@ impl Reader {
                 let mut reader = stack.reader();
                 let ranges = stack_ranges(&stack);
                 let mut tool = |buffer: &mut [u8], at| reader.read(buffer, at).is_ok();
-                match self.device(&mapped, stack.virtual_bytes(), &ranges, &mut tool) {
+                // The device has whole sectors, and shows all that the layers hold in the last one.
+                let bytes = stack.sectors() * SECTOR;
+                match self.device(&mapped, bytes, &ranges, &mut tool) {
                     Err(outcome) => outcome,
                     Ok(failed) if failed || errors => Outcome::SameErrors,
                     Ok(_) => Outcome::Same,
