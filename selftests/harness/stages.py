@@ -8,7 +8,6 @@ import time
 import unittest
 
 import build
-import debug_kernel
 import kernel as kernels
 import selftests
 import tracked
@@ -87,10 +86,6 @@ def test(patterns):
     else:
         stage("guest tests", lambda: selftests.run(kernel, selftests.select(patterns)))
         stage("tracked figures", lambda: tracked.check(kernel))
-    debug = stage("debug kernel", lambda: debug_kernel.ensure(kernel))
-    built = stage("modules, debug kernel", lambda: one(debug_kernel.build_modules(debug)))
-    if not built.failed:
-        stage("guest tests, debug kernel", lambda: selftests.run(debug, selftests.select(patterns)))
 
     print("\nstage                      seconds")
     for name, seconds in times:
