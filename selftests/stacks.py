@@ -68,9 +68,12 @@ def without_udev():
     run("udevadm", "settle")
     run("udevadm", "control", "--exit")
     pathlib.Path("/run/udev/control").unlink(missing_ok=True)
+    # libdm then makes the nodes itself.
+    os.environ["DM_DISABLE_UDEV"] = "1"
     try:
         yield
     finally:
+        del os.environ["DM_DISABLE_UDEV"]
         run("/usr/lib/systemd/systemd-udevd", "--daemon")
 
 
