@@ -126,15 +126,12 @@ def _make_initramfs(kernel):
     The modules are where `make modules_install` would put them. All in a namespace of its own: nothing stays mounted.
     """
     modules = fresh_directory(RESULTS / "modules")
-    links = ["cp", "-al", str(CACHE / "modules" / kernel.release), str(modules)]
-    if subprocess.run(links, stderr=subprocess.DEVNULL).returncode:
-        shutil.copytree(CACHE / "modules" / kernel.release, modules / kernel.release, symlinks=True)
+    shutil.copytree(CACHE / "modules" / kernel.release, modules / kernel.release, symlinks=True)
     ours = modules / kernel.release / "updates"
     ours.mkdir(exist_ok=True)
     for name in ("dm-overlaybd", "dm-zfile"):
         shutil.copy(SOURCE / name / f"{name}.ko", ours)
     example = SOURCE / "tools/initramfs-tools"
-    # depmod replaces its files, so the linked originals do not change.
     script = f"""
         mount --bind {modules} {TREE}/usr/lib/modules
         mount -t tmpfs tmpfs {TREE}/tmp
@@ -153,7 +150,7 @@ def _make_initramfs(kernel):
     """
     for place in ("usr/lib/modules", "usr/local"):
         (TREE / place).mkdir(exist_ok=True)
-    step("making an initramfs with the example hook", ["unshare", "--mount", "sh", "-euxc", script],
+    step("making an initramfs with the example hook", ["unshare", "--mount", "--propagation", "unchanged", "sh", "-euxc", script],
          RESULTS / "initramfs.log", "")
     return RESULTS / "initrd.img"
 
