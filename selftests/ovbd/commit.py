@@ -12,7 +12,7 @@ import sys
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests")
 from devices import SCRATCH, Tap, load, read_direct, run, sha256
-from stacks import MIB, Images, existing, listed, make_image, ovbd, refused, settled
+from stacks import MIB, Images, listed, make_image, ovbd, refused, settled
 
 
 def json_info(*paths):
@@ -33,7 +33,7 @@ def check_filesystem(tap):
     run("mkfs.ext4", "-q", raw)
     base, second, third = (SCRATCH / f"ext4{number}.layer" for number in range(3))
     ovbd("build", "-o", base, raw)
-    before = existing()
+    before = settled([])
     top = SCRATCH / "mnt"
     top.mkdir()
     wanted = {}

@@ -12,7 +12,7 @@ import time
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests")
 from devices import OVBD, SCRATCH, SOURCE, Devices, Tap, load, run, sha256
-from stacks import MIB, Images, existing, listed, ovbd, ovbd_fails, refused, settled
+from stacks import MIB, Images, listed, ovbd, ovbd_fails, refused, settled
 
 
 def check_names(tap, images):

@@ -21,7 +21,7 @@ def same(device, raw):
 
 def check_stack(tap, what, paths, raw, *options):
     """Up, content, and down again."""
-    before = existing()
+    before = settled([])
     try:
         device = ovbd("up", *options, "stack", *paths).strip()
     except CommandFailed as error:
@@ -133,7 +133,7 @@ def tables():
 
 
 def check_dry_run(tap, what, paths, raw, *options):
-    before = existing()
+    before = settled([])
     script = leaves_nothing(tap, f"dry run of {what}", ovbd, "up", "--dry-run", *options, "stack", *paths)
     ovbd("up", *options, "stack", *paths)
     wanted = tables()
@@ -150,7 +150,7 @@ def check_writable(tap, images):
     """Writes go to the COW store and nowhere else."""
     cow = SCRATCH / "some cow"
     digests = [sha256(path) for path in images.layer]
-    before = existing()
+    before = settled([])
     device = ovbd("up", "--writable", "--cow", cow, "--size", "2M", "stack", *images.layer).strip()
     tap.equal(cow.stat().st_size, 2 * MIB, "writable: the COW file has its size")
     tap.result(cow.stat().st_blocks * 512 < 128 << 10, "writable: the COW file is sparse")
