@@ -177,6 +177,7 @@ def main():
         run("modprobe", "virtio_blk")
         run("udevadm", "settle")
         run("mount", "/dev/vda", DISK)
+    show("dmsetup", "targets")
     install()
     compare(edit())
     rates = speed()
