@@ -18,11 +18,16 @@ from report import Counts, Tap
 LIMIT = int(os.environ.get("OVBD_TEST_LIMIT", "900"))
 
 
+# Groups of tests that want the checkers and the fault injection of the debug kernel.
+DEBUG_GROUPS = ("faults", "kunit")
+
+
 def select(patterns):
     """The executable scripts, as `group/name.sh`, whose name or stem matches any of the shell `patterns`."""
     scripts = sorted(str(path.relative_to(SOURCE / "selftests"))
                      for path in (SOURCE / "selftests").glob("*/*.*")
-                     if path.suffix in (".sh", ".py") and os.access(path, os.X_OK))
+                     if path.suffix in (".sh", ".py") and os.access(path, os.X_OK)
+                     and (path.parent.name not in DEBUG_GROUPS or os.environ.get("KERNEL") == "debug"))
     chosen = [name for name in scripts
               if any(fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(os.path.splitext(name)[0], pattern)
                      for pattern in patterns)]
