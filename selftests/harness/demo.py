@@ -107,8 +107,8 @@ def _drives():
 def _first_guest(kernel):
     """Changes the system twice; returns the sizes and speeds that the guest reports."""
     print(f"==> booting the stock kernel {kernel.release} to work on the system", flush=True)
-    guest = vm.Guest(kernel, str(PARTS / "guest.py"), RESULTS / "console-1.log", SOURCE, silence=300,
-                     arguments=[f"--qemu-opts={' '.join(_drives())}"])
+    guest = vm.Guest(kernel, f"python3 {shlex.quote(str(PARTS / 'guest.py'))}", RESULTS / "console-1.log", SOURCE,
+                     silence=300, arguments=[f"--qemu-opts={' '.join(_drives())}"])
     figures = None
     for line in guest:
         if line.startswith("{"):
