@@ -83,13 +83,16 @@ fuzz-smoke: ## damage files at random, the same way each time, and read them
 FUZZ_FLAGS := -Cpasses=sancov-module --cfg fuzzing $(addprefix -Cllvm-args=-sanitizer-coverage-, \
 	level=4 inline-8bit-counters pc-table trace-compares)
 FUZZ_OPTIONS := -seed=1 -max_len=131072 -print_final_stats=1 -verbosity=0 -artifact_prefix=build/fuzz/
-FUZZ := tools/target/fuzz/release
+# With a target named, the flags do not reach build scripts.
+FUZZ_TARGET := x86_64-unknown-linux-gnu
+FUZZ := tools/target/fuzz/$(FUZZ_TARGET)/release
 fuzz: ## libFuzzer on the formats (10 million runs) and on the library
-	cd tools/fuzz && CXX=clang++-19 RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --release --locked --target-dir ../target/fuzz
+	cd tools/fuzz && CXX=clang++-19 RUSTFLAGS="$(FUZZ_FLAGS)" \
+		cargo build --release --locked --target $(FUZZ_TARGET) --target-dir ../target/fuzz
 	@mkdir -p build/fuzz/image build/fuzz/layer build/fuzz/log
-	$(FUZZ)/image -runs=10000000 $(FUZZ_OPTIONS) build/fuzz/image tools/fuzz/corpus/image
-	$(FUZZ)/layer -runs=200000 $(FUZZ_OPTIONS) build/fuzz/layer tools/fuzz/corpus/layer
-	$(FUZZ)/log -runs=200000 $(FUZZ_OPTIONS) build/fuzz/log tools/fuzz/corpus/log
+	$(FUZZ)/image -runs=10000000 $(FUZZ_OPTIONS) build/fuzz/image
+	$(FUZZ)/layer -runs=200000 $(FUZZ_OPTIONS) build/fuzz/layer
+	$(FUZZ)/log -runs=200000 $(FUZZ_OPTIONS) build/fuzz/log
 else
 clippy-tools ovbd bench-host fuzz fuzz-smoke:
 	@$(ENTER) shell $(MAKE) $@
