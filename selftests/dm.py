@@ -112,6 +112,19 @@ class Mapped:
         raise OSError(errno.EBUSY, f"{self.name} stays in use")
 
 
+def with_errors(device, sectors, bad):
+    """The table of a device's first sectors, of which some fail: `bad` has pairs of a sector and a length, sorted."""
+    lines, at = [], 0
+    for start, length in bad:
+        if start > at:
+            lines.append(f"{at} {start - at} linear {device} {at}")
+        lines.append(f"{start} {length} error")
+        at = start + length
+    if at < sectors:
+        lines.append(f"{at} {sectors - at} linear {device} {at}")
+    return "\n".join(lines)
+
+
 class KernelLog:
     """The kernel log from the time it is opened on."""
 

@@ -4,6 +4,7 @@ about the formats."""
 
 import random
 
+import zfiles
 from devices import OVBD, SCRATCH, run
 
 BYTES = 2 << 20
@@ -78,14 +79,8 @@ class Images:
         for number in range(2):
             words.append(self._device(devices, f"{kind} {number}", below))
             if kind == "compressed":
-                inner = original_bytes(self.path(f"compressed {number}"))
+                path, size = self._files[f"compressed {number}"]
+                inner = zfiles.original_bytes(path.read_bytes()[:size])
                 mapped = devices.mapped(f"layer{number}", f"0 {-(-inner // 512)} zfile {words.pop()}")
                 words.append(f"{mapped.node} {inner}")
         return f"0 {sectors} overlaybd 2 {' '.join(words)}"
-
-
-def original_bytes(path):
-    """The original size that the header of a ZFile records."""
-    with open(path, "rb") as file:
-        return int.from_bytes(file.read(64)[56:64], "little")
-

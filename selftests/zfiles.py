@@ -88,6 +88,17 @@ def build(data, algorithm="lz4", block=4096, crc=True):
             + _structure(DATA | SEALED | DIGEST, values))
 
 
+def values(blob):
+    """The structure of a ZFile that counts: its header, or its trailer where the header is not final."""
+    header = blob[:512]
+    return header if int.from_bytes(header[32:40], "little") & 8 else blob[-512:]
+
+
+def original_bytes(blob):
+    """The original size that a ZFile records."""
+    return int.from_bytes(values(blob)[56:64], "little")
+
+
 def offset_of(data, number, algorithm="lz4", block=4096, crc=True):
     """The byte of the ZFile at which a block starts."""
     return 512 + sum(len(_stored(data[start:start + block], algorithm, crc))

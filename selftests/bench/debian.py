@@ -13,7 +13,7 @@ import time
 
 from measure import DATA, drop_caches, ram_disk, row, skipped, write_image
 import dm
-from zfile import fields
+import zfiles
 from devices import CommandFailed, Devices, load
 
 SUITE = "debian"
@@ -50,7 +50,7 @@ def stack(kind):
             length = write_image(disk, path)
             total += length
             if kind == "zfile":
-                inner = fields(path)["original_bytes"]
+                inner = zfiles.original_bytes(path.read_bytes())
                 mapped = dm.Mapped(f"bench-{number}", f"0 {-(-inner // 512)} zfile {disk} {length}")
                 disk, length = devices.enter_context(mapped).node, inner
             table += f" {disk} {length}"

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
 """The few figures that `make test` watches: short, and over content that no update of a package changes."""
 
-import contextlib
 import pathlib
 import random
 
-from measure import ram_disk, random_reads, report, row, sequential_reads, write_image
+from measure import ram_disk, random_reads, row, sequential_reads, write_image
 import dm
 import segments
 import zfile

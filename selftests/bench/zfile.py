@@ -14,6 +14,7 @@ from layered import write_all
 from measure import (DATA, MEBIBYTE, drop_caches, ram_disk, random_reads, require_content, row, sequential_reads,
                      skipped, write_image)
 import dm
+import zfiles
 from devices import SOURCE, Devices, CommandFailed, load, run
 
 SUITE = "zfile"
@@ -31,9 +32,8 @@ def all_reads(device):
 
 
 def fields(path):
-    """What the header of a ZFile says, or its trailer where the header is not final."""
-    data = path.read_bytes()
-    values = data[:512] if data[32] & 8 else data[-512:]
+    """What the ZFile at `path` says of itself."""
+    values = zfiles.values(path.read_bytes())
     index_offset, blocks, original = struct.unpack_from("<QQQ", values, 40)
     block_bytes, algorithm = struct.unpack_from("<IB", values, 72)
     return {"index_offset": index_offset, "blocks": blocks, "original_bytes": original, "block_bytes": block_bytes,

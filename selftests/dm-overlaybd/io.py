@@ -79,16 +79,9 @@ def check_failing(tap, line, stack, model, generator):
     total = size // 512
     data = sum(sectors for _, sectors, content in stack[1] if content is not None)
     bad = sorted(generator.sample(range(8, 8 + data), 12))
-    parts, at = [], 0
-    for sector in bad:
-        if sector > at:
-            parts.append(f"{at} {sector - at} linear {device} {at}")
-        parts.append(f"{sector} 1 error")
-        at = sector + 1
-    parts.append(f"{at} {total - at} linear {device} {at}")
     failing = {sector for sector, source in enumerate(model.source) if source in {(1, place) for place in bad}}
     assert failing
-    with dm.Mapped("lower", "\n".join(parts)) as lower:
+    with dm.Mapped("lower", dm.with_errors(device, total, [(sector, 1) for sector in bad])) as lower:
         words[6] = lower.node
         with dm.Mapped("upper", " ".join(words)) as upper, Reader(upper.node) as reader:
             affected = sorted({sector + near for sector in failing for near in range(-20, 21)} & set(range(SECTORS)))

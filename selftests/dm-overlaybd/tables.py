@@ -73,10 +73,7 @@ def check_failing(tap, log, device, size, model):
     for what, first, refused in [("header", 0, True), ("data", 8, False), ("index", index, True),
                                  ("trailer", trailer, True), ("end of the trailer", total - 1, True)]:
         count = 1 if what == "data" else min(8, total - first)
-        parts = [(0, first, f"linear {device} 0"), (first, count, "error"),
-                 (first + count, total - first - count, f"linear {device} {first + count}")]
-        composite = "\n".join(f"{start} {length} {kind}" for start, length, kind in parts if length)
-        with dm.Mapped("failing", composite) as failing:
+        with dm.Mapped("failing", dm.with_errors(device, total, [(first, count)])) as failing:
             line = f"0 {SECTORS} overlaybd 1 {failing.node} {size}"
             if refused:
                 dm.table_refused(tap, log, f"a device that fails in the {what}", line, "layer 0", "Cannot read")

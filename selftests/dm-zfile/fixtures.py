@@ -9,6 +9,7 @@ import shutil
 import sys
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests")
+import zfiles
 from devices import SCRATCH, CommandFailed, Devices, Tap, load, read_direct, sectors, sha256
 from cases import WHOLE_DEVICE_LIMIT, blob, cases, probe_errors
 
@@ -18,13 +19,6 @@ def chosen(case):
     damaged = case.get("corrupted", {}).get("layer")
     layers = case["layers"] if damaged is None else case["layers"][damaged:damaged + 1]
     return case["kind"] in ("image", "zfile") and any(layer.get("zfile") for layer in layers)
-
-
-def zfile_original_bytes(blob):
-    """The original size that a ZFile's header, or its trailer where the header is not final, records."""
-    header, trailer = blob[:512], blob[-512:]
-    final = int.from_bytes(header[32:40], "little") & 8
-    return int.from_bytes((header if final else trailer)[56:64], "little")
 
 
 def whole_sectors(path, offset, size):
@@ -45,7 +39,7 @@ def layer_device(devices, directory, layer, name):
         file.seek(offset)
         magic = file.read(6)
         file.seek(offset)
-        content = zfile_original_bytes(file.read(size)) if magic == b"ZFile\0" else None
+        content = zfiles.original_bytes(file.read(size)) if magic == b"ZFile\0" else None
     if not layer.get("zfile"):
         return loop, size
     # A header that does not say how long the content is must be refused before the length matters.

@@ -49,17 +49,10 @@ def check_lower(tap, devices):
     table = f"0 {len(content) // 512} zfile {{}} {len(blob)} 2 cache_blocks 0"
 
     bad = sorted(random.Random(9).sample(range(1, total - 8), 6))
-    parts, at = [], 0
-    for sector in bad:
-        if sector > at:
-            parts.append(f"{at} {sector - at} linear {loop} {at}")
-        parts.append(f"{sector} 1 error")
-        at = sector + 1
-    parts.append(f"{at} {total - at} linear {loop} {at}")
     failing = touching(starts, bad)
 
     with dm.Mapped("lower", linear) as lower, dm.Mapped("upper", table.format(lower.node)) as upper:
-        lower.reload("\n".join(parts))
+        lower.reload(dm.with_errors(loop, total, [(sector, 1) for sector in bad]))
         wanted = [errno.EIO if block in failing else 0 for block in range(BLOCKS)]
         tap.equal(block_errors(upper.node), wanted, f"sectors that fail: exactly {len(failing)} blocks fail")
         errors = int(upper.status().split()[-1])
@@ -96,10 +89,7 @@ def check_failing_metadata(tap, devices, log):
     loop = devices.loop(padded(SCRATCH / "metadata.zfile", blob))
     total = -(-len(blob) // 512)
     for what, sector in (("header", 0), ("jump table", (len(blob) - 512 - 8) // 512), ("trailer", total - 1)):
-        parts = [f"0 {sector} linear {loop} 0"] if sector else []
-        parts += [f"{sector} 1 error"]
-        parts += [f"{sector + 1} {total - sector - 1} linear {loop} {sector + 1}"] if sector + 1 < total else []
-        with dm.Mapped("lower", "\n".join(parts)) as lower:
+        with dm.Mapped("lower", dm.with_errors(loop, total, [(sector, 1)])) as lower:
             dm.table_refused(tap, log, f"a device that fails in the {what}",
                              f"0 {len(content) // 512} zfile {lower.node} {len(blob)}", "Cannot read")
 

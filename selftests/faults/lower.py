@@ -12,8 +12,9 @@ import subprocess
 import sys
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests")
+import dm
 from checkers import DEBUG, attribute, no_leaks, unload
-from devices import Devices, Tap, load, read_direct, run, sectors
+from devices import Devices, Tap, load, run, sectors
 from images import Images
 from readers import Readers
 
@@ -42,12 +43,7 @@ def errors_instead(below, run_of):
     """Replaces sectors of the lower devices by the error target: `run_of(sectors)` says which."""
     for device, loop in below.made:
         size = sectors(loop)
-        start, count = run_of(size)
-        lines = [f"0 {start} linear {loop} 0"] if start else []
-        lines.append(f"{start} {count} error")
-        if start + count < size:
-            lines.append(f"{start + count} {size - start - count} linear {loop} {start + count}")
-        device.reload("\n".join(lines))
+        device.reload(dm.with_errors(loop, size, [run_of(size)]))
 
 
 def constructors(tap, images):

@@ -11,7 +11,7 @@ import sys
 import time
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests")
-from devices import OVBD, SCRATCH, SOURCE, Devices, Tap, load, run, sha256
+from devices import OVBD, SCRATCH, Devices, Tap, load, run, sha256
 from stacks import MIB, Images, listed, ovbd, ovbd_fails, refused, settled
 
 
