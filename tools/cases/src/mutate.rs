@@ -121,9 +121,9 @@ fn damage_zfile(data: &mut Vec<u8>, random: &mut Random) -> String {
     }
     let trailer = data.len() - header;
     match random.below(8) {
-        0 | 1 => field(data, 0, ZFILE_FIELDS, random),
-        2 => field(data, trailer, ZFILE_FIELDS, random),
-        3 => both(data, trailer, ZFILE_FIELDS, random),
+        0 | 1 => field(data, &[0], ZFILE_FIELDS, random),
+        2 => field(data, &[trailer], ZFILE_FIELDS, random),
+        3 => field(data, &[trailer, 0], ZFILE_FIELDS, random),
         4 | 5 => jump_table(data, random),
         _ => block(data, random),
     }
@@ -137,8 +137,8 @@ fn damage_lsmt(data: &mut Vec<u8>, random: &mut Random) -> String {
     }
     let trailer = data.len() - header;
     match random.below(8) {
-        0 => field(data, 0, LSMT_FIELDS, random),
-        1 | 2 => field(data, trailer, LSMT_FIELDS, random),
+        0 => field(data, &[0], LSMT_FIELDS, random),
+        1 | 2 => field(data, &[trailer], LSMT_FIELDS, random),
         _ => index(data, trailer, random),
     }
     .unwrap_or_else(|| bytes(data, random))
@@ -174,34 +174,22 @@ fn value(old: u64, len: usize, random: &mut Random) -> u64 {
     }
 }
 
-/// Changes a field of the structure at `start`.
+/// Changes a field of the structures at `starts`, to the same value in all of them: what it was in the first,
+/// made wrong.
 fn field(
     data: &mut [u8],
-    start: usize,
+    starts: &[usize],
     fields: &[(usize, usize)],
     random: &mut Random,
 ) -> Option<String> {
     let (at, bytes) = *random.choose(fields);
-    let old = get(data, start + at, bytes)?;
+    let old = get(data, starts.first()? + at, bytes)?;
     let new = value(old, data.len(), random);
-    put(data, start + at, bytes, new);
-    Some(format!("field {at} at byte {start}: {old:#x} to {new:#x}"))
-}
-
-/// Changes a field of the header and of the trailer to the same value.
-fn both(
-    data: &mut [u8],
-    trailer: usize,
-    fields: &[(usize, usize)],
-    random: &mut Random,
-) -> Option<String> {
-    let (at, bytes) = *random.choose(fields);
-    let old = get(data, trailer + at, bytes)?;
-    let new = value(old, data.len(), random);
-    put(data, at, bytes, new);
-    put(data, trailer + at, bytes, new);
+    for start in starts {
+        put(data, start + at, bytes, new);
+    }
     Some(format!(
-        "field {at} of header and trailer: {old:#x} to {new:#x}"
+        "field {at} at bytes {starts:?}: {old:#x} to {new:#x}"
     ))
 }
 

@@ -11,11 +11,9 @@ use ovbd::{
     stack::Stack,
     zfile::{Cursor, Zfile},
 };
+use ovbd_image::lsmt::SECTOR_BYTES;
 
 use crate::device::{Buffer, Mapped, Mapper, Slot};
-
-/// Bytes of a sector.
-const SECTOR: u64 = 512;
 
 /// Bytes of the reads that a device is read with.
 const READ_BYTES: u64 = 64 << 10;
@@ -103,7 +101,7 @@ impl Reader {
                 let ranges = stack_ranges(&stack);
                 let mut tool = |buffer: &mut [u8], at| reader.read(buffer, at).is_ok();
                 // The device has whole sectors, and shows all that the layers hold in the last one.
-                let bytes = stack.sectors() * SECTOR;
+                let bytes = stack.sectors() * SECTOR_BYTES;
                 match self.device(&mapped, bytes, &ranges, &mut tool) {
                     Err(outcome) => outcome,
                     Ok(failed) if failed || errors => Outcome::SameErrors,
@@ -133,11 +131,11 @@ impl Reader {
             Err(_) => blob
                 .get(56..64)
                 .and_then(|bytes| bytes.try_into().ok())
-                .map_or(SECTOR, u64::from_le_bytes)
+                .map_or(SECTOR_BYTES, u64::from_le_bytes)
                 .min(1 << 40),
         };
         let params = format!("{} {}", slot.device, blob.len());
-        let mapped = Mapper.create(name, bytes.div_ceil(SECTOR).max(1), "zfile", &params)?;
+        let mapped = Mapper.create(name, bytes.div_ceil(SECTOR_BYTES).max(1), "zfile", &params)?;
         Ok(match (opened, mapped) {
             (Ok(_), Err(_)) if bytes == 0 => Err(Outcome::Refused),
             (Err(_), Err(_)) => Err(Outcome::Refused),
@@ -169,7 +167,7 @@ impl Reader {
     ) -> Step<bool> {
         let mut failed = false;
         for start in ranges {
-            let sectors_end = bytes.next_multiple_of(SECTOR);
+            let sectors_end = bytes.next_multiple_of(SECTOR_BYTES);
             let end = (start + READ_BYTES).min(sectors_end);
             failed |= self.range(mapped, bytes, *start, end, tool)?;
         }
@@ -208,8 +206,8 @@ impl Reader {
             (Err(e), false) if e.raw_os_error() != Some(rustix::io::Errno::IO.raw_os_error()) => {
                 different(format!("fails with {e}"))
             }
-            (Err(_), false) if len as u64 > SECTOR => {
-                let middle = start + (len as u64 / 2).next_multiple_of(SECTOR);
+            (Err(_), false) if len as u64 > SECTOR_BYTES => {
+                let middle = start + (len as u64 / 2).next_multiple_of(SECTOR_BYTES);
                 self.range(mapped, bytes, start, middle, tool)?;
                 self.range(mapped, bytes, middle, end, tool)?;
                 Ok(true)
@@ -238,9 +236,10 @@ fn stack_ranges(stack: &Stack) -> Vec<u64> {
     }
     let starts = stack
         .mappings(0, stack.sectors())
-        .map(|mapping| mapping.start() * SECTOR);
+        .map(|mapping| mapping.start() * SECTOR_BYTES);
     // A little before, so that the step from one mapping to the next is read.
-    let starts = starts.map(|start| start.saturating_sub(READ_BYTES / 2) / SECTOR * SECTOR);
+    let starts =
+        starts.map(|start| start.saturating_sub(READ_BYTES / 2) / SECTOR_BYTES * SECTOR_BYTES);
     chosen.extend(starts.take(MAX_READS));
     chosen
 }

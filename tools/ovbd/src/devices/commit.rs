@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ovbd_image::lsmt::{Identity, UuidText};
+use ovbd_image::lsmt::{Identity, UuidText, SECTOR_BYTES};
 use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::xxh3_128;
@@ -36,8 +36,6 @@ use crate::{
     progress::Progress,
     zeros::{is_zero, GRANULE_BYTES},
 };
-
-const SECTOR_BYTES: u64 = 512;
 
 /// Alignment that every direct read accepts.
 const ALIGNMENT: usize = 4096;

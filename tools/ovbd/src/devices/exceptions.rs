@@ -7,12 +7,13 @@
 //! has room for exceptions, then the next area. The first exception with a new chunk of 0 is the end. All
 //! numbers are little-endian.
 
+use ovbd_image::lsmt::SECTOR_BYTES;
+
 /// Bytes of the header that matter.
 pub const HEADER_BYTES: usize = 16;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"SnAp");
 const VERSION: u32 = 1;
-const SECTOR_BYTES: u64 = 512;
 const EXCEPTION_BYTES: u64 = 16;
 
 /// Largest chunk that is accepted, 32 MiB: one area is in memory at a time.

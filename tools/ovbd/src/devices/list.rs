@@ -8,6 +8,7 @@ use std::{
 };
 
 use indicatif::HumanBytes;
+use ovbd_image::lsmt::SECTOR_BYTES;
 use serde::Serialize;
 
 use super::{
@@ -18,8 +19,6 @@ use super::{
     users::{device_name, why_in_use},
 };
 use crate::error::Result;
-
-const SECTOR_BYTES: u64 = 512;
 
 /// Running stacks. Sizes are in bytes.
 #[derive(Debug, Serialize)]

@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ovbd_image::lsmt::SECTOR_BYTES;
 use rustix::fs::MemfdFlags;
 
 use super::{
@@ -21,9 +22,6 @@ use crate::{
     error::{Error, Result},
     input::Input,
 };
-
-/// Bytes of a sector.
-const SECTOR_BYTES: u64 = 512;
 
 /// A device in a table.
 #[derive(Clone, Debug)]

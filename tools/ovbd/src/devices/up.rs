@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ovbd_image::lsmt::{Trailer, UuidText};
+use ovbd_image::lsmt::{Trailer, UuidText, SECTOR_BYTES};
 
 use super::{
     check_root, cow,
@@ -28,8 +28,6 @@ use crate::{
     layer::{read_header, read_trailer, LayerPath},
     stack::check_count,
 };
-
-const SECTOR_BYTES: u64 = 512;
 
 /// What to bring up.
 #[derive(Clone, Debug)]
