@@ -1,21 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0
 """Boots the stock kernel with virtme-ng: the toolchain root is the guest's root file system, read-only below an
 overlay, so a guest sees the checkout at its own path and can damage nothing.
-
-The guest's standard output arrives line by line; its kernel console goes to a file. A guest that says nothing for
-too long is killed.
 """
 
 import functools
 import os
-import pathlib
-import selectors
-import signal
 import subprocess
 import tempfile
-import time
 
 from cache import Failure
+from guest_process import GuestProcess
 
 # Seconds that a real kernel may take to print its banner when the accelerator works.
 KVM_PROBE = 20
@@ -57,18 +51,11 @@ def _kvm_runs_kernel(vmlinuz):
     return b"Kernel panic - not syncing: VFS" in result.stdout
 
 
-class Guest:
-    """One boot of `kernel` that runs `command` (a shell line) as root in `directory`.
-
-    Iterating gives the lines of its standard output. `status` is the command's exit status afterwards, or None
-    where the guest died or was killed; then `why` says so.
-    """
+class Guest(GuestProcess):
+    """One boot of `kernel` that runs `command` (a shell line) as root in `directory`."""
 
     def __init__(self, kernel, command, console, directory, silence, arguments=(), accelerator=None):
-        self.console = pathlib.Path(console)
-        self.silence = silence
-        self.status = None
-        self.why = None
+        super().__init__(console, silence)
         self._command = [
             "vng", "--run", str(kernel.vmlinuz),
             *(accelerator or accelerator_arguments(kernel.vmlinuz)), "--verbose",
@@ -77,45 +64,13 @@ class Guest:
         ]
 
     def __iter__(self):
-        self.console.parent.mkdir(parents=True, exist_ok=True)
         # vng reopens its descriptors by name, which must therefore be pipes, and wants a readable stdin.
-        with open(self.console, "wb") as console, tempfile.TemporaryFile() as nothing:
-            process = subprocess.Popen(self._command, stdin=nothing, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                       start_new_session=True)
-            try:
-                yield from self._lines(process, console)
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-        if self.why is None and process.returncode == 255:
+        with tempfile.TemporaryFile() as nothing:
+            status = yield from self._run(self._command, nothing, console_has_output=False)
+        if self.why is None and status == 255:
             self.why = "the guest died (its console shows how)"
         if self.why is None:
-            self.status = process.returncode
-
-    def _lines(self, process, console):
-        partial = b""
-        heard = time.monotonic()
-        with selectors.DefaultSelector() as ready:
-            ready.register(process.stdout, selectors.EVENT_READ)
-            ready.register(process.stderr, selectors.EVENT_READ)
-            while ready.get_map():
-                for key, _ in ready.select(timeout=1):
-                    data = os.read(key.fd, 65536)
-                    if not data:
-                        ready.unregister(key.fileobj)
-                    elif key.fileobj is process.stderr:
-                        console.write(data)
-                        console.flush()
-                    else:
-                        heard = time.monotonic()
-                        *lines, partial = (partial + data).split(b"\n")
-                        yield from (line.decode(errors="replace").rstrip("\r") for line in lines)
-                if time.monotonic() - heard > self.silence:
-                    self.why = f"the guest was silent for {self.silence} s and was killed"
-                    os.killpg(process.pid, signal.SIGKILL)
-                    break
-        process.wait()
+            self.status = status
 
 
 def require_vng():
