@@ -74,7 +74,6 @@ def zfile(disk, name):
 
 def file_system(disk, name):
     """The row of one file system image."""
-    kind = name.split("-")[0]
     with Devices() as devices:
         write_image(disk, DATA / name)
         drop_caches()

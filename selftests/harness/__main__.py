@@ -116,7 +116,6 @@ INSIDE = {
     "bench-compare": bench_compare,
     "profile": profile,
     "demo": run_demo,
-    "bench": bench,
     "shell": shell,
     "kernel-update": kernel_update,
 }

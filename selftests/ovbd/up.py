@@ -121,7 +121,7 @@ def tables():
     text = run("dmsetup", "table") + run("dmsetup", "info", "-c", "--noheadings", "-o", "name,uuid,attr")
     names = {}
     for block in os.listdir("/sys/block"):
-        for kind, path in (("loop", "loop/backing_file"), ("dm", "dm/name")):
+        for path in ("loop/backing_file", "dm/name"):
             try:
                 number = open(f"/sys/block/{block}/dev").read().strip()
                 name = open(f"/sys/block/{block}/{path}").read().strip()
