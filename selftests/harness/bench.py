@@ -15,7 +15,8 @@ from cache import SOURCE, Failure
 
 OUTPUT = SOURCE / "build/bench"
 # The parts of each lens, in the order of their run time.
-PARTS = {"instructions": ["segments", "stacks", "zfile", "debian"], "wall": ["scaling", "zfile"]}
+PARTS = {"instructions": ["segments", "stacks", "zfile", "slow", "debian"],
+         "wall": ["scaling", "slow", "zfile"]}
 
 
 def run(kernel, parts, lens="instructions", modules=SOURCE):
