@@ -2,12 +2,11 @@
 
 //! Making a layer, or a ZFile, from a raw image.
 //!
-//! The image is read in windows of 1 MiB, several at a time, and every window is compared with the base in
-//! blocks of 4 KiB. One batch of windows is read and compared while the one before it is compressed and
-//! written; both use all threads. Memory is bounded by the batch, plus 16 bytes per segment and 4 per
-//! compressed block of the result.
+//! The image is read in windows of 1 MiB, and every window is compared with the base in blocks of 4 KiB. One
+//! thread reads ahead and one writes behind all those that compare and compress, a batch of windows at a
+//! time. Memory is bounded by the batch, plus 16 bytes per segment and 4 per compressed block of the result.
 
-use std::path::Path;
+use std::{path::Path, sync::mpsc::sync_channel, thread};
 
 use ovbd_image::{
     lsmt::{Identity, UuidText, SECTOR_BYTES},
@@ -185,6 +184,7 @@ fn compress_all(input: &Windows<'_>, mut blob: BlobWriter<'_>, progress: &Progre
     in_batches(
         windows,
         |window| input.read(window),
+        Ok,
         |data| {
             progress.add(data.len() as u64);
             let written = blob.write(&data);
@@ -214,7 +214,8 @@ fn write_layer<'a>(
     let mut done = 0;
     in_batches(
         input.changed_windows(),
-        |window| input.compare(window),
+        |window| Ok((window, input.read(window)?)),
+        |(window, data)| input.compare(window, data),
         |changes| {
             progress.add(changes.end - done);
             done = changes.end;
@@ -259,28 +260,35 @@ pub fn uuid_text(uuid: uuid::Uuid) -> UuidText {
     UuidText::new(text.as_bytes()).unwrap_or(UuidText::NIL)
 }
 
-/// Calls `prepare` for every window on all threads and `consume` for every result in order, for one
-/// batch while the next is prepared.
-fn in_batches<T: Send>(
+/// Calls `read` for every window on a thread of its own, `prepare` for what was read on all threads, and
+/// `consume` for every result in order.
+fn in_batches<R: Send, T: Send>(
     windows: impl Iterator<Item = u64> + Send,
-    prepare: impl Fn(u64) -> Result<T> + Sync,
-    mut consume: impl FnMut(T) -> Result<()> + Send,
+    read: impl Fn(u64) -> Result<R> + Send,
+    prepare: impl Fn(R) -> Result<T> + Sync,
+    mut consume: impl FnMut(T) -> Result<()>,
 ) -> Result<()> {
     let size = WINDOWS_PER_THREAD * rayon::current_num_threads();
-    let mut windows = windows.fuse();
-    let mut prepare = || -> Vec<Result<T>> {
-        let batch: Vec<u64> = windows.by_ref().take(size).collect();
-        batch.into_par_iter().map(&prepare).collect()
-    };
-    let mut batch = prepare();
-    while !batch.is_empty() {
-        let (next, consumed) = rayon::join(&mut prepare, || {
-            batch.into_iter().try_for_each(|item| consume(item?))
+    let (queue, ready) = sync_channel(size);
+    // The closure owns `ready`: once it returns, with an error or not, the thread cannot go on reading.
+    thread::scope(move |scope| {
+        scope.spawn(move || {
+            for window in windows {
+                if queue.send(read(window)).is_err() {
+                    break;
+                }
+            }
         });
-        consumed?;
-        batch = next;
-    }
-    Ok(())
+        loop {
+            let batch: Vec<Result<R>> = ready.iter().take(size).collect();
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let prepared: Vec<Result<T>> =
+                batch.into_par_iter().map(|item| prepare(item?)).collect();
+            prepared.into_iter().try_for_each(|item| consume(item?))?;
+        }
+    })
 }
 
 /// A run of sectors of a window that is to be stored.
@@ -340,9 +348,8 @@ impl Windows<'_> {
         Ok(data)
     }
 
-    /// Reads a window and finds out what of it must be stored.
-    fn compare(&self, window: u64) -> Result<Changes> {
-        let mut data = self.read(window)?;
+    /// Finds out what of the `data` of a window must be stored.
+    fn compare(&self, window: u64, mut data: Vec<u8>) -> Result<Changes> {
         let start = window * WINDOW_BYTES;
         let end = start + data.len() as u64;
         // The last sector is stored whole.

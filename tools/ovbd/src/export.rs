@@ -2,13 +2,13 @@
 
 //! Writing the content of an image to a file, a block device or a pipe.
 
-use std::{io::Write, path::Path};
+use std::{io::Write, path::Path, sync::mpsc::sync_channel, thread};
 
 use rayon::prelude::*;
 
 use crate::{
     error::Result,
-    image::{Image, ImageReader},
+    image::Image,
     output::{Output, Stream},
     pool::Pool,
     progress::Progress,
@@ -16,14 +16,8 @@ use crate::{
     zeros::non_zero_runs,
 };
 
-/// Windows that one thread gets at a time when they can be written in any order.
-const WINDOWS_PER_THREAD: usize = 64;
-
-/// Bytes that are read and written at a time, so that they stay in the cache.
-const PIECE_BYTES: u64 = 128 << 10;
-
-/// Windows in memory per thread when they must be written in order.
-const ORDERED_PER_THREAD: usize = 4;
+/// Windows of a batch per thread; one batch is read while the one before it is written.
+const WINDOWS_PER_THREAD: usize = 2;
 
 /// Writes `image` to the file or block device `path`; a file is sparse where the image is zero.
 ///
@@ -35,30 +29,9 @@ const ORDERED_PER_THREAD: usize = 4;
 pub fn to_file(image: &Image, path: &Path, replace: bool, progress: &Progress) -> Result<()> {
     let output = Output::create(path, replace)?;
     output.set_size(image.bytes())?;
-    let readers = Readers::new(image);
-    let mut windows = image.windows();
-    loop {
-        let batch = take(&mut windows, WINDOWS_PER_THREAD);
-        if batch.is_empty() {
-            break;
-        }
-        // The first error in the order of the image, not of the threads.
-        let results: Vec<Result<()>> = batch
-            .par_iter()
-            .map(|window| {
-                readers.with(|reader| {
-                    let start = window * WINDOW_BYTES;
-                    for start in (start..start + WINDOW_BYTES).step_by(PIECE_BYTES as usize) {
-                        let data = reader.piece(start)?;
-                        progress.add(data.len() as u64);
-                        non_zero_runs(data, |at, run| output.write_at(run, start + at as u64))?;
-                    }
-                    Ok(())
-                })
-            })
-            .collect();
-        results.into_iter().collect::<Result<()>>()?;
-    }
+    each_window(image, progress, |start, data| {
+        non_zero_runs(data, |at, run| output.write_at(run, start + at as u64))
+    })?;
     output.finish()
 }
 
@@ -69,45 +42,15 @@ pub fn to_file(image: &Image, path: &Path, replace: bool, progress: &Progress) -
 /// As [`to_file`].
 pub fn to_writer(
     image: &Image,
-    writer: &mut (dyn Write + Send),
+    writer: &mut dyn Write,
     name: &Path,
     progress: &Progress,
 ) -> Result<()> {
-    let readers = Readers::new(image);
-    let buffers = Pool::<Vec<u8>>::default();
     let mut stream = Stream::to_writer(writer, name);
-    let mut windows = image.windows();
-    let mut read = || -> Result<Vec<(u64, Vec<u8>)>> {
-        take(&mut windows, ORDERED_PER_THREAD)
-            .par_iter()
-            .map(|window| {
-                readers.with(|reader| {
-                    let at = window * WINDOW_BYTES;
-                    let mut data = buffers.take().unwrap_or_default();
-                    data.resize((image.bytes() - at).min(WINDOW_BYTES) as usize, 0);
-                    reader.reader.read(&mut data, at)?;
-                    progress.add(data.len() as u64);
-                    Ok((at, data))
-                })
-            })
-            .collect::<Vec<Result<_>>>()
-            .into_iter()
-            .collect()
-    };
-    let mut batch = read()?;
-    while !batch.is_empty() {
-        // One batch is written while the next is read.
-        let (next, written) = rayon::join(&mut read, || {
-            batch.into_iter().try_for_each(|(at, data)| {
-                zeros_until(&mut stream, at)?;
-                stream.write(&data)?;
-                buffers.put(data);
-                Ok(())
-            })
-        });
-        written?;
-        batch = next?;
-    }
+    each_window(image, progress, |start, data| {
+        zeros_until(&mut stream, start)?;
+        stream.write(data)
+    })?;
     zeros_until(&mut stream, image.bytes())
 }
 
@@ -120,50 +63,41 @@ fn zeros_until(stream: &mut Stream<'_>, end: u64) -> Result<()> {
     Ok(())
 }
 
-fn take(windows: &mut dyn Iterator<Item = u64>, per_thread: usize) -> Vec<u64> {
-    windows
-        .take(per_thread * rayon::current_num_threads())
-        .collect()
-}
-
-/// Readers of one image, one per thread.
-struct Readers<'a> {
-    image: &'a Image,
-    pool: Pool<WindowReader<'a>>,
-}
-
-impl<'a> Readers<'a> {
-    fn new(image: &'a Image) -> Self {
-        Self {
-            image,
-            pool: Pool::default(),
+/// Calls `write` with the first byte and the content of every window that holds data, in order; all threads
+/// read ahead of it. The first error in the order of the image ends it.
+fn each_window(
+    image: &Image,
+    progress: &Progress,
+    mut write: impl FnMut(u64, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let size = WINDOWS_PER_THREAD * rayon::current_num_threads();
+    let readers = Pool::default();
+    let buffers = Pool::<Vec<u8>>::default();
+    let read = |window: u64| {
+        let start = window * WINDOW_BYTES;
+        let mut data = buffers.take().unwrap_or_default();
+        data.resize((image.bytes() - start).min(WINDOW_BYTES) as usize, 0);
+        let read = readers.with(|| Ok(image.reader()), |one| one.read(&mut data, start));
+        read.map(|()| (start, data))
+    };
+    let mut windows = image.windows();
+    let (queue, ready) = sync_channel(size);
+    thread::scope(|scope| {
+        scope.spawn(move || loop {
+            let batch: Vec<u64> = windows.by_ref().take(size).collect();
+            let results: Vec<Result<(u64, Vec<u8>)>> = batch.into_par_iter().map(read).collect();
+            let over = results.is_empty();
+            if over || results.into_iter().any(|item| queue.send(item).is_err()) {
+                return;
+            }
+        });
+        // Dropped with the loop, so that the thread does not go on after an error.
+        for item in ready {
+            let (start, data) = item?;
+            write(start, &data)?;
+            progress.add(data.len() as u64);
+            buffers.put(data);
         }
-    }
-
-    fn with<T>(&self, work: impl FnOnce(&mut WindowReader<'a>) -> Result<T>) -> Result<T> {
-        let make = || {
-            Ok(WindowReader {
-                reader: self.image.reader(),
-                bytes: self.image.bytes(),
-                buffer: Vec::new(),
-            })
-        };
-        self.pool.with(make, work)
-    }
-}
-
-struct WindowReader<'a> {
-    reader: ImageReader<'a>,
-    bytes: u64,
-    buffer: Vec<u8>,
-}
-
-impl WindowReader<'_> {
-    /// Reads a piece that starts at byte `at`; it is shorter at the end of the image, and empty beyond.
-    fn piece(&mut self, at: u64) -> Result<&[u8]> {
-        let n = self.bytes.saturating_sub(at).min(PIECE_BYTES) as usize;
-        self.buffer.resize(n, 0);
-        self.reader.read(&mut self.buffer, at.min(self.bytes))?;
-        Ok(&self.buffer)
-    }
+        Ok(())
+    })
 }

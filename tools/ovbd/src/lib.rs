@@ -31,6 +31,7 @@ pub mod progress;
 pub mod source;
 pub mod stack;
 pub mod verify;
+pub mod write_behind;
 pub mod zeros;
 pub mod zfile;
 pub mod zfile_writer;

@@ -99,6 +99,20 @@ impl Output {
             .map_err(|e| Error::io(path, "write", e).at_byte(offset))
     }
 
+    /// The same file under another descriptor, and what it is called in errors.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn duplicate(&self) -> Result<(File, PathBuf)> {
+        let (file, path) = match self {
+            Output::File(new) => (&new.file, &new.path),
+            Output::Device(file, path) => (file, path),
+        };
+        let file = file.try_clone().map_err(|e| Error::io(path, "open", e))?;
+        Ok((file, path.clone()))
+    }
+
     /// Brings everything to the disk and gives the file its name.
     ///
     /// # Errors
@@ -236,7 +250,7 @@ pub struct Stream<'a> {
 
 enum Sink<'a> {
     Output(&'a Output),
-    Writer(&'a mut (dyn Write + Send), &'a Path),
+    Writer(&'a mut dyn Write, &'a Path),
 }
 
 impl<'a> Stream<'a> {
@@ -249,7 +263,7 @@ impl<'a> Stream<'a> {
     }
 
     /// Writes to `writer`, which is called `name` in errors.
-    pub fn to_writer(writer: &'a mut (dyn Write + Send), name: &'a Path) -> Self {
+    pub fn to_writer(writer: &'a mut dyn Write, name: &'a Path) -> Self {
         Self {
             to: Sink::Writer(writer, name),
             written: 0,

@@ -2,8 +2,7 @@
 
 //! Writing a ZFile: a stream of bytes is cut into blocks that all threads compress.
 //!
-//! One batch of blocks is compressed while the one before it is written; two batches are all that is in
-//! memory. The result does not depend on the number of threads: blocks are independent of each other and
+//! One batch of blocks is compressed while the one before it is written; no more is in memory. The result does not depend on the number of threads: blocks are independent of each other and
 //! are written in order.
 
 use ovbd_image::zfile::{Options, Totals, BLOCK_SEED, CRC_BYTES, HEADER_BYTES, MAX_BLOCKS};
@@ -13,11 +12,12 @@ use crate::{
     codec::Compressor,
     crc::crc32c,
     error::{Error, Result},
-    output::{Output, Stream},
+    output::Output,
     pool::Pool,
+    write_behind::WriteBehind,
 };
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 /// Bytes that one thread compresses at a time.
 const TASK_BYTES: usize = 256 << 10;
@@ -30,16 +30,14 @@ pub struct ZfileWriter<'a> {
     output: &'a Output,
     path: &'a Path,
     start: u64,
-    stream: Stream<'a>,
+    writer: WriteBehind,
     options: Options,
     level: Option<i32>,
     compressors: Pool<Compressor>,
-    buffers: Pool<Vec<u8>>,
+    buffers: Arc<Pool<Vec<u8>>>,
     /// Bytes that are not compressed yet.
     pending: Vec<u8>,
     batch_bytes: usize,
-    /// Compressed bytes that are not written yet.
-    compressed: Vec<Task>,
     lengths: Vec<u32>,
     original_bytes: u64,
 }
@@ -65,21 +63,21 @@ impl<'a> ZfileWriter<'a> {
         options: Options,
         level: Option<i32>,
     ) -> Result<Self> {
-        let mut stream = Stream::new(output, start);
+        let tasks = TASKS_PER_THREAD * rayon::current_num_threads();
+        let buffers = Arc::<Pool<Vec<u8>>>::default();
         // The header is known at the end.
-        stream.write(&[0; HEADER_BYTES])?;
+        let first = start + HEADER_BYTES as u64;
         Ok(Self {
             output,
             path,
             start,
-            stream,
+            writer: WriteBehind::new(output, first, tasks, Arc::clone(&buffers))?,
             options,
             level,
             compressors: Pool::default(),
-            buffers: Pool::default(),
+            buffers,
             pending: Vec::new(),
-            batch_bytes: TASK_BYTES * TASKS_PER_THREAD * rayon::current_num_threads(),
-            compressed: Vec::new(),
+            batch_bytes: TASK_BYTES * tasks,
             lengths: Vec::new(),
             original_bytes: 0,
         })
@@ -104,35 +102,25 @@ impl<'a> ZfileWriter<'a> {
         Ok(())
     }
 
-    /// Compresses all that is pending while what was compressed before is written.
+    /// Compresses all that is pending.
     fn next_batch(&mut self) -> Result<()> {
-        let compress = || {
-            self.pending
-                .par_chunks(TASK_BYTES)
-                .map(|blocks| {
-                    self.compressors.with(
-                        || Compressor::new(self.options.algorithm, self.level),
-                        |compressor| {
-                            let buffer = self.buffers.take().unwrap_or_default();
-                            compress(compressor, &self.options, blocks, buffer)
-                        },
-                    )
-                })
-                .collect::<std::io::Result<Vec<Task>>>()
-        };
-        let stream = &mut self.stream;
-        let before = std::mem::take(&mut self.compressed);
-        let (compressed, written) = rayon::join(compress, || {
-            before.into_iter().try_for_each(|task| {
-                let written = stream.write(&task.data[..task.used]);
-                self.buffers.put(task.data);
-                written
+        let compressed = self
+            .pending
+            .par_chunks(TASK_BYTES)
+            .map(|blocks| {
+                self.compressors.with(
+                    || Compressor::new(self.options.algorithm, self.level),
+                    |compressor| {
+                        let buffer = self.buffers.take().unwrap_or_default();
+                        compress(compressor, &self.options, blocks, buffer)
+                    },
+                )
             })
-        });
-        written?;
-        self.compressed = compressed.map_err(|e| Error::io(self.path, "compress", e))?;
-        for task in &self.compressed {
+            .collect::<std::io::Result<Vec<Task>>>()
+            .map_err(|e| Error::io(self.path, "compress", e))?;
+        for task in compressed {
             self.lengths.extend_from_slice(&task.lengths);
+            self.writer.write(task.data, task.used)?;
         }
         self.pending.clear();
         if self.lengths.len() as u64 > MAX_BLOCKS {
@@ -150,15 +138,14 @@ impl<'a> ZfileWriter<'a> {
     ///
     /// As [`ZfileWriter::write`].
     pub fn finish(mut self) -> Result<u64> {
-        // Once for what is pending, once more to write it.
         self.next_batch()?;
-        self.next_batch()?;
-        let index_offset = self.stream.position() - self.start;
+        let index_offset = self.writer.position() - self.start;
         let mut index_crc = 0;
         for lengths in self.lengths.chunks(TASK_BYTES) {
             let bytes: Vec<u8> = lengths.iter().flat_map(|n| n.to_le_bytes()).collect();
             index_crc = crc32c(index_crc, &bytes);
-            self.stream.write(&bytes)?;
+            let used = bytes.len();
+            self.writer.write(bytes, used)?;
         }
         let totals = Totals {
             original_bytes: self.original_bytes,
@@ -166,10 +153,13 @@ impl<'a> ZfileWriter<'a> {
             blocks: self.lengths.len() as u64,
             index_crc,
         };
-        self.stream.write(&self.options.trailer(&totals, crc32c))?;
+        let trailer = self.options.trailer(&totals, crc32c).to_vec();
+        let used = trailer.len();
+        self.writer.write(trailer, used)?;
+        let end = self.writer.finish()?;
         let header = self.options.header(&totals, crc32c);
         self.output.write_at(&header, self.start)?;
-        Ok(self.stream.position())
+        Ok(end)
     }
 }
 
