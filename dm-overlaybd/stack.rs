@@ -135,7 +135,7 @@ impl Stack {
         count_owned(&mut layers, &segments);
         let block_mask = check_alignment(ctx, &layers, &segments)?;
 
-        let directory = KVVec::from_elem(0, directory_len(&segments), GFP_KERNEL)?;
+        let directory = KVVec::from_elem(0, directory_len(&segments), GFP_KERNEL | __GFP_NOWARN)?;
         let index = Index::build(segments, directory)
             .map_err(|_| CtrError::invalid(c"Cannot build index"))?;
         // INVARIANT: The reader of layer `n` gives its segments number `n` and checks that their
@@ -316,7 +316,11 @@ fn read_batch(
 ) -> Result<(), CtrError> {
     let mut buffers = KVec::with_capacity(trailers.len(), GFP_KERNEL)?;
     for trailer in trailers {
-        let buffer = KVVec::from_elem(0u8, trailer.index_bytes() as usize, GFP_KERNEL)?;
+        let buffer = KVVec::from_elem(
+            0u8,
+            trailer.index_bytes() as usize,
+            GFP_KERNEL | __GFP_NOWARN,
+        )?;
         buffers.push(buffer, GFP_KERNEL)?;
     }
     let mut requests = KVec::with_capacity(trailers.len(), GFP_KERNEL)?;
@@ -353,7 +357,8 @@ fn decode_index(
     number: u8,
     bytes: &[u8],
 ) -> Result<KVVec<PackedSegment>, IndexError> {
-    let mut segments = KVVec::with_capacity(trailer.entries as usize, GFP_KERNEL)?;
+    // An image may ask for more memory than there is: that is an error, not worth a warning.
+    let mut segments = KVVec::with_capacity(trailer.entries as usize, GFP_KERNEL | __GFP_NOWARN)?;
     let mut reader = IndexReader::new(trailer, number);
     reader.feed(bytes, |segment: Segment| -> Result<(), IndexError> {
         Ok(segments.push(PackedSegment::from(segment), GFP_KERNEL)?)
@@ -381,7 +386,8 @@ fn merge_layers(
         );
         return Err(CtrError::new(E2BIG, c"Too many merged segments"));
     }
-    let mut merged = KVVec::with_capacity(count, GFP_KERNEL).map_err(|_| NO_MEMORY)?;
+    let mut merged =
+        KVVec::with_capacity(count, GFP_KERNEL | __GFP_NOWARN).map_err(|_| NO_MEMORY)?;
     merge::merge(&indexes, &mut scratch, |segment| {
         merged.push(segment, GFP_KERNEL)
     })

@@ -249,8 +249,10 @@ impl Source<'_, '_> {
             return Err(CtrError::new(E2BIG, c"Too many blocks"));
         }
         let blocks = usize::try_from(geometry.blocks()).context(c"Too many blocks")?;
-        let mut lengths = KVVec::with_capacity(blocks, GFP_KERNEL)?;
-        let mut bases = KVVec::with_capacity(blocks.div_ceil(JUMP_GROUP), GFP_KERNEL)?;
+        // A file may ask for more memory than there is: that is an error, not worth a warning.
+        let mut lengths = KVVec::with_capacity(blocks, GFP_KERNEL | __GFP_NOWARN)?;
+        let mut bases =
+            KVVec::with_capacity(blocks.div_ceil(JUMP_GROUP), GFP_KERNEL | __GFP_NOWARN)?;
 
         let total = geometry.index_bytes();
         let mut buf = KVVec::from_elem(0u8, total.min(BATCH_BYTES) as usize, GFP_KERNEL)?;
