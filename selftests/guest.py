@@ -38,6 +38,15 @@ def taints():
     return {what for bit, what in TAINTS.items() if bits >> bit & 1}
 
 
+def lockdep_is_off():
+    """Whether the kernel has lockdep, which stops at the first trouble it finds: from then on no lock is checked."""
+    try:
+        lines = pathlib.Path("/proc/lockdep_stats").read_text().splitlines()
+    except OSError:
+        return False
+    return ["debug_locks:", "0"] in [line.split() for line in lines]
+
+
 def kernel_messages(log):
     """The records that arrived in /dev/kmsg since the last call, as text."""
     messages = []
@@ -123,6 +132,7 @@ def run(script, limit, log):
         if leaks:
             remove_devices()
             problems.append("left behind: " + ", ".join(leaks))
+        problems += ["lockdep is off"] * lockdep_is_off()
         problems += [f"the kernel {what}" for what in taints() - tainted]
     report("end", test=script, status=status, problems=problems, seconds=round(time.monotonic() - start, 1))
 

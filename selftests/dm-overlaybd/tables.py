@@ -13,7 +13,7 @@ import sys
 sys.path.insert(0, os.environ["SRC"] + "/selftests")
 import dm
 import layers
-from devices import SOURCE, Devices, Tap, load, read_direct, run, stack_table
+from devices import MODULES, Devices, Tap, load, read_direct, run, stack_table
 
 SECTORS = 256
 SEGMENTS = [(0, 8), (8, 24), (40, 1), (50, 30), (120, 64), (200, 56)]
@@ -220,7 +220,7 @@ with Devices() as devices:
 check_mutants(tap, log, blob)
 tap.equal(subprocess.run(["rmmod", "dm-overlaybd"]).returncode, 0, "the module can be unloaded")
 # The layer has 256 entries, padding included; two of it still merge to 6 segments.
-run("insmod", SOURCE / "dm-overlaybd" / "dm-overlaybd.ko", "max_segments=511")
+run("insmod", MODULES / "dm-overlaybd" / "dm-overlaybd.ko", "max_segments=511")
 with Devices() as devices:
     line = stack_table(devices, [blob, blob], SECTORS)
     one = line.split(" ", 4)[4].rsplit(" ", 2)[0]

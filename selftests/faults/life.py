@@ -7,6 +7,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests")
 import dm
@@ -44,12 +45,15 @@ def check(tap, name, devices, table, content):
             mapped.status(flags)
     tap.result(all(refused) and readers.only(), f"{name}: {module} stays loaded under load", readers)
 
-    waiter = subprocess.Popen(["dmsetup", "wait", "life"], stdout=subprocess.DEVNULL)
+    # With the number of the last event it does not matter how late `dmsetup` starts.
+    event = run("dmsetup", "info", "-c", "--noheadings", "-o", "events", "life").strip()
+    waiter = subprocess.Popen(["dmsetup", "wait", "life", event], stdout=subprocess.DEVNULL)
     with Readers(mapped.node, content) as readers:
         readers.wait(20)
-        # A new table is an event.
-        mapped.reload(table)
-        tap.result(waiter.wait(60) == 0 and readers.only(), f"{name}: an event wait under load ends", readers)
+        run("dmsetup", "rename", "life", "renamed")
+        tap.result(waiter.wait(60) == 0 and readers.only(), f"{name}: an event wait under load ends with a new name",
+                   readers)
+    run("dmsetup", "rename", "renamed", "life")
 
     with Readers(mapped.node, content) as readers:
         readers.wait(20)
@@ -77,6 +81,11 @@ def removal(tap, name, devices, table, content):
         readers.wait(10)
     tap.result(readers.only(errno.ENXIO, errno.ENOENT), f"{name}: removal deferred under load", readers)
     os.close(holder)
+    # device-mapper removes it from a worker.
+    for _ in range(100):
+        if not os.path.exists("/sys/block/" + os.path.basename(mapped.node)):
+            break
+        time.sleep(0.1)
     tap.result(not os.path.exists("/sys/block/" + os.path.basename(mapped.node)), f"{name}: gone with the last user")
 
     mapped = devices.mapped("gone", table)

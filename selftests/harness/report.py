@@ -8,7 +8,7 @@ import re
 KERNEL_TROUBLE = re.compile(
     r"WARNING:|BUG:|Oops|KASAN|KCSAN|UBSAN|lockdep|possible recursive locking|possible circular locking|"
     r"general protection fault|rust_kernel: panicked|kernel panic|Kernel panic|blocked for more than|"
-    r"memory leak|kmemleak|inconsistent lock state|sleeping function called|rcu.*stall"
+    r"memory leak|inconsistent lock state|sleeping function called|rcu.*stall"
 )
 RESULT = re.compile(r"(not )?ok\b\s*(\d+)?\s*-?\s*([^#]*)(?:#\s*(.*))?")
 PLAN = re.compile(r"1\.\.(\d+)\s*(?:#\s*SKIP\S*\s*(.*))?", re.IGNORECASE)

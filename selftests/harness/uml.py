@@ -44,7 +44,7 @@ class Guest(GuestProcess):
             init.write(INIT.format(directory=shlex.quote(os.getcwd()), command=self._command, exit=EXIT))
             os.chmod(init.name, 0o755)
             init.close()
-            command = [str(self._kernel.program), f"mem={MEMORY}", "ncpus=2", "seccomp=on", "root=/dev/root",
+            command = [str(self._kernel.program), f"mem={MEMORY}", "seccomp=on", "root=/dev/root",
                        "rootfstype=hostfs", "rootflags=/", "ro", f"init={init.name}", "con=null",
                        "con0=null,fd:1", "stderr=1", "console=tty0", "loglevel=5", "kunit.enable=1",
                        "kunit.autorun=1"]
