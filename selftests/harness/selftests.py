@@ -17,7 +17,6 @@ from report import Counts, Tap
 # Seconds that one script may take; under emulation everything is some ten times slower.
 LIMIT = int(os.environ.get("OVBD_TEST_LIMIT", "900"))
 
-
 # Groups of tests that want the checkers and the fault injection of the debug kernel.
 DEBUG_GROUPS = ("faults", "kunit")
 
