@@ -8,7 +8,7 @@ COLUMNS = {
     "stacks": {"first": "first read", "random": "4 KiB random", "odd": "4 KiB odd sector", "jobs": "2 jobs, 4 KiB",
                "sequential": "1 MiB sequential", "activation": "activation, k", "memory": "memory, KiB"},
     "zfile": {"random": "4 KiB random", "cold": "4 KiB, page cache", "sequential": "1 MiB sequential",
-              "buffered": "1 MiB, page cache", "crc": "parts: CRC", "decode": "decompression", "lower": "lower read"},
+              "buffered": "1 MiB, page cache", "crc": "parts: CRC", "decode": "decompression", "lower": "lower read", "stored": "stored, KiB"},
     "slow": {"sequential": "1 MiB sequential", "buffered": "1 MiB, page cache", "stored": "stored, KiB"},
     "scaling": {"one": "1 CPU, MB/s", "two": "2 CPUs, MB/s"},
     "debian": {"mount": "mount, k", "start bash": "start bash, k", "start apt": "start apt-get, k", "tar": "tar c, k",
@@ -18,7 +18,7 @@ TITLES = {
     "segments": "dm-overlaybd beside dm-linear: {} for each read",
     "stacks": "Layers: {} for each 4 KiB read, MiB, activation",
     "zfile": "Compression: {} for each 4 KiB read, MiB",
-    "slow": "From a device that serves 50 MB each second: {} for each MiB",
+    "slow": "From a device that serves 20 MB each second: {} for each MiB",
     "scaling": "dm-zfile with one CPU and with two",
     "debian": "A Debian root: {}",
 }
@@ -35,7 +35,7 @@ def number(key, values, scale=1):
     """The figure, marked where its measurements differ."""
     tolerance = EQUAL_ONCE if key in ONCE else EQUAL
     same = max(values) - min(values) <= tolerance * max(abs(value) for value in values)
-    return f"{values[0] / scale:,.0f}" + ("" if same else "!")
+    return f"{min(values) / scale:,.0f}" + ("" if same else "!")
 
 
 def tables(reports, lens):
@@ -74,14 +74,14 @@ def label(row):
 
 
 class Figures:
-    """Looks figures up by suite, row and key; the first measurement counts."""
+    """Looks figures up by suite, row and key; of the measurements the least counts: what disturbs one adds to it."""
 
     def __init__(self, reports):
         self._figures = {(report["suite"], label(report)): report["figures"] for report in reports
                          if "figures" in report}
 
     def __call__(self, suite, row, key):
-        return self._figures.get((suite, row), {}).get(key, [None])[0]
+        return min(self._figures.get((suite, row), {}).get(key, [None]))
 
     def rows(self, suite, *words):
         """The rows of a suite whose name contains one of the words."""
