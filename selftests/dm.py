@@ -15,15 +15,18 @@ import time
 # linux/dm-ioctl.h
 HEADER = struct.Struct("=3I 3I i 3I Q 128s 129s 7x")
 SPEC = struct.Struct("=QQiI16s")
-CREATE, REMOVE, SUSPEND, LOAD, STATUS, MESSAGE = 3, 4, 6, 9, 12, 14
+CREATE, REMOVE, SUSPEND, WAIT, LOAD, STATUS, MESSAGE = 3, 4, 6, 8, 9, 12, 14
 READONLY, SUSPENDED, TABLE, NOFLUSH, REPLY, IMA = 1, 2, 16, 1 << 11, 1 << 16, 1 << 19
 BUFFER = 1 << 17
 
 
-def _control(command, name, payload=b"", flags=0, targets=0):
-    """One ioctl; returns the flags, the device number, the number of targets and what came back."""
-    buffer = bytearray(BUFFER + len(payload))
-    HEADER.pack_into(buffer, 0, 4, 0, 0, len(buffer), HEADER.size, targets, 0, flags, 0, 0, 0, name.encode(), b"")
+def _control(command, name, payload=b"", flags=0, targets=0, event=0, number=0):
+    """One ioctl on the device of this name, or without a name of this number; returns the flags, the device number,
+    the number of targets and what came back."""
+    # Python lets no other thread run during an ioctl with more than 1024 bytes.
+    buffer = bytearray(1024 if command == WAIT else BUFFER + len(payload))
+    HEADER.pack_into(buffer, 0, 4, 0, 0, len(buffer), HEADER.size, targets, 0, flags, event, 0, number, name.encode(),
+                     b"")
     buffer[HEADER.size:HEADER.size + len(payload)] = payload
     control = os.open("/dev/mapper/control", os.O_RDWR)
     try:
@@ -40,8 +43,8 @@ class Mapped:
     def __init__(self, name, table, readonly=True):
         self.name = name
         self.readonly = readonly
-        _, number, _, _ = _control(CREATE, name)
-        self.minor = number & 0xFF | number >> 12 & 0xFFF00
+        _, self.number, _, _ = _control(CREATE, name)
+        self.minor = self.number & 0xFF | self.number >> 12 & 0xFFF00
         self.node = f"/dev/dm-{self.minor}"
         try:
             self.load(table)
@@ -95,6 +98,10 @@ class Mapped:
         """Sends a message to the target at a sector; returns the reply, or None where there is none."""
         flags, _, _, data = _control(MESSAGE, self.name, struct.pack("=Q", sector) + text.encode() + b"\0")
         return data.split(b"\0")[0].decode() if flags & REPLY else None
+
+    def wait(self, event):
+        """Waits until the device, whatever it is called by then, has had more than `event` events."""
+        _control(WAIT, "", event=event, number=self.number)
 
     def remove(self):
         """Removes the device; udev may hold it open for a moment."""

@@ -7,6 +7,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 import time
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests")
@@ -45,13 +46,14 @@ def check(tap, name, devices, table, content):
             mapped.status(flags)
     tap.result(all(refused) and readers.only(), f"{name}: {module} stays loaded under load", readers)
 
-    # With the number of the last event it does not matter how late `dmsetup` starts.
-    event = run("dmsetup", "info", "-c", "--noheadings", "-o", "events", "life").strip()
-    waiter = subprocess.Popen(["dmsetup", "wait", "life", event], stdout=subprocess.DEVNULL)
+    event = int(run("dmsetup", "info", "-c", "--noheadings", "-o", "events", "life"))
+    waiter = threading.Thread(target=mapped.wait, args=(event,), daemon=True)
+    waiter.start()
     with Readers(mapped.node, content) as readers:
         readers.wait(20)
         run("dmsetup", "rename", "life", "renamed")
-        tap.result(waiter.wait(60) == 0 and readers.only(), f"{name}: an event wait under load ends with a new name",
+        waiter.join(60)
+        tap.result(not waiter.is_alive() and readers.only(), f"{name}: an event wait under load ends with a new name",
                    readers)
     run("dmsetup", "rename", "renamed", "life")
 
