@@ -90,9 +90,9 @@ fuzz: ## libFuzzer on the formats (10 million runs) and on the library
 	cd tools/fuzz && CXX=clang++-19 RUSTFLAGS="$(FUZZ_FLAGS)" \
 		cargo build --release --locked --target $(FUZZ_TARGET) --target-dir ../target/fuzz
 	@mkdir -p build/fuzz/image build/fuzz/layer build/fuzz/log
-	$(FUZZ)/image -runs=10000000 $(FUZZ_OPTIONS) build/fuzz/image
-	$(FUZZ)/layer -runs=200000 $(FUZZ_OPTIONS) build/fuzz/layer
-	$(FUZZ)/log -runs=200000 $(FUZZ_OPTIONS) build/fuzz/log
+	$(FUZZ)/image -runs=10000000 $(FUZZ_OPTIONS) build/fuzz/image tools/fuzz/corpus/image
+	$(FUZZ)/layer -runs=200000 $(FUZZ_OPTIONS) build/fuzz/layer tools/fuzz/corpus/layer
+	$(FUZZ)/log -runs=200000 $(FUZZ_OPTIONS) build/fuzz/log tools/fuzz/corpus/log
 else
 clippy-tools ovbd bench-host fuzz fuzz-smoke:
 	@$(ENTER) shell $(MAKE) $@

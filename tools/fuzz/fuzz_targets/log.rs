@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Any bytes as the index of a writable layer, and as its data.
+//! Any bytes as the data and the index of a writable layer.
 
 #![no_main]
 
@@ -10,4 +10,11 @@ use std::sync::LazyLock;
 
 static FUZZER: LazyLock<Fuzzer> = LazyLock::new(|| Fuzzer::new().expect("a temporary folder"));
 
-fuzz_target!(|data: &[u8]| FUZZER.pair(data, data).expect("the files are written"));
+// The length of the data file, the data file, the index file.
+fuzz_target!(|input: &[u8]| {
+    if let Some((length, files)) = input.split_first_chunk() {
+        let at = files.len().min(u32::from_le_bytes(*length) as usize);
+        let (data, index) = files.split_at(at);
+        FUZZER.pair(data, index).expect("the files are written");
+    }
+});
