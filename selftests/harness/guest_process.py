@@ -3,12 +3,20 @@
 console goes to a file, and that is killed where it says nothing for too long.
 """
 
+import contextlib
 import os
 import pathlib
 import selectors
 import signal
 import subprocess
 import time
+
+
+def keep_priority():
+    """For a child that starts a session, which the kernel schedules as a group: the group gets the child's own
+    niceness, which it would not count otherwise. See sched(7), autogroups."""
+    with contextlib.suppress(OSError):
+        pathlib.Path("/proc/self/autogroup").write_text(str(os.nice(0)))
 
 
 class GuestProcess:
@@ -32,7 +40,7 @@ class GuestProcess:
         self.console.parent.mkdir(parents=True, exist_ok=True)
         with open(self.console, "wb", buffering=0) as console:
             process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                       start_new_session=True)
+                                       start_new_session=True, preexec_fn=keep_priority)
             try:
                 yield from self._lines(process, console, console_has_output)
             finally:
