@@ -5,6 +5,7 @@ overlay, so a guest sees the checkout at its own path and can damage nothing.
 
 import functools
 import os
+import pathlib
 import subprocess
 import tempfile
 
@@ -14,6 +15,11 @@ from guest_process import GuestProcess
 # Seconds that a real kernel may take to print its banner when the accelerator works.
 KVM_PROBE = 20
 MEMORY = "3G"
+# The console gets what a dying kernel says, which is printed at any level. All else is read in the guest, as an
+# emulated serial line is slow.
+CONSOLE = "loglevel=3"
+# Programs that vng is to find instead of the system's.
+PROGRAMS = pathlib.Path(__file__).parent / "bin"
 EMULATION = ["--disable-kvm"]
 # A CPU with the instruction that the kernel's crc32c() wants, which the emulator's default lacks. Named, so that it
 # stays what it is when the emulator learns more.
@@ -57,9 +63,9 @@ class Guest(GuestProcess):
     def __init__(self, kernel, command, console, directory, silence, arguments=(), accelerator=None):
         super().__init__(console, silence)
         self._command = [
-            "vng", "--run", str(kernel.vmlinuz),
+            "env", f"PATH={PROGRAMS}:{os.environ['PATH']}", "vng", "--run", str(kernel.vmlinuz),
             *(accelerator or accelerator_arguments(kernel.vmlinuz)), "--verbose",
-            "--cpus", "2", "--memory", MEMORY, "--cwd", str(directory), "--append", "loglevel=5",
+            "--cpus", "2", "--memory", MEMORY, "--cwd", str(directory), "--append", CONSOLE,
             *arguments, "--", command,
         ]
 
