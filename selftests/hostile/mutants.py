@@ -2,24 +2,31 @@
 # SPDX-License-Identifier: GPL-2.0
 """Damaged images on both targets: each is activated, read and removed, and the kernel must agree with the tools
 about every sector. The work is done by tools/mutants; here are the devices that it asks for. OVBD_MUTANTS says how
-many there are of each base, OVBD_FIRST_MUTANT where to start."""
+many there are of each base, OVBD_FIRST_MUTANT where to start.
+
+To make and remove a device is for the most part waiting. So several programs share the bases, each with a process of
+this script that serves it, as `mutants.py PART`."""
 
 import os
+import re
 import subprocess
 import sys
+import threading
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests")
 from cases import FIXTURES
 from devices import SCRATCH, SOURCE, Devices, load
 from dm import Mapped
 
+PARTS = 4
 # More than any base has.
 LAYERS = 4
 LAYER_BYTES = 1 << 20
 UDEVD = "/usr/lib/systemd/systemd-udevd"
+RESULT = re.compile(r"((?:not )?ok) \d+ (.*)", re.DOTALL)
 
 
-def serve(program):
+def answer(program, part):
     """Makes and removes the mapped devices that the program asks for, prints what else it says."""
     devices = {}
     for line in program.stdout:
@@ -27,35 +34,69 @@ def serve(program):
         if word == "create":
             name, sectors, target = rest.split(" ", 2)
             try:
-                devices[name] = Mapped(name, f"0 {sectors} {target}")
-                answer = f"ok {devices[name].node}"
+                devices[name] = Mapped(f"{name}-of-{part}", f"0 {sectors} {target}")
+                said = f"ok {devices[name].node}"
             except OSError as error:
-                answer = f"refused {error.strerror}"
+                said = f"refused {error.strerror}"
         elif word == "remove":
             devices.pop(rest).remove()
-            answer = "ok"
+            said = "ok"
         else:
             print(line, end="", flush=True)
             continue
-        program.stdin.write(answer + "\n")
+        program.stdin.write(said + "\n")
         program.stdin.flush()
 
 
-load("loop", "dm-zfile", "dm-overlaybd")
-# Thousands of devices come and go; for udev to look at each would take most of the time.
-had_udev = subprocess.run(["udevadm", "control", "--exit"], stderr=subprocess.DEVNULL).returncode == 0
-with Devices() as devices:
-    slots = []
-    for number in range(LAYERS):
-        file = SCRATCH / f"layer{number}"
-        file.write_bytes(bytes(LAYER_BYTES))
-        slots.append(f"{file}={devices.loop(file)}")
-    program = subprocess.Popen([SOURCE / "tools/target/release/ovbd-mutants", "run",
-                                os.environ.get("CASES") or FIXTURES, os.environ.get("OVBD_FIRST_MUTANT", "0"),
-                                os.environ.get("OVBD_MUTANTS", "55"), *slots],
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    serve(program)
-    status = program.wait()
-if had_udev:
-    subprocess.run([UDEVD, "--daemon"], check=True)
-sys.exit(status)
+def serve(part):
+    """Runs the program for one part of the bases; returns its exit status."""
+    with Devices() as devices:
+        slots = []
+        for number in range(LAYERS):
+            file = SCRATCH / f"layer{number}-of-{part}"
+            file.write_bytes(bytes(LAYER_BYTES))
+            slots.append(f"{file}={devices.loop(file)}")
+        program = subprocess.Popen([SOURCE / "tools/target/release/ovbd-mutants", "run",
+                                    os.environ.get("CASES") or FIXTURES, os.environ.get("OVBD_FIRST_MUTANT", "0"),
+                                    os.environ.get("OVBD_MUTANTS", "55"), f"{part}/{PARTS}", *slots],
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        answer(program, part)
+        return program.wait()
+
+
+def main():
+    """Serves all parts at once and makes one list of their results; returns an exit status."""
+    load("loop", "dm-zfile", "dm-overlaybd")
+    # Thousands of devices come and go; for udev to look at each would take most of the time.
+    had_udev = subprocess.run(["udevadm", "control", "--exit"], stderr=subprocess.DEVNULL).returncode == 0
+    count = 0
+    printing = threading.Lock()
+
+    def collect(output):
+        nonlocal count
+        for line in output:
+            if line.startswith(("1..", "TAP version")):
+                continue
+            with printing:
+                if result := RESULT.fullmatch(line):
+                    count += 1
+                    line = f"{result[1]} {count} {result[2]}"
+                print(line, end="", flush=True)
+
+    parts = [subprocess.Popen([sys.executable, __file__, str(part)], stdout=subprocess.PIPE, text=True)
+             for part in range(PARTS)]
+    threads = [threading.Thread(target=collect, args=[part.stdout]) for part in parts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    failed = [part.wait() for part in parts]
+    if had_udev:
+        subprocess.run([UDEVD, "--daemon"], check=True)
+    print(f"1..{count}")
+    return 1 if any(failed) else 0
+
+
+if len(sys.argv) > 1:
+    sys.exit(serve(int(sys.argv[1])))
+sys.exit(main())

@@ -14,6 +14,7 @@ mod watch;
 use std::{
     collections::BTreeMap,
     env, fs,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Instant,
@@ -29,7 +30,7 @@ use compare::{Outcome, Reader};
 use device::Slot;
 use watch::Watch;
 
-const USAGE: &str = "usage: ovbd-mutants run CASES FIRST COUNT FILE=DEVICE...
+const USAGE: &str = "usage: ovbd-mutants run CASES FIRST COUNT PART/PARTS FILE=DEVICE...
        ovbd-mutants write CASES BASE:NUMBER FOLDER
        ovbd-mutants list CASES";
 
@@ -37,7 +38,9 @@ fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
-        ["run", cases, first, count, slots @ ..] => run(Path::new(cases), first, count, slots),
+        ["run", cases, first, count, part, slots @ ..] => {
+            run(Path::new(cases), first, count, part, slots)
+        }
         ["write", cases, name, folder] => write(Path::new(cases), name, Path::new(folder)),
         ["list", cases] => list(Path::new(cases)),
         _ => {
@@ -84,11 +87,18 @@ fn write(cases: &Path, name: &str, folder: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// `count` mutants for each base, from number `first` on.
-fn run(cases: &Path, first: &str, count: &str, slots: &[&str]) -> Result<bool> {
+/// `count` mutants for each base of a part, from number `first` on.
+fn run(cases: &Path, first: &str, count: &str, part: &str, slots: &[&str]) -> Result<bool> {
     let first: u64 = first.parse().context("FIRST is a number")?;
     let count: u64 = count.parse().context("COUNT is a number")?;
-    let bases = all_bases(cases)?;
+    let (part, parts) = part.split_once('/').context("a part is named PART/PARTS")?;
+    let part: usize = part.parse().context("PART is a number")?;
+    let parts: NonZeroUsize = parts.parse().context("PARTS is a number")?;
+    let bases: Vec<Base> = all_bases(cases)?
+        .into_iter()
+        .skip(part)
+        .step_by(parts.get())
+        .collect();
     let slots = slots
         .iter()
         .map(|slot| Slot::open(slot))
