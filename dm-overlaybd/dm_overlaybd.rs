@@ -41,6 +41,7 @@ use stack::Stack;
 pub mod device_mapper;
 #[path = "../rust/image/mod.rs"]
 pub mod image;
+mod merged;
 mod stack;
 
 /// The target: a merged stack, which never changes.

@@ -3,8 +3,9 @@
 //! The stack of layers: what the constructor reads from the devices and keeps.
 //!
 //! All headers and trailers are read at once, then the indexes in batches, so that the I/O of many
-//! layers overlaps while memory stays bounded: 16 bytes for each index entry, one batch of raw
-//! indexes, and the merged index. `rust/image` checks every byte and does the merge.
+//! layers overlaps while memory stays bounded: 16 bytes for each index entry beside one batch of raw
+//! indexes, then beside the merged index, and that twice when the former are freed. `rust/image`
+//! checks every byte and does the merge.
 
 use super::{
     device_mapper::{
@@ -34,6 +35,10 @@ use super::{
             PackedSegment,
             Segment, //
         },
+    },
+    merged::{
+        Merged,
+        PushError, //
     },
     Overlaybd,
 };
@@ -377,25 +382,23 @@ fn merge_layers(
 
     let lanes = merge::lanes_needed(indexes.len());
     let mut scratch = KVVec::from_elem(merge::Lane::default(), lanes, GFP_KERNEL)?;
-    // Counted first: the worst case is twice the entries, far more than what stacks really have.
-    let count = merge::merged_len(&indexes, &mut scratch).map_err(|_| UNSORTED)?;
-    if count as u64 > limit {
-        dm_err!(
-            Overlaybd,
-            "the merged index has {count} segments, max_segments allows {limit}"
-        );
-        return Err(CtrError::new(E2BIG, c"Too many merged segments"));
-    }
-    let mut merged =
-        KVVec::with_capacity(count, GFP_KERNEL | __GFP_NOWARN).map_err(|_| NO_MEMORY)?;
-    merge::merge(&indexes, &mut scratch, |segment| {
-        merged.push(segment, GFP_KERNEL)
-    })
-    .map_err(|error| match error {
-        merge::MergeError::Sink(_) => NO_MEMORY,
-        _ => UNSORTED,
+    let entries = indexes.iter().map(|index| index.len()).sum();
+    let mut merged = Merged::new(limit, entries).map_err(|_| NO_MEMORY)?;
+    merge::merge(&indexes, &mut scratch, |segment| merged.push(segment)).map_err(|error| {
+        match error {
+            merge::MergeError::Sink(PushError::TooMany) => {
+                dm_err!(
+                    Overlaybd,
+                    "the merged index has more segments than max_segments allows, {limit}"
+                );
+                CtrError::new(E2BIG, c"Too many merged segments")
+            }
+            merge::MergeError::Sink(PushError::Memory) => NO_MEMORY,
+            _ => UNSORTED,
+        }
     })?;
-    Ok(merged)
+    drop(indexes);
+    merged.join().map_err(|_| NO_MEMORY)
 }
 
 /// Counts for each layer the sectors that it provides in the merged device.

@@ -22,8 +22,8 @@
 //!
 //! The result has at most `2n - 1` segments: each begins where some segment begins or ends, and none
 //! begins at the last end. A layer of long segments under a layer of short ones that leave gaps
-//! reaches it. [`merged_len`] counts exactly, so that a caller can refuse before it allocates and
-//! then allocate once.
+//! reaches it. The number is known at the end only, as counting before would be a second merge; a
+//! sink that wants no more than some number of segments refuses the next.
 
 use super::segment::PackedSegment;
 use core::ops::Deref;
@@ -63,19 +63,6 @@ pub struct Lane {
 /// Number of lanes that a merge of `layers` layers needs, at least 1.
 pub fn lanes_needed(layers: usize) -> usize {
     layers.min(MAX_LAYERS).next_power_of_two()
-}
-
-/// Number of segments that [`merge`] would give for the same layers.
-pub fn merged_len<L>(layers: &[L], scratch: &mut [Lane]) -> Result<usize, MergeError<()>>
-where
-    L: Deref<Target = [PackedSegment]>,
-{
-    let mut len = 0usize;
-    merge(layers, scratch, |_| {
-        len = len.checked_add(1).ok_or(())?;
-        Ok(())
-    })?;
-    Ok(len)
 }
 
 /// Merges `layers`, bottom first, into `sink`, which receives the segments in order.

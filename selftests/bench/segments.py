@@ -62,6 +62,12 @@ def mapped(name, table, sectors):
         row(SUITE, name, random=reads, activation=[activation], memory=memory)
 
 
+def spread_table():
+    """A million segments in 250 layers that hold them in turn."""
+    stack = [share(ram_disk(number), number, LAYERS, SEGMENTS) for number in range(LAYERS)]
+    return f"0 {SECTORS} overlaybd {LAYERS} {' '.join(stack)}"
+
+
 def overlaybd(name, sectors, stack):
     mapped(name, f"0 {sectors} overlaybd {len(stack)} {' '.join(stack)}", sectors)
 
@@ -83,8 +89,7 @@ def main(_chosen):
     overlaybd("dm-overlaybd, 1 segment", ONE, [one_segment(base)])
     overlaybd("dm-overlaybd, 1 layer, 1k segments", 1000 * LENGTH, [many_in_one(base, 1000)])
     overlaybd("dm-overlaybd, 1 layer, 1M segments", SECTORS, [many_in_one(base, SEGMENTS)])
-    stack = [share(disks[number], number, LAYERS, SEGMENTS) for number in range(LAYERS)]
-    overlaybd("dm-overlaybd, 250 layers, 1M segments", SECTORS, stack)
+    mapped("dm-overlaybd, 250 layers, 1M segments", spread_table(), SECTORS)
 
     # What it costs alone that neighbouring reads go to different disks.
     for count in (3, LAYERS):

@@ -224,7 +224,6 @@ mod formats {
         merge::{
             lanes_needed,
             merge,
-            merged_len,
             Lane, //
         },
         segment::{
@@ -254,13 +253,12 @@ mod formats {
             layer(1, &[(40, 20, 8)])?,
         ];
         let mut lanes = KVVec::from_elem(Lane::default(), lanes_needed(layers.len()), GFP_KERNEL)?;
-        let count = merged_len(&layers, &mut lanes).map_err(|_| EINVAL)?;
-        assert_eq!(count, 4);
-        let mut merged = KVVec::with_capacity(count, GFP_KERNEL)?;
+        let mut merged = KVVec::new();
         merge(&layers, &mut lanes, |segment| {
             merged.push(segment, GFP_KERNEL)
         })
         .map_err(|_| EINVAL)?;
+        assert_eq!(merged.len(), 4);
         let directory = KVVec::from_elem(0, directory_len(&merged), GFP_KERNEL)?;
         let index = Index::build(merged, directory).map_err(|_| EINVAL)?;
         assert_eq!(

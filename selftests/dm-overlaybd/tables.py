@@ -228,4 +228,17 @@ with Devices() as devices:
         tap.result(True, "max_segments: as many entries are allowed")
     dm.table_refused(tap, log, "max_segments: an entry more", line, "512 index entries, max_segments allows 511")
 run("rmmod", "dm-overlaybd")
+# Two full layers: what is below shows on both sides of every segment above.
+run("insmod", MODULES / "dm-overlaybd" / "dm-overlaybd.ko", "max_segments=767")
+pair = [layers.layer([(at * 8 + first, sectors, None) for at in range(256)], 2048)
+        for first, sectors in ((0, 6), (2, 2))]
+with Devices() as devices:
+    line = stack_table(devices, pair, 2048)
+    dm.table_refused(tap, log, "max_segments: a merged segment more", line,
+                     "more segments than max_segments allows, 767")
+run("rmmod", "dm-overlaybd")
+run("insmod", MODULES / "dm-overlaybd" / "dm-overlaybd.ko", "max_segments=768")
+with Devices() as devices, dm.Mapped("fits", stack_table(devices, pair, 2048)) as mapped:
+    tap.equal(mapped.status().split()[4], "768", "max_segments: as many merged segments are allowed")
+run("rmmod", "dm-overlaybd")
 tap.finish()

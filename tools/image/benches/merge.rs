@@ -4,7 +4,7 @@
 //! on one thread. Each figure is the best of several rounds.
 
 use ovbd_image::index::{directory_len, Index};
-use ovbd_image::merge::{lanes_needed, merge, merged_len, Lane};
+use ovbd_image::merge::{lanes_needed, merge, Lane};
 use ovbd_image::segment::{PackedSegment, Segment};
 use std::convert::Infallible;
 use std::hint::black_box;
@@ -75,7 +75,7 @@ fn best<T>(mut run: impl FnMut() -> T) -> f64 {
 
 fn main() {
     let mut random = Random::new();
-    println!("merge, count and index of {SEGMENTS} segments: ms (best of {ROUNDS} rounds)");
+    println!("merge and index of {SEGMENTS} segments: ms (best of {ROUNDS} rounds)");
     for layout in [Layout::Scattered, Layout::Crowded, Layout::Clustered] {
         for layers in [1, 10, 50, 250] {
             let len = SEGMENTS / layers;
@@ -84,9 +84,7 @@ fn main() {
                 .collect();
             let input: usize = stack.iter().map(Vec::len).sum();
             let mut lanes = vec![Lane::default(); lanes_needed(layers)];
-            let count = best(|| merged_len(&stack, &mut lanes).unwrap());
-            let len = merged_len(&stack, &mut lanes).unwrap();
-            let mut merged = Layer::with_capacity(len);
+            let mut merged = Layer::new();
             let total = best(|| {
                 merged.clear();
                 let sink = |segment| {
@@ -95,6 +93,7 @@ fn main() {
                 };
                 merge(&stack, &mut lanes, sink).unwrap();
             });
+            let len = merged.len();
             let mut directory = vec![0; directory_len(&merged)];
             let index = best(|| {
                 let len = directory_len(&merged);
@@ -103,7 +102,10 @@ fn main() {
                     .end()
             });
             let name = format!("{layout:?}");
-            println!("{name:10} {layers:4} layers {input:8} -> {len:8} segments:  merge {total:6.1}  count {count:6.1}  index {index:6.1}");
+            println!(
+                "{name:10} {layers:4} layers {input:8} -> {len:8} segments:  \
+                 merge {total:6.1}  index {index:6.1}"
+            );
         }
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use ovbd_image::{
     index::{directory_len, Index, Mapping, Source},
     lsmt::{MAX_MERGED_SEGMENTS, SECTOR_BYTES},
-    merge::{lanes_needed, merge, merged_len, Lane, MAX_LAYERS},
+    merge::{lanes_needed, merge, Lane, MergeError, MAX_LAYERS},
     segment::PackedSegment,
 };
 
@@ -63,21 +63,19 @@ impl Stack {
         }
         let slices: Vec<&[PackedSegment]> = layers.iter().map(Layer::segments).collect();
         let mut lanes = vec![Lane::default(); lanes_needed(layers.len())];
-        let refuse = |_| Error::new(top, "cannot merge the layers of the stack");
-        let count = merged_len(&slices, &mut lanes).map_err(refuse)?;
-        if count as u64 > MAX_MERGED_SEGMENTS {
-            return Err(Error::new(top, "the merged stack has too many segments"));
-        }
-        let mut segments = Vec::with_capacity(count);
-        merge(
-            &slices,
-            &mut lanes,
-            |segment| -> std::result::Result<(), ()> {
-                segments.push(segment);
-                Ok(())
-            },
-        )
-        .map_err(|_| Error::new(top, "cannot merge the layers of the stack"))?;
+        let mut segments = Vec::new();
+        merge(&slices, &mut lanes, |segment| {
+            if segments.len() as u64 == MAX_MERGED_SEGMENTS {
+                return Err(());
+            }
+            segments.push(segment);
+            Ok(())
+        })
+        .map_err(|error| match error {
+            MergeError::Sink(()) => Error::new(top, "the merged stack has too many segments"),
+            _ => Error::new(top, "cannot merge the layers of the stack"),
+        })?;
+        segments.shrink_to_fit();
         let directory = vec![0; directory_len(&segments)];
         let index = Index::build(segments, directory)
             .map_err(|_| Error::new(top, "cannot index the merged stack"))?;
@@ -89,7 +87,7 @@ impl Stack {
             .unwrap_or(0);
         tracing::debug!(
             layers = layers.len(),
-            segments = count,
+            segments = index.segments().len(),
             bytes = virtual_bytes,
             "merged"
         );
