@@ -50,6 +50,10 @@ class Readers:
         """Whether no read was wrong and all errors were of these numbers."""
         return not self.wrong and set(self.errors) <= set(numbers)
 
+    def some_failed(self):
+        """Whether some reads gave EIO, some the right bytes, and none anything else."""
+        return self.only(errno.EIO) and self.good and self.errors
+
     def __str__(self):
         names = {errno.errorcode.get(number, number): count for number, count in self.errors.items()}
         return f"{self.good} good, errors {names}, wrong {self.wrong[:5]}"

@@ -20,12 +20,14 @@ from cache import CACHE, SOURCE, delete, fresh_directory, step
 
 CONFIG = SOURCE / "selftests/config/debug.config"
 # KASAN and Rust in one kernel need clang. lockdep selects frame pointers, which clang also gives to the naked function
-# in stub.c that must leave the stack alone: no process would return from its first signal. In the large code model clang
-# has sections of its own for data; User Mode Linux does not count those as the kernel's, and so lockdep would give up
-# at its first lock and kmemleak overlook what they point to.
+# in stub.c that must leave the stack alone: no process would return from its first signal. In the large code model
+# clang has sections of its own for data; User Mode Linux does not count those as the kernel's, and so lockdep would
+# give up at its first lock and kmemleak overlook what they point to.
 MAKE = ["ARCH=um", "CC=clang-19", "HOSTCC=gcc-14",
         "KCFLAGS=-w -mlarge-data-threshold=4294967295",
         "CFLAGS_stub.o=-fno-PIC -fno-stack-protector -fno-stack-check -fomit-frame-pointer"]
+# Modules lie far from the kernel, and its loader knows no global offset table.
+MODULE_FLAGS = "KRUSTFLAGS=-Crelocation-model=static -Ccode-model=large"
 # What Kbuild takes of the checkout; the objects for this kernel stay apart from those for the stock kernel.
 PARTS = ["Kbuild", "rust", "dm-overlaybd", "dm-zfile", "selftests/dm-linear-twin", "selftests/dm-zfile-parts",
          "selftests/dm-kunit"]
@@ -108,5 +110,4 @@ def build_modules(kernel):
                     "--include=*.h", "--include=Kbuild", "--include=bindgen_parameters", "--exclude=*_generated.rs",
                     "--exclude=*", *PARTS, f"{kernel.modules}/"], cwd=SOURCE, check=True)
     return subprocess.run(["make", "--no-print-directory", "-C", str(kernel.build), f"M={kernel.modules}",
-                           *kernel.make_arguments(), # Modules lie far from the kernel, and its loader knows no global offset table.
-                           "KRUSTFLAGS=-Crelocation-model=static -Ccode-model=large", "DM_SELFTESTS=1", "modules"]).returncode
+                           *kernel.make_arguments(), MODULE_FLAGS, "DM_SELFTESTS=1", "modules"]).returncode

@@ -150,8 +150,8 @@ def _make_initramfs(kernel):
     """
     for place in ("usr/lib/modules", "usr/local"):
         (TREE / place).mkdir(exist_ok=True)
-    step("making an initramfs with the example hook", ["unshare", "--mount", "--propagation", "unchanged", "sh", "-euxc", script],
-         RESULTS / "initramfs.log", "")
+    step("making an initramfs with the example hook",
+         ["unshare", "--mount", "--propagation", "unchanged", "sh", "-euxc", script], RESULTS / "initramfs.log", "")
     return RESULTS / "initrd.img"
 
 

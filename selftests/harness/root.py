@@ -26,8 +26,8 @@ PACKAGES = """
     apt-utils bc bindgen bison btrfs-progs busybox-static ca-certificates cargo clang-19 cpio dmsetup dosfstools
     dwarves e2fsprogs erofs-utils fio flex gcc-14 git iproute2 kmod libc6-dev libclang-19-dev libdevmapper-dev
     libelf-dev libssl-dev linux-perf lld-19 lvm2 make mmdebstrap patch pkg-config procps pyflakes3 python3
-    qemu-system-x86 qemu-utils rsync rust-clippy rust-src rustc rustfmt squashfs-tools systemd-sysv thin-provisioning-tools udev
-    util-linux virtiofsd virtme-ng xfsprogs xz-utils zstd
+    qemu-system-x86 qemu-utils rsync rust-clippy rust-src rustc rustfmt squashfs-tools systemd-sysv
+    thin-provisioning-tools udev util-linux virtiofsd virtme-ng xfsprogs xz-utils zstd
 """.split()
 
 # Host files that make the network work inside the root as it does outside: names and trusted certificates.

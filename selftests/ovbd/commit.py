@@ -96,7 +96,8 @@ def check_parts(tap):
     used = listed("parts")["cow"]["used_bytes"]
     more = sum(written_below().values()) - sum(reads.values())
     # Besides the store itself there are the layer's metadata, and udev, which looks at a device that goes on.
-    tap.result(more * 512 < size, "parts: less was read than the device has", f"{more * 512} bytes, {used} in the store")
+    tap.result(more * 512 < size, "parts: less was read than the device has",
+               f"{more * 512} bytes, {used} in the store")
     ovbd("down", "parts")
     [layer] = json_info(base, out)["layers"][1:]
     tap.equal(layer["data_bytes"], 4096 + 7 * 512 + (64 << 10), "parts: data that the layer stores")

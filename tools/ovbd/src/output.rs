@@ -91,10 +91,7 @@ impl Output {
     ///
     /// The system's.
     pub fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
-        let (file, path) = match self {
-            Output::File(new) => (&new.file, &new.path),
-            Output::Device(file, path) => (file, path),
-        };
+        let (file, path) = self.file();
         file.write_all_at(data, offset)
             .map_err(|e| Error::io(path, "write", e).at_byte(offset))
     }
@@ -105,12 +102,17 @@ impl Output {
     ///
     /// The system's.
     pub fn duplicate(&self) -> Result<(File, PathBuf)> {
-        let (file, path) = match self {
+        let (file, path) = self.file();
+        let file = file.try_clone().map_err(|e| Error::io(path, "open", e))?;
+        Ok((file, path.to_owned()))
+    }
+
+    /// What is written, and what it is called in errors.
+    fn file(&self) -> (&File, &Path) {
+        match self {
             Output::File(new) => (&new.file, &new.path),
             Output::Device(file, path) => (file, path),
-        };
-        let file = file.try_clone().map_err(|e| Error::io(path, "open", e))?;
-        Ok((file, path.clone()))
+        }
     }
 
     /// Brings everything to the disk and gives the file its name.

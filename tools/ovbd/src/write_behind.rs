@@ -91,21 +91,23 @@ impl WriteBehind {
     }
 
     fn wait(&mut self) -> Result<()> {
-        self.queue = None;
-        match self.thread.take().map(JoinHandle::join) {
+        match self.join() {
             Some(Ok(result)) => result,
             Some(Err(panic)) => std::panic::resume_unwind(panic),
             None => Ok(()),
         }
     }
+
+    /// Ends the thread, if that was not done before.
+    fn join(&mut self) -> Option<thread::Result<Result<()>>> {
+        self.queue = None;
+        self.thread.take().map(JoinHandle::join)
+    }
 }
 
 impl Drop for WriteBehind {
     fn drop(&mut self) {
-        self.queue = None;
-        if let Some(thread) = self.thread.take() {
-            // Whoever did not finish has another error to report.
-            let _ = thread.join();
-        }
+        // Whoever did not finish has another error to report.
+        let _ = self.join();
     }
 }

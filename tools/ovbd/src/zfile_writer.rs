@@ -2,8 +2,8 @@
 
 //! Writing a ZFile: a stream of bytes is cut into blocks that all threads compress.
 //!
-//! One batch of blocks is compressed while the one before it is written; no more is in memory. The result does not depend on the number of threads: blocks are independent of each other and
-//! are written in order.
+//! One batch of blocks is compressed while the one before it is written; no more is in memory. The result
+//! does not depend on the number of threads: blocks are independent of each other and are written in order.
 
 use ovbd_image::zfile::{Options, Totals, BLOCK_SEED, CRC_BYTES, HEADER_BYTES, MAX_BLOCKS};
 use rayon::prelude::*;
