@@ -10,7 +10,8 @@ import os
 import pathlib
 import sys
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
+# Behind this folder: both have modules of some names.
+sys.path.append(os.environ["SRC"] + "/selftests")
 from devices import SOURCE, run
 
 READS = SOURCE / "tools/target/release/ovbd-reads"

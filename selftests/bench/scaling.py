@@ -3,22 +3,24 @@
 
 The figures are bytes for each second: `one` CPU and `two`, for two threads with 1 MiB reads, and for one thread with
 8 MiB reads, whose parts the target hands to other CPUs. The runs alternate and the best of them counts, as whatever
-disturbs a run makes it slower. What two CPUs of the guest do for programs that only compute is there to compare with.
+disturbs a run makes it slower. What two CPUs of the guest do for programs that compute or decompress, and for reads
+that only copy, is there to compare with.
 """
 
 import hashlib
 import pathlib
+import subprocess
 import threading
 import time
 
 from measure import DATA, MEBIBYTE, passes, ram_disk, row, skipped, write_image
 import dm
-from devices import load
+from devices import OVBD, load
 
 SUITE = "scaling"
 SECTORS = (64 << 20) // 512
-ROUNDS = 5
-HASHED = 60
+ROUNDS = 20
+HASHED = 15
 SECOND_CPU = pathlib.Path("/sys/devices/system/cpu/cpu1/online")
 READERS = {"two threads, 1 MiB reads": ["--jobs=2", "--size=1048576"],
            "one thread, 8 MiB reads": ["--jobs=1", "--size=8388608"]}
@@ -46,6 +48,14 @@ def hashed_each_second():
     return 2 * HASHED * MEBIBYTE / (time.monotonic() - start)
 
 
+def verified_each_second(path):
+    """Two programs that check and decompress all blocks of a file, which is in the page cache."""
+    start = time.monotonic()
+    programs = [subprocess.Popen([OVBD, "verify", "--threads=1", path], stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert not any([program.wait() for program in programs])
+    return 2 * SECTORS * 512 / (time.monotonic() - start)
+
+
 def measure(name, rate):
     """The row of what `rate` measures, with one CPU and with two."""
     best = {"one": 0, "two": 0}
@@ -61,8 +71,13 @@ def main(chosen):
         skipped(SUITE, "scaling", "this guest has a single CPU")
         return
     measure("two threads, SHA-256", hashed_each_second)
+    write_image(ram_disk(1), DATA / "data")
+    measure("raw, two threads, 1 MiB reads",
+            lambda: bytes_each_second(ram_disk(1), f"--length={SECTORS * 512}", *READERS["two threads, 1 MiB reads"]))
     load("dm-zfile")
     for name in filter(chosen, ("lz4-4k", "zstd-64k")):
+        measure(f"ovbd verify {name.replace('-', ' ')}, two programs",
+                lambda name=name: verified_each_second(DATA / f"{name}.zfile"))
         length = write_image(ram_disk(0), DATA / f"{name}.zfile")
         with dm.Mapped("bench", f"0 {SECTORS} zfile {ram_disk(0)} {length}") as device:
             for what, arguments in READERS.items():

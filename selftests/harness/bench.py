@@ -16,7 +16,7 @@ from cache import SOURCE, Failure
 OUTPUT = SOURCE / "build/bench"
 # The parts of each lens, in the order of their run time.
 PARTS = {"instructions": ["segments", "stacks", "zfile", "slow", "debian"],
-         "wall": ["scaling", "slow", "zfile"]}
+         "wall": ["scaling", "segments", "slow", "zfile"]}
 
 
 def run(kernel, parts, lens="instructions", modules=SOURCE):
