@@ -14,7 +14,7 @@ override CASES := $(abspath $(CASES))
 export CASES
 
 .DEFAULT_GOAL := modules
-.PHONY: modules clean test selftests torture bench bench-compare bench-track profile demo rustfmt rustfmt-check clippy \
+.PHONY: modules clean test selftests torture planted bench bench-compare bench-track profile demo rustfmt rustfmt-check clippy \
 	clippy-tools ovbd bench-host fuzz fuzz-smoke shell kernel-update distclean-cache help
 
 ifdef KDIR
@@ -36,6 +36,8 @@ selftests: ## run the guest tests; T='dm-overlaybd/*' selects, KERNEL=debug, CAS
 	@$(ENTER) selftests
 torture: ## 50,000 damaged images through the targets in the debug kernel (see docs/testing.md)
 	@T='hostile/*' KERNEL=debug OVBD_MUTANTS=1400 OVBD_TEST_LIMIT=14400 $(ENTER) selftests
+planted: ## put bugs into the targets, one by one, and see the tests find them (debug kernel)
+	@KERNEL=debug OVBD_TEST_LIMIT=300 $(ENTER) planted
 bench: ## instructions for each read, beside all competitors; B='segments zfile/lz4-4k*' selects
 	@$(ENTER) bench
 bench-compare: ## the tracked figures of the modules of BASE=<commit> and of these

@@ -12,6 +12,7 @@ import cache
 import debug_kernel
 import demo
 import kernel as kernels
+import planted
 import root
 import selftests
 import stages
@@ -60,6 +61,13 @@ def run_selftests(_arguments):
         return 1
     counts = stages.cases() if only_cases else Counts()
     counts.add(selftests.run(kernel, scripts))
+    print(f"\n{counts}", flush=True)
+    return 1 if counts.failed else 0
+
+
+def run_planted(_arguments):
+    """Whether the tests find bugs that are there on purpose."""
+    counts = planted.run(kernels.ensure())
     print(f"\n{counts}", flush=True)
     return 1 if counts.failed else 0
 
@@ -115,6 +123,7 @@ INSIDE = {
     "bench-track": bench_track,
     "bench-compare": bench_compare,
     "profile": profile,
+    "planted": run_planted,
     "demo": run_demo,
     "shell": shell,
     "kernel-update": kernel_update,

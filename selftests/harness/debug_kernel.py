@@ -103,11 +103,15 @@ def _check_config(kernel):
         raise kernels.Failure(f"the debug kernel cannot have {' '.join(missing)}")
 
 
-def build_modules(kernel):
-    """Builds the modules of this checkout for the debug kernel, in a copy; returns the exit status."""
+def build_modules(kernel, patch=None):
+    """Builds the modules of this checkout for the debug kernel, in a copy, to which `patch` may be applied; returns the
+    exit status."""
     kernel.modules.mkdir(parents=True, exist_ok=True)
     subprocess.run(["rsync", "--archive", "--relative", "--delete", "--include=*/", "--include=*.rs", "--include=*.c",
                     "--include=*.h", "--include=Kbuild", "--include=bindgen_parameters", "--exclude=*_generated.rs",
                     "--exclude=*", *PARTS, f"{kernel.modules}/"], cwd=SOURCE, check=True)
+    planted = ["patch", "--strip=1", "--fuzz=0", "--directory", kernel.modules, "--input", patch]
+    if patch and subprocess.run(planted).returncode:
+        return 1
     return subprocess.run(["make", "--no-print-directory", "-C", str(kernel.build), f"M={kernel.modules}",
                            *kernel.make_arguments(), MODULE_FLAGS, "DM_SELFTESTS=1", "modules"]).returncode

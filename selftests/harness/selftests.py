@@ -35,28 +35,33 @@ def select(patterns):
     return chosen
 
 
+def logs(kernel):
+    """The directory of the logs of the last run under `kernel`."""
+    return SOURCE / "build" / f"selftests-{kernel.name}"
+
+
 def run(kernel, scripts):
     """Runs `scripts` under `kernel` and returns their counts."""
-    logs = SOURCE / "build" / f"selftests-{kernel.name}"
-    shutil.rmtree(logs, ignore_errors=True)
+    directory = logs(kernel)
+    shutil.rmtree(directory, ignore_errors=True)
     total = Counts()
     remaining = list(scripts)
     boots = 0
     while remaining:
         boots += 1
-        done, counts = _boot(kernel, remaining, logs, boots)
+        done, counts = _boot(kernel, remaining, directory, boots)
         total.add(counts)
         if done == 0:
-            print(f"FAIL  the guest ran no test; its console: {logs}/console-{boots}.log", flush=True)
+            print(f"FAIL  the guest ran no test; its console: {directory}/console-{boots}.log", flush=True)
             total.failed += len(remaining)
             break
         remaining = remaining[done:]
     return total
 
 
-def _boot(kernel, scripts, logs, number):
+def _boot(kernel, scripts, directory, number):
     """One boot; returns how many of `scripts` are dealt with, and their counts."""
-    console = logs / f"console-{number}.log"
+    console = directory / f"console-{number}.log"
     passed_on = [f"{name}={value}" for name, value in os.environ.items()
                  if name == "CASES" or name.startswith("OVBD_")]
     command = shlex.join(["env", *passed_on, f"KO_DIR={kernel.modules}",
@@ -74,7 +79,7 @@ def _boot(kernel, scripts, logs, number):
             continue
         if kind == "begin":
             current, tap = event["test"], Tap()
-            path = logs / (os.path.splitext(current)[0] + ".log")
+            path = directory / (os.path.splitext(current)[0] + ".log")
             path.parent.mkdir(parents=True, exist_ok=True)
             log = open(path, "w")
         elif kind == "line":
