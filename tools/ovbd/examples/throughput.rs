@@ -4,8 +4,8 @@
 //!
 //! The library compresses, or checks and decompresses, the same blocks on the same number of threads, once
 //! from and to memory and once from and to files, which is what `ovbd` must do as well. Arguments: MiB,
-//! threads, rounds. Every figure is the best of all rounds, which alternate: once by the clock, once by the time that the
-//! processors spent, which other programs disturb less.
+//! threads, rounds. Every figure is the best of all rounds, which alternate: once by the clock, once by the time
+//! that the processors spent, which other programs disturb less.
 
 use std::{
     env,

@@ -14,6 +14,7 @@ use crate::{
     progress::Progress,
     stack::WINDOW_BYTES,
     zeros::non_zero_runs,
+    zfile::Stored,
 };
 
 /// Windows of a batch per thread; one batch is read while the one before it is written.
@@ -73,18 +74,33 @@ fn each_window(
     let size = WINDOWS_PER_THREAD * rayon::current_num_threads();
     let readers = Pool::default();
     let buffers = Pool::<Vec<u8>>::default();
-    let read = |window: u64| {
+    let compressed = Pool::<Vec<u8>>::default();
+    let read = |(window, ahead): (u64, Vec<(usize, Stored)>)| {
         let start = window * WINDOW_BYTES;
         let mut data = buffers.take().unwrap_or_default();
         data.resize((image.bytes() - start).min(WINDOW_BYTES) as usize, 0);
-        let read = readers.with(|| Ok(image.reader()), |one| one.read(&mut data, start));
+        let read = readers.with(
+            || Ok(image.reader()),
+            |one| {
+                one.take_ahead(ahead, &compressed);
+                one.read(&mut data, start)
+            },
+        );
         read.map(|()| (start, data))
     };
-    let mut windows = image.windows();
+    let windows = image.windows();
     let (queue, ready) = sync_channel(size);
+    let (ahead, fetched) = sync_channel(size);
+    let read_ahead = |window| (window, image.read_ahead(window, &compressed));
     thread::scope(|scope| {
+        // The system copies what is read; all threads are to decompress meanwhile.
+        scope.spawn(move || {
+            windows
+                .map(read_ahead)
+                .try_for_each(|item| ahead.send(item))
+        });
         scope.spawn(move || loop {
-            let batch: Vec<u64> = windows.by_ref().take(size).collect();
+            let batch: Vec<_> = fetched.iter().take(size).collect();
             let results: Vec<Result<(u64, Vec<u8>)>> = batch.into_par_iter().map(read).collect();
             let over = results.is_empty();
             if over || results.into_iter().any(|item| queue.send(item).is_err()) {

@@ -6,8 +6,9 @@ use crate::{
     content::{Content, Opened},
     error::Result,
     layer::{Layer, LayerPath},
+    pool::Pool,
     stack::{check_count, Stack, StackReader, WINDOW_BYTES},
-    zfile::{Cursor, Zfile},
+    zfile::{Cursor, Stored, Zfile},
 };
 
 /// Something with content to be read at random.
@@ -55,6 +56,19 @@ impl Image {
         }
     }
 
+    /// Reads compressed bytes of a window, for [`ImageReader::take_ahead`]. Takes memory from `pool`.
+    pub fn read_ahead(&self, window: u64, pool: &Pool<Vec<u8>>) -> Vec<(usize, Stored)> {
+        let from = window * WINDOW_BYTES;
+        let to = self.bytes().min(from + WINDOW_BYTES);
+        match self {
+            Image::Stack(stack) => stack.read_ahead(from, to, pool),
+            Image::Zfile(zfile) => {
+                let memory = pool.take().unwrap_or_default();
+                vec![(0, zfile.read_ahead(from, to, memory))]
+            }
+        }
+    }
+
     /// A reader for one thread.
     pub fn reader(&self) -> ImageReader<'_> {
         match self {
@@ -73,6 +87,17 @@ pub enum ImageReader<'a> {
 }
 
 impl ImageReader<'_> {
+    /// Takes what [`Image::read_ahead`] has read. The memory goes to `pool` when there is more.
+    pub fn take_ahead(&mut self, ahead: Vec<(usize, Stored)>, pool: &Pool<Vec<u8>>) {
+        for (layer, stored) in ahead {
+            let before = match self {
+                ImageReader::Stack(reader) => reader.take_ahead(layer, stored),
+                ImageReader::Zfile(_, cursor) => std::mem::replace(&mut cursor.stored, stored),
+            };
+            pool.put(before.into_memory());
+        }
+    }
+
     /// Fills `buffer` from byte `offset`.
     ///
     /// # Errors

@@ -12,9 +12,11 @@ use ovbd_image::{
 };
 
 use crate::{
+    content::Content,
     error::{Error, Result},
     layer::{Kind, Layer, LayerPath},
-    zfile::Cursor,
+    pool::Pool,
+    zfile::{Cursor, Stored},
 };
 
 /// Bytes of a window: the unit in which images are read, and aligned to itself.
@@ -147,6 +149,37 @@ impl Stack {
             })
     }
 
+    /// What the bytes `from..to` of the device are made of in compressed layers, as far as it is not scattered;
+    /// each piece with the number of its layer. Takes memory from `pool`.
+    pub fn read_ahead(&self, from: u64, to: u64, pool: &Pool<Vec<u8>>) -> Vec<(usize, Stored)> {
+        // The first and the last byte of each layer's content.
+        let mut wanted: Vec<(usize, u64, u64)> = Vec::new();
+        for mapping in self.mappings(from / SECTOR_BYTES, to.div_ceil(SECTOR_BYTES)) {
+            let Source::Data { layer, stored } = mapping.source() else {
+                continue;
+            };
+            let (layer, start) = (usize::from(layer), stored * SECTOR_BYTES);
+            let end = start + mapping.sectors() * SECTOR_BYTES;
+            match wanted.iter_mut().find(|(other, ..)| *other == layer) {
+                Some((_, first, last)) => (*first, *last) = (start.min(*first), end.max(*last)),
+                None => wanted.push((layer, start, end)),
+            }
+        }
+        let mut room = 2 * WINDOW_BYTES;
+        let mut ahead = Vec::new();
+        for (layer, start, end) in wanted {
+            let (Content::Zfile(zfile), Some(left)) =
+                (self.layers[layer].content(), room.checked_sub(end - start))
+            else {
+                continue;
+            };
+            room = left;
+            let memory = pool.take().unwrap_or_default();
+            ahead.push((layer, zfile.read_ahead(start, end, memory)));
+        }
+        ahead
+    }
+
     /// A reader for one thread.
     pub fn reader(&self) -> StackReader<'_> {
         StackReader {
@@ -179,6 +212,12 @@ pub struct StackReader<'a> {
 }
 
 impl StackReader<'_> {
+    /// Takes what was read ahead in `layer`, and gives back what was there.
+    pub fn take_ahead(&mut self, layer: usize, stored: Stored) -> Stored {
+        let cursor = self.cursors[layer].get_or_insert_default();
+        std::mem::replace(&mut cursor.stored, stored)
+    }
+
     /// Fills `buffer` from byte `offset` of the device; beyond its last segment there are zeros.
     ///
     /// # Errors

@@ -186,13 +186,15 @@ impl Zfile {
             .table
             .span(first, last)
             .ok_or_else(|| self.no_block(last))?;
-        cursor.fetch(&self.input, start, (end - start) as usize)?;
+        let span = cursor
+            .stored
+            .fetch(&self.input, start, (end - start) as usize)?;
         let mut done = 0;
         let mut at = start;
         for block in first..=last {
             let extent = self.extent(block).ok_or_else(|| self.no_block(block))?;
             let from = (extent.offset - start) as usize;
-            let stored = &cursor.stored[from..from + extent.bytes as usize];
+            let stored = &span[from..from + extent.bytes as usize];
             let size = self.decoded(block) as usize;
             let to = &mut buffer[done..done + size];
             self.decode(&mut cursor.decompressor, stored, at, to)?;
@@ -206,9 +208,10 @@ impl Zfile {
     fn load(&self, cursor: &mut Cursor, block: u64) -> Result<()> {
         cursor.block = None;
         let extent = self.extent(block).ok_or_else(|| self.no_block(block))?;
-        cursor.fetch(&self.input, extent.offset, extent.bytes as usize)?;
+        let stored = cursor
+            .stored
+            .fetch(&self.input, extent.offset, extent.bytes as usize)?;
         cursor.data.resize(self.decoded(block) as usize, 0);
-        let stored = &cursor.stored[..extent.bytes as usize];
         self.decode(
             &mut cursor.decompressor,
             stored,
@@ -244,10 +247,9 @@ impl Zfile {
     ) {
         let span = self.table.span(first, last).and_then(|(start, end)| {
             let bytes = usize::try_from(end - start).ok()?;
-            cursor.fetch(&self.input, start, bytes).ok()?;
-            Some((start, std::mem::take(&mut cursor.stored)))
+            Some((start, cursor.stored.fetch(&self.input, start, bytes).ok()?))
         });
-        let Some((start, stored)) = span else {
+        let Some((start, span)) = span else {
             // Something cannot be read: find out which blocks that concerns.
             return (first..=last).for_each(|block| {
                 if let Err(e) = self.load(cursor, block) {
@@ -260,7 +262,7 @@ impl Zfile {
             let checked = self.extent(block).ok_or_else(|| self.no_block(block));
             let checked = checked.and_then(|Extent { offset, bytes }| {
                 let from = (offset - start) as usize;
-                let stored = &stored[from..from + bytes as usize];
+                let stored = &span[from..from + bytes as usize];
                 self.decode(&mut cursor.decompressor, stored, offset, &mut cursor.data)
             });
             if let Err(e) = checked {
@@ -268,7 +270,23 @@ impl Zfile {
             }
         }
         cursor.block = None;
-        cursor.stored = stored;
+    }
+
+    /// Reads the blocks that hold the bytes `from..to` of the content into `memory`, whose own content does
+    /// not matter. What cannot be read is left to whoever reads these bytes.
+    pub fn read_ahead(&self, from: u64, to: u64, memory: Vec<u8>) -> Stored {
+        let mut stored = Stored {
+            data: memory,
+            ..Stored::default()
+        };
+        let to = to.min(self.geometry.original_bytes());
+        if from < to {
+            let (first, last) = (self.geometry.block_of(from), self.geometry.block_of(to - 1));
+            if let Some((start, end)) = self.table.span(first, last) {
+                let _ = stored.fetch(&self.input, start, (end - start) as usize);
+            }
+        }
+        stored
     }
 
     fn no_block(&self, block: u64) -> Error {
@@ -281,16 +299,44 @@ impl Zfile {
 pub struct Cursor {
     block: Option<u64>,
     data: Vec<u8>,
-    stored: Vec<u8>,
+    /// What was read last, or ahead.
+    pub stored: Stored,
     decompressor: Decompressor,
 }
 
-impl Cursor {
-    /// Reads `bytes` stored bytes.
-    fn fetch(&mut self, input: &Input, offset: u64, bytes: usize) -> Result<()> {
-        if self.stored.len() < bytes {
-            self.stored.resize(bytes, 0);
+/// A piece of one ZFile in memory.
+#[derive(Default)]
+pub struct Stored {
+    data: Vec<u8>,
+    /// Byte of the ZFile that the first byte of `data` is.
+    offset: u64,
+    /// Bytes of `data` that count.
+    bytes: usize,
+}
+
+impl Stored {
+    /// The memory, for another piece.
+    pub fn into_memory(self) -> Vec<u8> {
+        self.data
+    }
+
+    /// The `bytes` bytes from byte `offset` on, which are read from `input`, always the same one, unless they
+    /// are there.
+    fn fetch(&mut self, input: &Input, offset: u64, bytes: usize) -> Result<&[u8]> {
+        let here = offset
+            .checked_sub(self.offset)
+            .and_then(|skip| usize::try_from(skip).ok())
+            .filter(|skip| skip.checked_add(bytes).is_some_and(|end| end <= self.bytes));
+        if let Some(skip) = here {
+            return Ok(&self.data[skip..skip + bytes]);
         }
-        input.read(&mut self.stored[..bytes], offset)
+        // Nothing is there if this fails.
+        self.bytes = 0;
+        if self.data.len() < bytes {
+            self.data.resize(bytes, 0);
+        }
+        input.read(&mut self.data[..bytes], offset)?;
+        (self.offset, self.bytes) = (offset, bytes);
+        Ok(&self.data[..bytes])
     }
 }
