@@ -62,10 +62,7 @@ impl Image {
         let to = self.bytes().min(from + WINDOW_BYTES);
         match self {
             Image::Stack(stack) => stack.read_ahead(from, to, pool),
-            Image::Zfile(zfile) => {
-                let memory = pool.take().unwrap_or_default();
-                vec![(0, zfile.read_ahead(from, to, memory))]
-            }
+            Image::Zfile(zfile) => vec![(0, zfile.read_ahead(from, to, pool))],
         }
     }
 
@@ -87,14 +84,14 @@ pub enum ImageReader<'a> {
 }
 
 impl ImageReader<'_> {
-    /// Takes what [`Image::read_ahead`] has read. The memory goes to `pool` when there is more.
+    /// Takes what [`Image::read_ahead`] has read; the memory that was used before goes to `pool`.
     pub fn take_ahead(&mut self, ahead: Vec<(usize, Stored)>, pool: &Pool<Vec<u8>>) {
         for (layer, stored) in ahead {
-            let before = match self {
-                ImageReader::Stack(reader) => reader.take_ahead(layer, stored),
-                ImageReader::Zfile(_, cursor) => std::mem::replace(&mut cursor.stored, stored),
+            let cursor: &mut Cursor = match self {
+                ImageReader::Stack(reader) => reader.cursor(layer),
+                ImageReader::Zfile(_, cursor) => cursor,
             };
-            pool.put(before.into_memory());
+            cursor.take_ahead(stored, pool);
         }
     }
 

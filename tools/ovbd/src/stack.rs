@@ -174,8 +174,7 @@ impl Stack {
                 continue;
             };
             room = left;
-            let memory = pool.take().unwrap_or_default();
-            ahead.push((layer, zfile.read_ahead(start, end, memory)));
+            ahead.push((layer, zfile.read_ahead(start, end, pool)));
         }
         ahead
     }
@@ -212,10 +211,9 @@ pub struct StackReader<'a> {
 }
 
 impl StackReader<'_> {
-    /// Takes what was read ahead in `layer`, and gives back what was there.
-    pub fn take_ahead(&mut self, layer: usize, stored: Stored) -> Stored {
-        let cursor = self.cursors[layer].get_or_insert_default();
-        std::mem::replace(&mut cursor.stored, stored)
+    /// What this reader keeps for a layer.
+    pub fn cursor(&mut self, layer: usize) -> &mut Cursor {
+        self.cursors[layer].get_or_insert_default()
     }
 
     /// Fills `buffer` from byte `offset` of the device; beyond its last segment there are zeros.
@@ -254,8 +252,7 @@ impl StackReader<'_> {
             return Ok(());
         };
         let number = usize::from(layer);
-        let cursor = self.cursors[number].get_or_insert_default();
         let content = self.stack.layers[number].content();
-        content.read(cursor, buffer, stored * SECTOR_BYTES + skip)
+        content.read(self.cursor(number), buffer, stored * SECTOR_BYTES + skip)
     }
 }

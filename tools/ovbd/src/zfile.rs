@@ -13,6 +13,7 @@ use crate::{
     crc::crc32c,
     error::{Error, Place, Result},
     input::{Input, CHUNK_BYTES},
+    pool::Pool,
 };
 
 /// Uncompressed bytes that one read covers: what is read then still is in the cache when it is
@@ -272,11 +273,11 @@ impl Zfile {
         cursor.block = None;
     }
 
-    /// Reads the blocks that hold the bytes `from..to` of the content into `memory`, whose own content does
-    /// not matter. What cannot be read is left to whoever reads these bytes.
-    pub fn read_ahead(&self, from: u64, to: u64, memory: Vec<u8>) -> Stored {
+    /// Reads the blocks that hold the bytes `from..to` of the content, into memory from `pool`. What cannot be
+    /// read is left to whoever reads these bytes.
+    pub fn read_ahead(&self, from: u64, to: u64, pool: &Pool<Vec<u8>>) -> Stored {
         let mut stored = Stored {
-            data: memory,
+            data: pool.take().unwrap_or_default(),
             ..Stored::default()
         };
         let to = to.min(self.geometry.original_bytes());
@@ -300,8 +301,16 @@ pub struct Cursor {
     block: Option<u64>,
     data: Vec<u8>,
     /// What was read last, or ahead.
-    pub stored: Stored,
+    stored: Stored,
     decompressor: Decompressor,
+}
+
+impl Cursor {
+    /// Takes what [`Zfile::read_ahead`] has read of the same ZFile; the memory that was used before goes to
+    /// `pool`.
+    pub fn take_ahead(&mut self, stored: Stored, pool: &Pool<Vec<u8>>) {
+        pool.put(std::mem::replace(&mut self.stored, stored).data);
+    }
 }
 
 /// A piece of one ZFile in memory.
@@ -315,11 +324,6 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// The memory, for another piece.
-    pub fn into_memory(self) -> Vec<u8> {
-        self.data
-    }
-
     /// The `bytes` bytes from byte `offset` on, which are read from `input`, always the same one, unless they
     /// are there.
     fn fetch(&mut self, input: &Input, offset: u64, bytes: usize) -> Result<&[u8]> {

@@ -10,13 +10,14 @@ use std::{
     path::Path,
 };
 
-use common::{change, content, fixtures, layers, make, on_threads, problems, raw_image};
+use common::{change, content, fixtures, layers, make, on_threads, problems, raw_image, Random};
 use ovbd::{
     build::{build, Options},
     codec::Compressor,
     content::{Content, Opened},
     image::Image,
     layer::LayerPath,
+    pool::Pool,
     progress::Progress,
     zfile::Cursor,
 };
@@ -96,6 +97,37 @@ fn raw_reads_back() {
                 "{bytes} {options:?}"
             );
         }
+    }
+}
+
+/// What is read ahead goes into memory that held something else, of which nothing may show.
+#[test]
+fn reads_ahead_into_used_memory() {
+    let folder = tempdir().unwrap();
+    let (raw, out) = (folder.path().join("raw"), folder.path().join("out"));
+    fs::write(&raw, Random::new(9).text(1 << 20)).unwrap();
+    let options = Options {
+        zfile: Some(ZfileOptions {
+            block_bytes: 4096,
+            algorithm: Algorithm::Lz4,
+            block_crc: false,
+        }),
+        raw: true,
+        ..Options::default()
+    };
+    make(&raw, &out, &options);
+    let opened = Opened::open(&out).unwrap();
+    let Content::Zfile(zfile) = &opened.content else {
+        panic!("not a ZFile");
+    };
+    for (from, to) in [(0, 0), (0, 100_000), (200_000, 300_000), (1 << 20, 2 << 20)] {
+        let pool = Pool::default();
+        pool.put(vec![0xaa; 2 << 20]);
+        let mut cursor = Cursor::default();
+        cursor.take_ahead(zfile.read_ahead(from, to, &pool), &pool);
+        let mut data = vec![0; 1 << 20];
+        zfile.read(&mut cursor, &mut data, 0).unwrap();
+        assert!(data == fs::read(&raw).unwrap(), "{from} to {to}");
     }
 }
 
