@@ -14,8 +14,8 @@ override CASES := $(abspath $(CASES))
 export CASES
 
 .DEFAULT_GOAL := modules
-.PHONY: modules clean test selftests torture planted bench bench-compare bench-track profile demo rustfmt rustfmt-check clippy \
-	clippy-tools ovbd bench-host fuzz fuzz-smoke shell kernel-update distclean-cache help
+.PHONY: modules clean test selftests torture planted bench bench-compare bench-track profile demo rustfmt \
+	rustfmt-check clippy clippy-tools ovbd bench-host fuzz fuzz-smoke shell kernel-update distclean-cache help
 
 ifdef KDIR
 modules clean: ## build the modules, against KDIR=<kernel build tree> or the cached stock kernel

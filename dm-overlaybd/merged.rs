@@ -2,9 +2,9 @@
 
 //! The merged list of segments while it grows.
 //!
-//! How many segments a merge gives is known at its end, and counting them before takes as long as the merge.
-//! So the list grows in parts that never move; at the end, when the layers' indexes are freed, the parts are
-//! copied into one allocation of the right size.
+//! How many segments a merge gives is known at its end, and counting them before takes as long as
+//! the merge. So the list grows in parts that never move; at the end, when the layers' indexes are
+//! freed, the parts are copied into one allocation of the right size.
 
 use super::image::segment::PackedSegment;
 use kernel::{

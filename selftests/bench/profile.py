@@ -71,9 +71,8 @@ def profile_activation():
     table = segments.spread_table()
     command = ["dmsetup", "create", "--noudevsync", "bench", "--table", table]
     start = time.perf_counter_ns()
-    run(*command)
-    alone = time.perf_counter_ns() - start
-    run("dmsetup", "remove", "--noudevsync", "bench")
+    with dm.Mapped("bench", table):
+        alone = time.perf_counter_ns() - start
     functions = functions_of(*command)
     run("dmsetup", "remove", "--noudevsync", "bench")
     report(profile=ACTIVATION, unit="activation", instructions=alone, functions=functions)

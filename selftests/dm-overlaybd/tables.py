@@ -4,6 +4,7 @@
 header, trailer or index changed. Such a change is either refused, or the device has exactly the content that the
 changed layer says. Nothing is left open afterwards: the module can be unloaded."""
 
+import contextlib
 import os
 import random
 import struct
@@ -173,6 +174,14 @@ def interpret(blob):
     return bytes(content[:SECTORS * 512])
 
 
+@contextlib.contextmanager
+def loaded_with_limit(segments):
+    """The module, which is not loaded, with that value of max_segments while the body runs."""
+    run("insmod", MODULES / "dm-overlaybd" / "dm-overlaybd.ko", f"max_segments={segments}")
+    yield
+    run("rmmod", "dm-overlaybd")
+
+
 def check_mutants(tap, log, blob):
     wrong, accepted, refused = [], 0, 0
     for what, mutant in mutants(blob):
@@ -220,25 +229,19 @@ with Devices() as devices:
 check_mutants(tap, log, blob)
 tap.equal(subprocess.run(["rmmod", "dm-overlaybd"]).returncode, 0, "the module can be unloaded")
 # The layer has 256 entries, padding included; two of it still merge to 6 segments.
-run("insmod", MODULES / "dm-overlaybd" / "dm-overlaybd.ko", "max_segments=511")
-with Devices() as devices:
+with loaded_with_limit(511), Devices() as devices:
     line = stack_table(devices, [blob, blob], SECTORS)
     one = line.split(" ", 4)[4].rsplit(" ", 2)[0]
     with dm.Mapped("fits", f"0 {SECTORS} overlaybd 1 {one}"):
         tap.result(True, "max_segments: as many entries are allowed")
     dm.table_refused(tap, log, "max_segments: an entry more", line, "512 index entries, max_segments allows 511")
-run("rmmod", "dm-overlaybd")
 # Two full layers: what is below shows on both sides of every segment above.
-run("insmod", MODULES / "dm-overlaybd" / "dm-overlaybd.ko", "max_segments=767")
 pair = [layers.layer([(at * 8 + first, sectors, None) for at in range(256)], 2048)
         for first, sectors in ((0, 6), (2, 2))]
-with Devices() as devices:
-    line = stack_table(devices, pair, 2048)
-    dm.table_refused(tap, log, "max_segments: a merged segment more", line,
+with loaded_with_limit(767), Devices() as devices:
+    dm.table_refused(tap, log, "max_segments: a merged segment more", stack_table(devices, pair, 2048),
                      "more segments than max_segments allows, 767")
-run("rmmod", "dm-overlaybd")
-run("insmod", MODULES / "dm-overlaybd" / "dm-overlaybd.ko", "max_segments=768")
-with Devices() as devices, dm.Mapped("fits", stack_table(devices, pair, 2048)) as mapped:
+with (loaded_with_limit(768), Devices() as devices,
+      dm.Mapped("fits", stack_table(devices, pair, 2048)) as mapped):
     tap.equal(mapped.status().split()[4], "768", "max_segments: as many merged segments are allowed")
-run("rmmod", "dm-overlaybd")
 tap.finish()

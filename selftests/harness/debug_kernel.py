@@ -110,8 +110,9 @@ def build_modules(kernel, patch=None):
     subprocess.run(["rsync", "--archive", "--relative", "--delete", "--include=*/", "--include=*.rs", "--include=*.c",
                     "--include=*.h", "--include=Kbuild", "--include=bindgen_parameters", "--exclude=*_generated.rs",
                     "--exclude=*", *PARTS, f"{kernel.modules}/"], cwd=SOURCE, check=True)
-    planted = ["patch", "--strip=1", "--fuzz=0", "--directory", kernel.modules, "--input", patch]
-    if patch and subprocess.run(planted).returncode:
-        return 1
+    if patch:
+        apply = ["patch", "--strip=1", "--fuzz=0", "--directory", kernel.modules, "--input", patch]
+        if status := subprocess.run(apply).returncode:
+            return status
     return subprocess.run(["make", "--no-print-directory", "-C", str(kernel.build), f"M={kernel.modules}",
                            *kernel.make_arguments(), MODULE_FLAGS, "DM_SELFTESTS=1", "modules"]).returncode
