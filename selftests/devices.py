@@ -2,6 +2,7 @@
 """What the guest tests share: TAP output, loop and mapped devices that are always removed, reads and probes."""
 
 import atexit
+import errno
 import fcntl
 import hashlib
 import mmap
@@ -98,6 +99,25 @@ def quiet_udev():
     atexit.register(run, "udevadm", "control", "--start-exec-queue")
 
 
+def configure_free_loop(config):
+    """Gives a file to the first free loop device; returns the device, or None if another process was faster."""
+    control = os.open("/dev/loop-control", os.O_RDWR)
+    try:
+        device = f"/dev/loop{fcntl.ioctl(control, LOOP_CTL_GET_FREE)}"
+    finally:
+        os.close(control)
+    loop = os.open(device, os.O_RDONLY)
+    try:
+        fcntl.ioctl(loop, LOOP_CONFIGURE, config)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return None
+    finally:
+        os.close(loop)
+    return device
+
+
 def detach(device):
     """Detaches a loop device from its file."""
     loop = os.open(device, os.O_RDONLY)
@@ -138,16 +158,11 @@ class Devices:
         By ioctl: stacks of 255 layers would take minutes with a process each under emulation.
         """
         file = os.open(path, os.O_RDONLY)
-        control = os.open("/dev/loop-control", os.O_RDWR)
         try:
-            device = f"/dev/loop{fcntl.ioctl(control, LOOP_CTL_GET_FREE)}"
-            loop = os.open(device, os.O_RDONLY)
-            try:
-                fcntl.ioctl(loop, LOOP_CONFIGURE, LOOP_CONFIG.pack(file, block_size, offset, size, LO_FLAGS_READ_ONLY))
-            finally:
-                os.close(loop)
+            config = LOOP_CONFIG.pack(file, block_size, offset, size, LO_FLAGS_READ_ONLY)
+            while (device := configure_free_loop(config)) is None:
+                pass
         finally:
-            os.close(control)
             os.close(file)
         self._undo.append([detach, device])
         return device

@@ -7,6 +7,7 @@ many there are of each base, OVBD_FIRST_MUTANT where to start.
 To make and remove a device is for the most part waiting. So several programs share the bases, each with a process of
 this script that serves it, as `mutants.py PART`."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -44,8 +45,10 @@ def answer(program, part):
         else:
             print(line, end="", flush=True)
             continue
-        program.stdin.write(said + "\n")
-        program.stdin.flush()
+        # A program that has ended says why in what is left to read.
+        with contextlib.suppress(BrokenPipeError):
+            program.stdin.write(said + "\n")
+            program.stdin.flush()
 
 
 def serve(part):
