@@ -19,6 +19,8 @@ import uml
 from cache import CACHE, SOURCE, delete, fresh_directory, step
 
 CONFIG = SOURCE / "selftests/config/debug.config"
+# What makes its stack traces cheap.
+STACKTRACE = SOURCE / "selftests/config/stacktrace.h"
 # KASAN and Rust in one kernel need clang. lockdep selects frame pointers, which clang also gives to the naked function
 # in stub.c that must leave the stack alone: no process would return from its first signal. In the large code model
 # clang has sections of its own for data; User Mode Linux does not count those as the kernel's, and so lockdep would
@@ -52,7 +54,7 @@ class DebugKernel:
 
     def make_arguments(self):
         """The variables for every make that uses this tree."""
-        return [f"-j{os.cpu_count()}", *MAKE]
+        return [f"-j{os.cpu_count()}", *MAKE, f"CFLAGS_stacktrace.o=-include {self.directory}/{STACKTRACE.name}"]
 
     def guest(self, command, console, silence):
         """A boot of this kernel that runs `command`."""
@@ -62,7 +64,7 @@ class DebugKernel:
 def ensure(stock):
     """The debug kernel of the stock kernel's source, built where it is not cached or its configuration changed."""
     kernel = DebugKernel(stock)
-    wanted = hashlib.sha256(CONFIG.read_bytes() + "\n".join(MAKE).encode()).hexdigest()
+    wanted = hashlib.sha256(CONFIG.read_bytes() + STACKTRACE.read_bytes() + "\n".join(MAKE).encode()).hexdigest()
     stamp = kernel.directory / "complete"
     with _alone():
         if not (stamp.exists() and stamp.read_text() == wanted):
@@ -82,6 +84,8 @@ def _alone():
 def _build(kernel):
     fresh_directory(kernel.directory)
     kernel.build.mkdir()
+    # A path that is the same for all checkouts.
+    shutil.copy(STACKTRACE, kernel.directory)
     make = ["make", "-C", str(kernel.source), f"O={kernel.build}", *kernel.make_arguments()]
     log = CACHE / "log" / "debug-kernel.log"
     step("configuring the debug kernel", [*make, f"KCONFIG_ALLCONFIG={CONFIG}", "allnoconfig"], log,
