@@ -142,8 +142,8 @@ impl Target for Zfile {
         if bio.op() != Op::Read {
             return bio.kill();
         }
-        // The parts of a request larger than a piece come one after the other: all but the last
-        // may go to other CPUs, while the last keeps this one busy.
+        // The parts of a request larger than a piece come one after the other. Other CPUs may get
+        // all but the last, for which this one would only wait.
         let sector = bio.sector();
         let piece = self.file.piece_sectors();
         let left = piece - (sector & (piece - 1));
@@ -153,7 +153,7 @@ impl Target for Zfile {
             if bio.accept_partial(left as u32).is_err() {
                 return bio.kill();
             }
-            placement = Placement::Spread((sector / piece).wrapping_add(1) as usize);
+            placement = Placement::Spread;
         }
 
         let Some(range) = Range::of(&bio, self.file.geometry()) else {

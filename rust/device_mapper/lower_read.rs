@@ -15,9 +15,10 @@
 //! a buffer of the reserve only waits for the lower device: reads which the same task has
 //! submitted before have been given to their driver when another bio is mapped.
 //!
-//! [`LowerReader::lower_read_done`] runs in process context, on the CPU that the [`Placement`]
-//! says. If the read completes while it is being submitted, as with RAM disks, then it is called
-//! right there and no thread has to be woken.
+//! [`LowerReader::lower_read_done`] runs in process context, on the CPU on which the bio was
+//! mapped or, if the [`Placement`] allows, on another. If the read completes while it is being
+//! submitted, as with RAM disks, and stays on this CPU, then it is called right there and no
+//! thread has to be woken.
 
 use super::{
     bindings,
@@ -36,6 +37,10 @@ use super::{
     per_bio::{
         PerBioArea,
         Workqueue, //
+    },
+    spread::{
+        Loads,
+        Work, //
     },
     target::Target,
 };
@@ -71,10 +76,10 @@ pub trait LowerReader: Target<PerBio = LowerRead> {
 pub enum Placement {
     /// On the CPU that the bio was mapped on.
     Here,
-    /// On the CPU which is that many online CPUs further, modulo their number.
+    /// On another CPU, if there is one that has nothing to do for this instance.
     ///
-    /// For the parts of a large request, so that they are worked on at the same time.
-    Spread(usize),
+    /// For the parts of a large request but one, so that they are worked on at the same time.
+    Spread,
 }
 
 /// What the target got: the bio, and the data that was read for it.
@@ -126,9 +131,13 @@ struct State {
     /// The wanted bytes in the buffer.
     skip: usize,
     len: usize,
-    /// The task which may go on with the read where it completes, or null if it has to be queued.
+    /// The task which may go on with the read where it completes.
     submitter: *mut bindings::task_struct,
+    placement: Placement,
+    /// The CPU that the bio was mapped on.
     cpu: u32,
+    /// The CPU that works on it instead.
+    other: Option<u32>,
 }
 
 /// What comes with each bio of a [`LowerReader`].
@@ -162,6 +171,7 @@ impl Default for LowerRead {
 /// `device` belongs to the instance.
 pub(super) struct LowerReads {
     queue: Workqueue,
+    loads: Loads,
     device: NonNull<bindings::block_device>,
     reserve: NonNull<bindings::mempool>,
     max: usize,
@@ -236,11 +246,13 @@ impl Constructor<'_> {
             .and_then(usize::checked_next_power_of_two)
             .ok_or(E2BIG)?;
         let queue = Workqueue::new(c"lower-read")?;
+        let loads = Loads::new()?;
         // SAFETY: The function has no requirements.
         let reserve = unsafe { bindings::mempool_create_kmalloc_pool(RESERVED, max) };
         // INVARIANT: The pool was just created, and the device was opened by this instance.
         self.set_lower_reads(LowerReads {
             queue,
+            loads,
             device: bdev,
             reserve: NonNull::new(reserve).ok_or(ENOMEM)?,
             max,
@@ -288,7 +300,8 @@ fn submit<T: LowerReader>(bio: DeferredBio<T>, offset: u64, len: usize, placemen
     else {
         return;
     };
-    let (cpu, inline) = place(placement);
+    let cpu = CpuId::current().as_u32();
+    reads.loads.begin(cpu, Work::Own);
     let buffer = reads.buffer(bytes);
     let address = buffer.ptr;
 
@@ -305,12 +318,10 @@ fn submit<T: LowerReader>(bio: DeferredBio<T>, offset: u64, len: usize, placemen
         (&raw mut (*state).buffer).write(buffer);
         (&raw mut (*state).skip).write((offset - start) as usize);
         (&raw mut (*state).len).write(len);
+        (&raw mut (*state).submitter).write(bindings::current_task());
+        (&raw mut (*state).placement).write(placement);
         (&raw mut (*state).cpu).write(cpu);
-        (&raw mut (*state).submitter).write(if inline {
-            bindings::current_task()
-        } else {
-            core::ptr::null_mut()
-        });
+        (&raw mut (*state).other).write(None);
 
         let lower = &raw mut (*state).bio;
         let upper = upper.as_raw().as_ptr();
@@ -329,29 +340,6 @@ fn submit<T: LowerReader>(bio: DeferredBio<T>, offset: u64, len: usize, placemen
     }
 }
 
-/// Returns the CPU for a placement, and whether that is this one.
-#[inline]
-fn place(placement: Placement) -> (u32, bool) {
-    let here = CpuId::current().as_u32();
-    let Placement::Spread(further) = placement else {
-        return (here, true);
-    };
-    // SAFETY: The function has no requirements.
-    let online = unsafe { bindings::num_online_cpus_now() }.max(1);
-    let further = (further % online as usize) as u32;
-    if further == 0 {
-        return (here, true);
-    }
-    // Where all possible CPUs are online, which is usual, this counts them.
-    let cpu = (here + further) % online;
-    // SAFETY: The function takes any number.
-    if unsafe { bindings::cpu_is_online(cpu) } {
-        (cpu, false)
-    } else {
-        (here, true)
-    }
-}
-
 /// Called when the lower bio has completed, in any context.
 ///
 /// # Safety
@@ -360,22 +348,40 @@ fn place(placement: Placement) -> (u32, bool) {
 unsafe extern "C" fn end_io<T: LowerReader>(bio: *mut bindings::bio) {
     // SAFETY: As required from the caller.
     let state = unsafe { bio.byte_sub(offset_of!(State, bio)) }.cast::<State>();
-    // SAFETY: The state is initialised while the read is under way.
-    if unsafe { bindings::task_may_work_here((*state).submitter) } {
+    // SAFETY: The state is initialised while the read is under way. The target exists until the
+    // upper bio has ended.
+    let (placement, here, submitter, instance) = unsafe {
+        (
+            (*state).placement,
+            (*state).cpu,
+            (*state).submitter,
+            &*(*(*state).ti.as_ptr()).private.cast::<Instance<T>>(),
+        )
+    };
+    let Some(reads) = &instance.lower_reads else {
+        return;
+    };
+    let other = match placement {
+        Placement::Here => None,
+        Placement::Spread => reads.loads.another(here),
+    };
+    // SAFETY: The function only compares the pointer.
+    if other.is_none() && unsafe { bindings::task_may_work_here(submitter) } {
         // SAFETY: The read has completed, and this is process context.
         unsafe { finish::<T>(state) };
         return;
     }
-    // SAFETY: The target exists until the upper bio has ended. The work item is not in use. The
-    // CPU was online; if it is not any more, the workqueue takes another.
+    if let Some(other) = other {
+        reads.loads.begin(other, Work::Given);
+    }
+    // SAFETY: Nobody else uses the state, and the work item is not in use. The CPU was online; if
+    // it is not any more, the workqueue takes another.
     unsafe {
+        (*state).other = other;
         let work = Opaque::cast_into(&raw const (*state).work);
-        let instance = &*(*(*state).ti.as_ptr()).private.cast::<Instance<T>>();
-        let Some(reads) = &instance.lower_reads else {
-            return;
-        };
         bindings::init_dm_work(work, Some(run::<T>));
-        bindings::queue_work_on((*state).cpu as c_int, reads.queue.as_raw().as_ptr(), work);
+        let cpu = other.unwrap_or(here);
+        bindings::queue_work_on(cpu as c_int, reads.queue.as_raw().as_ptr(), work);
     }
 }
 
@@ -396,7 +402,7 @@ unsafe extern "C" fn run<T: LowerReader>(work: *mut bindings::work_struct) {
 /// Called once for a `State` whose read has completed, in process context.
 unsafe fn finish<T: LowerReader>(state: *mut State) {
     // SAFETY: The state is initialised, and nobody else uses it.
-    let (upper, ti, buffer, skip, len, status) = unsafe {
+    let (upper, ti, buffer, skip, len, cpu, other, status) = unsafe {
         let status = BlkStatus::from_raw((*state).bio.bi_status);
         bindings::bio_uninit(&raw mut (*state).bio);
         (
@@ -405,6 +411,8 @@ unsafe fn finish<T: LowerReader>(state: *mut State) {
             (&raw const (*state).buffer).read(),
             (*state).skip,
             (*state).len,
+            (*state).cpu,
+            (*state).other,
             status,
         )
     };
@@ -429,6 +437,10 @@ unsafe fn finish<T: LowerReader>(state: *mut State) {
     // SAFETY: The instance exists, since the bio has not ended.
     let instance = unsafe { &*(*ti.as_ptr()).private.cast::<Instance<T>>() };
     if let Some(reads) = &instance.lower_reads {
+        reads.loads.end(cpu, Work::Own);
+        if let Some(other) = other {
+            reads.loads.end(other, Work::Given);
+        }
         // SAFETY: The buffer came from there, and nothing refers to it any more.
         unsafe { reads.free(buffer) };
     }

@@ -155,6 +155,7 @@ mod lower_read;
 mod per_bio;
 mod read;
 mod registration;
+mod spread;
 mod status;
 mod target;
 
