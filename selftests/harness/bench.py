@@ -29,9 +29,15 @@ def run(kernel, parts, lens="instructions", modules=SOURCE):
     OUTPUT.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["env", f"SRC={SOURCE}", f"KO_DIR={modules}", "python3",
                           str(SOURCE / "selftests/bench/guest.py"), *parts])
-    options = {"arguments": vm.COUNT_INSTRUCTIONS, "accelerator": vm.EMULATION} if lens == "instructions" else {}
+    accelerator = vm.EMULATION if lens == "instructions" else vm.accelerator_arguments(kernel.vmlinuz)
+    options = {"accelerator": accelerator}
+    if lens == "instructions":
+        options["arguments"] = vm.COUNT_INSTRUCTIONS
+    elif accelerator == vm.EMULATION:
+        options["arguments"] = vm.FEW_TIMERS
     guest = vm.Guest(kernel, command, OUTPUT / f"console-{lens}.log", SOURCE, silence=900, **options)
-    print(f"==> booting {kernel.release}{' with a clock that counts instructions' if options else ''}", flush=True)
+    counting = " with a clock that counts instructions" if lens == "instructions" else ""
+    print(f"==> booting {kernel.release}{counting}", flush=True)
     reports = []
     for line in guest:
         try:
