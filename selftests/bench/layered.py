@@ -10,6 +10,7 @@ import os
 import pathlib
 import struct
 import subprocess
+import tempfile
 import time
 
 from measure import DATA, ram_disk
@@ -128,20 +129,27 @@ def chain(count):
 
 @contextlib.contextmanager
 def server(*command):
-    """A process that serves a device for as long as it lives."""
-    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait()
+    """A process that serves a device for as long as it lives, and a function that says why it has ended."""
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, stderr=said)
+
+        def why():
+            said.seek(0)
+            return f"{command[0]} ended: {said.read().strip() or process.returncode}"
+
+        try:
+            yield process, why
+        finally:
+            process.terminate()
+            process.wait()
 
 
-def wait(process, ready):
+def wait(server, ready):
     """Waits until `ready` returns something, and returns that."""
+    process, why = server
     while not (result := ready()):
         if process.poll() is not None:
-            raise OSError(f"{process.args[0]} ended with status {process.returncode}")
+            raise OSError(why())
         time.sleep(0.001)
     return result
 
@@ -157,8 +165,8 @@ def nbd(_data, count):
         def activate():
             # Without --verbose it would continue in a process of its own.
             with server("qemu-nbd", "--verbose", "--read-only", "--connect=/dev/nbd0", "--cache=none", "--aio=native",
-                        "--format=qcow2", "--persistent", top) as process:
-                wait(process, lambda: size.read_text().strip() != "0")
+                        "--format=qcow2", "--persistent", top) as serving:
+                wait(serving, lambda: size.read_text().strip() != "0")
                 yield "/dev/nbd0"
                 run("qemu-nbd", "--disconnect", "/dev/nbd0")
 
@@ -177,11 +185,11 @@ def vduse(_data, count):
         @contextlib.contextmanager
         def activate():
             with server("qemu-storage-daemon", "--blockdev", f"driver=qcow2,node-name=top,read-only=on,{file}",
-                        "--export", "type=vduse-blk,id=bench,node-name=top") as process:
-                wait(process, control.exists)
+                        "--export", "type=vduse-blk,id=bench,name=bench,node-name=top") as serving:
+                wait(serving, control.exists)
                 run("vdpa", "dev", "add", "name", "bench", "mgmtdev", "vduse")
                 try:
-                    disk = wait(process, lambda: next(bus.glob("virtio*/block/*"), None))
+                    disk = wait(serving, lambda: next(bus.glob("virtio*/block/*"), None))
                     yield f"/dev/{disk.name}"
                 finally:
                     run("vdpa", "dev", "del", "bench")

@@ -14,6 +14,8 @@ from measure import drop_caches, per_read, random_reads, require_content, row, s
 from devices import CommandFailed
 
 SUITE = "stacks"
+# Lists of free pages and caches of the kernel grow and shrink by some MiB meanwhile: less than this is not shown.
+MEMORY_RESOLUTION = 4 << 20
 # A device with larger blocks, or a server that is gone, must not end the whole run.
 TROUBLE = (CommandFailed, OSError)
 
@@ -50,7 +52,7 @@ def reads(device):
 
 def measure(data, name, competitor, count):
     """The row of one competitor with so many layers. It is brought up three times, first to warm up."""
-    figures = {"first": [], "activation": [], "memory": []}
+    figures = {"first": [], "activation": []}
     with competitor(data, count) as activate:
         for number in range(3):
             free, start = free_bytes(), time.perf_counter_ns()
@@ -60,8 +62,9 @@ def measure(data, name, competitor, count):
                 if number:
                     figures["first"] += first
                     figures["activation"].append(activation)
-                    figures["memory"].append(max(0, free - free_bytes()))
                 if number == 2:
+                    memory = free - free_bytes()
+                    figures["memory"] = [memory] if memory >= MEMORY_RESOLUTION else None
                     require_content(device)
                     figures |= reads(device)
     row(SUITE, name, layers=count, **figures)

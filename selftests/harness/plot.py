@@ -81,8 +81,7 @@ def chart(title, unit, series, level):
 
 CHARTS = {"random": ("Random 4 KiB reads of a stack of layers", "instructions for each read"),
           "sequential": ("Sequential 1 MiB reads of a stack of layers", "instructions for each MiB"),
-          "activation": ("Activation of a stack of layers", "instructions"),
-          "memory": ("Memory of an active stack of layers", "bytes")}
+          "activation": ("Activation of a stack of layers", "instructions")}
 
 
 def write(folder, reports):
