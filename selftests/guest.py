@@ -21,6 +21,12 @@ import time
 SOURCE = pathlib.Path(__file__).resolve().parents[1]
 
 
+# The groups whose tests are also about udev. For the others its rules would be a large part of the time under
+# emulation; the debug kernel's guest has none either.
+UDEV_GROUPS = ("ovbd",)
+UDEVD = "/usr/lib/systemd/systemd-udevd"
+UDEV_CONTROL = pathlib.Path("/run/udev/control")
+
 # What the kernel remembers of trouble, see Documentation/admin-guide/tainted-kernels.rst.
 TAINTS = {5: "bad page", 7: "died", 9: "warned", 14: "locked up"}
 
@@ -103,6 +109,17 @@ def remove_devices():
                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+def set_udev(wanted):
+    """Starts or ends udev's daemon, where there is one."""
+    runs = UDEV_CONTROL.exists()
+    if wanted and not runs and os.path.exists(UDEVD):
+        subprocess.run([UDEVD, "--daemon"], check=True)
+    elif runs and not wanted:
+        subprocess.run(["udevadm", "settle"], check=True)
+        subprocess.run(["udevadm", "control", "--exit"], check=True)
+        UDEV_CONTROL.unlink(missing_ok=True)
+
+
 def run(script, limit, log):
     kernel_messages(log)
     report("begin", test=script)
@@ -150,7 +167,9 @@ def main():
         os.set_blocking(log.fileno(), False)
         log.seek(0, os.SEEK_END)
         report("start", kernel=os.uname().release)
+        has_udev = UDEV_CONTROL.exists()
         for script in sys.argv[2:]:
+            set_udev(has_udev and script.startswith(UDEV_GROUPS))
             run(script, limit, log)
 
 

@@ -18,6 +18,9 @@ MEMORY = "3G"
 # The console gets what a dying kernel says, which is printed at any level. All else is read in the guest, as an
 # emulated serial line is slow.
 CONSOLE = "loglevel=3"
+# What protects against the speculation of processors, which an emulated one does not do, makes every branch through a
+# register slow.
+TESTS = ["--append", "mitigations=off"]
 # Programs that vng is to find instead of the system's.
 PROGRAMS = pathlib.Path(__file__).parent / "bin"
 EMULATION = ["--disable-kvm"]
