@@ -18,7 +18,8 @@ from guest_process import keep_priority
 from report import Counts, Tap
 
 # What runs under the debug kernel: what needs its checkers, and of the rest what does most to the targets.
-DEBUG_TESTS = "kunit/* faults/* device-mapper/* dm-overlaybd/tables dm-overlaybd/io dm-zfile/reads dm-zfile/io"
+DEBUG_TESTS = ("kunit/* faults/* device-mapper/* hostile/* dm-overlaybd/tables dm-overlaybd/io dm-zfile/reads "
+               "dm-zfile/io")
 DEBUG_LOG = SOURCE / "build/debug-pass.log"
 COUNTS = re.compile(r"(\d+) passed, (\d+) failed, (\d+) skipped")
 CARGO_RESULT = re.compile(r"test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored")
