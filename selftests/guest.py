@@ -21,9 +21,9 @@ import time
 SOURCE = pathlib.Path(__file__).resolve().parents[1]
 
 
-# The groups whose tests are also about udev. For the others its rules would be a large part of the time under
-# emulation; the debug kernel's guest has none either.
-UDEV_GROUPS = ("ovbd",)
+# The tests that are also about udev. For the others its rules would be a large part of the time under emulation; the
+# debug kernel's guest has none either.
+WITH_UDEV = ("ovbd/up.py", "ovbd/examples.py")
 UDEVD = "/usr/lib/systemd/systemd-udevd"
 UDEV_CONTROL = pathlib.Path("/run/udev/control")
 
@@ -112,9 +112,14 @@ def remove_devices():
 def set_udev(wanted):
     """Starts or ends udev's daemon, where there is one."""
     runs = UDEV_CONTROL.exists()
-    if wanted and not runs and os.path.exists(UDEVD):
-        subprocess.run([UDEVD, "--daemon"], check=True)
-    elif runs and not wanted:
+    if wanted:
+        os.environ.pop("DM_DISABLE_UDEV", None)
+        if not runs:
+            subprocess.run([UDEVD, "--daemon"], check=True)
+        return
+    # libdm then makes nodes and links itself.
+    os.environ["DM_DISABLE_UDEV"] = "1"
+    if runs:
         subprocess.run(["udevadm", "settle"], check=True)
         subprocess.run(["udevadm", "control", "--exit"], check=True)
         UDEV_CONTROL.unlink(missing_ok=True)
@@ -169,7 +174,7 @@ def main():
         report("start", kernel=os.uname().release)
         has_udev = UDEV_CONTROL.exists()
         for script in sys.argv[2:]:
-            set_udev(has_udev and script.startswith(UDEV_GROUPS))
+            set_udev(has_udev and script in WITH_UDEV)
             run(script, limit, log)
 
 

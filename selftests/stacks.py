@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 """What the tests of `ovbd up` and its companions share: running the command, and what devices exist."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -60,21 +59,6 @@ def refused(tap, what, reason, *words, **options):
     status, said = leaves_nothing(tap, what, lambda: ovbd_fails(*words, **options))
     good = status == 1 and reason in said and said.count("\n") == 0 and said.startswith("ovbd: ")
     tap.result(good, f"{what}: refused", f"exit status {status}, wanted 1 and: {reason}\n{said}")
-
-
-@contextlib.contextmanager
-def without_udev():
-    """Nobody handles events meanwhile, as in a small initramfs: its rules are most of the time under emulation."""
-    run("udevadm", "settle")
-    run("udevadm", "control", "--exit")
-    pathlib.Path("/run/udev/control").unlink(missing_ok=True)
-    # libdm then makes the nodes itself.
-    os.environ["DM_DISABLE_UDEV"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["DM_DISABLE_UDEV"]
-        run("/usr/lib/systemd/systemd-udevd", "--daemon")
 
 
 def listed(name):

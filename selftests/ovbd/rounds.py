@@ -10,7 +10,7 @@ import sys
 sys.path.insert(0, os.environ["SRC"] + "/selftests")
 from devices import SCRATCH, Tap, load, read_direct
 from layers import SECTOR
-from stacks import existing, make_image, ovbd, settled, without_udev
+from stacks import existing, make_image, ovbd, settled
 
 ROUNDS = 50
 SIZE = 3 << 20
@@ -68,11 +68,10 @@ model = bytearray(raw.read_bytes())
 paths = [SCRATCH / "base.layer"]
 ovbd("build", "-o", paths[0], raw)
 before = existing()
-with without_udev():
-    paths = run_rounds(tap, model, paths, generator)
-    device = ovbd("up", "round", *paths).strip()
-    tap.result(read_direct(device, 0, SIZE) == model, f"generation {ROUNDS}: content")
-    ovbd("down", "round")
+paths = run_rounds(tap, model, paths, generator)
+device = ovbd("up", "round", *paths).strip()
+tap.result(read_direct(device, 0, SIZE) == model, f"generation {ROUNDS}: content")
+ovbd("down", "round")
 tap.equal(settled(before), before, "no device is left")
 tap.attempt("the last stack passes ovbd verify", ovbd, "verify", *paths)
 tap.finish()
