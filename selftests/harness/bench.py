@@ -29,15 +29,10 @@ def run(kernel, parts, lens="instructions", modules=SOURCE):
     OUTPUT.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["env", f"SRC={SOURCE}", f"KO_DIR={modules}", "python3",
                           str(SOURCE / "selftests/bench/guest.py"), *parts])
-    accelerator = vm.EMULATION if lens == "instructions" else vm.accelerator_arguments(kernel.vmlinuz)
-    options = {"accelerator": accelerator}
-    if lens == "instructions":
-        options["arguments"] = vm.COUNT_INSTRUCTIONS
-    elif accelerator == vm.EMULATION:
-        options["arguments"] = vm.FEW_TIMERS
-    guest = vm.Guest(kernel, command, OUTPUT / f"console-{lens}.log", SOURCE, silence=900, **options)
-    counting = " with a clock that counts instructions" if lens == "instructions" else ""
-    print(f"==> booting {kernel.release}{counting}", flush=True)
+    counting = lens == "instructions"
+    guest = vm.Guest(kernel, command, OUTPUT / f"console-{lens}.log", SOURCE, silence=900, emulated=vm.FEW_TIMERS,
+                     counting=counting)
+    print(f"==> booting {kernel.release}{' with a clock that counts instructions' * counting}", flush=True)
     reports = []
     for line in guest:
         try:
@@ -91,7 +86,7 @@ def bench(kernel):
     if prepare(kernel):
         return 1
     reports = run(kernel, os.environ.get("B", "").split() or PARTS[lens], lens)
-    emulated = lens == "wall" and vm.accelerator_arguments(kernel.vmlinuz) == vm.EMULATION
+    emulated = lens == "wall" and not vm.kvm_runs(kernel.vmlinuz)
     lines = [*bench_report.tables(reports, lens), *bench_report.goal_lines(reports, lens)]
     if emulated:
         lines += ["", "WARNING: these are times under emulation (TCG), on whatever else this machine does: only ratios "

@@ -20,7 +20,7 @@ MEMORY = "3G"
 CONSOLE = "loglevel=3"
 # What protects against the speculation of processors, which an emulated one does not do, makes every branch through a
 # register slow.
-TESTS = ["--append", "mitigations=off"]
+NO_MITIGATIONS = ["--append", "mitigations=off"]
 # Programs that vng is to find instead of the system's.
 PROGRAMS = pathlib.Path(__file__).parent / "bin"
 EMULATION = ["--disable-kvm"]
@@ -35,13 +35,12 @@ COUNT_INSTRUCTIONS = ["--cpus", "1", f"--qemu-opts=-icount shift=0,sleep=off -cp
 
 
 @functools.cache
-def accelerator_arguments(vmlinuz):
-    """The vng arguments for KVM where it really runs a kernel, else for emulation (TCG)."""
-    if _kvm_runs_kernel(vmlinuz):
-        print("==> guests run under KVM", flush=True)
-        return []
-    print("==> guests run under emulation (TCG): KVM is missing or cannot run a kernel here", flush=True)
-    return EMULATION
+def kvm_runs(vmlinuz):
+    """Whether guests run under KVM, that is where it really runs a kernel, and not under emulation (TCG)."""
+    runs = _kvm_runs_kernel(vmlinuz)
+    print("==> guests run under " + ("KVM" if runs else "emulation (TCG): KVM is missing or cannot run a kernel here"),
+          flush=True)
+    return runs
 
 
 def _kvm_runs_kernel(vmlinuz):
@@ -64,15 +63,23 @@ def _kvm_runs_kernel(vmlinuz):
 
 
 class Guest(GuestProcess):
-    """One boot of `kernel` that runs `command` (a shell line) as root in `directory`."""
+    """One boot of `kernel` that runs `command` (a shell line) as root in `directory`.
 
-    def __init__(self, kernel, command, console, directory, silence, arguments=(), accelerator=None):
+    `emulated` are arguments for a guest that cannot have KVM, to which `counting` instructions confines it.
+    """
+
+    def __init__(self, kernel, command, console, directory, silence, emulated=(), counting=False):
         super().__init__(console, silence)
+        if counting:
+            accelerator = [*EMULATION, *COUNT_INSTRUCTIONS]
+        elif kvm_runs(kernel.vmlinuz):
+            accelerator = []
+        else:
+            accelerator = [*EMULATION, *emulated]
         self._command = [
-            "env", f"PATH={PROGRAMS}:{os.environ['PATH']}", "vng", "--run", str(kernel.vmlinuz),
-            *(accelerator or accelerator_arguments(kernel.vmlinuz)), "--verbose",
+            "env", f"PATH={PROGRAMS}:{os.environ['PATH']}", "vng", "--run", str(kernel.vmlinuz), "--verbose",
             "--cpus", "2", "--memory", MEMORY, "--cwd", str(directory), "--append", CONSOLE,
-            *arguments, "--", command,
+            *accelerator, "--", command,
         ]
 
     def __iter__(self):
