@@ -91,14 +91,6 @@ def load(*modules):
         run(*(["insmod", built] if built.exists() else ["modprobe", name]))
 
 
-def quiet_udev():
-    """Keeps udev from probing new devices until the script ends: their counters then count the script's reads alone."""
-    if not os.path.exists("/run/udev/control"):
-        return
-    run("udevadm", "control", "--stop-exec-queue")
-    atexit.register(run, "udevadm", "control", "--start-exec-queue")
-
-
 def configure_free_loop(config):
     """Gives a file to the first free loop device; returns the device, or None if another process was faster."""
     control = os.open("/dev/loop-control", os.O_RDWR)

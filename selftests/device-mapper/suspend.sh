@@ -42,8 +42,6 @@ dm_remove t-rust
 # Bios that ended while the device is suspended without flushing come back after
 # the table was replaced.
 modprobe dm-delay
-# udev's look at the slow device would keep it open for half a minute.
-udevadm control --stop-exec-queue
 dm_create t-slow "0 $len delay $lower 0 2000"
 dm_create t-rust "0 $len rust-linear $dm/t-slow 0 2 requeue 1000"
 dd if=$dm/t-rust of=$work/late bs=64k count=1 iflag=direct status=none &
@@ -56,7 +54,6 @@ check "a requeued bio goes through the next table" wait $reader
 check "with its data" cmp -n 65536 $work/data $work/late
 dm_remove t-rust
 dm_remove t-slow
-udevadm control --start-exec-queue
 
 # Tables of all kinds replace each other while somebody reads and writes.
 dm_create t-rust "0 $len rust-linear $lower 0"

@@ -10,7 +10,7 @@ import sys
 sys.path.insert(0, os.environ["SRC"] + "/selftests")
 import dm
 import zfiles
-from devices import SCRATCH, Devices, Tap, load, quiet_udev, read_direct, run
+from devices import SCRATCH, Devices, Tap, load, read_direct, run
 from module import check_autoload, versions
 
 BLOCK = 4096
@@ -65,6 +65,5 @@ with Devices() as devices:
     check_autoload(tap, "dm-zfile", f"0 {len(content) // 512} zfile {loop} {len(blob)}", content)
     load("dm-zfile")
     tap.equal(versions("zfile"), ["v1.0.0"], "dmsetup targets: the version")
-    quiet_udev()
     check(tap, loop, blob, content)
 tap.finish()

@@ -14,7 +14,7 @@ import sys
 sys.path.insert(0, os.environ["SRC"] + "/selftests")
 import dm
 import zfiles
-from devices import OVBD, SCRATCH, Devices, Tap, load, quiet_udev, read_direct, run
+from devices import OVBD, SCRATCH, Devices, Tap, load, read_direct, run
 from reader import Reader, check_writes, fio
 
 BLOCK = 4096
@@ -173,7 +173,6 @@ def check_removal(tap, table):
 
 tap = Tap()
 load("loop", "dm-zfile")
-quiet_udev()
 log = dm.KernelLog()
 with Devices() as devices:
     check_lower(tap, devices)

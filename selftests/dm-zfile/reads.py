@@ -13,7 +13,7 @@ import time
 sys.path.insert(0, os.environ["SRC"] + "/selftests")
 import dm
 import zfiles
-from devices import (DMSETUP, SCRATCH, CommandFailed, Devices, Tap, load, quiet_udev, read_direct, run)
+from devices import (DMSETUP, SCRATCH, CommandFailed, Devices, Tap, load, read_direct, run)
 
 MIB = 1 << 20
 
@@ -194,7 +194,6 @@ def under_load(tap):
 
 tap = Tap()
 load("loop", "dm-zfile")
-quiet_udev()
 sequential(tap)
 damage(tap)
 tables(tap)

@@ -105,7 +105,8 @@ fn raw_reads_back() {
 fn reads_ahead_into_used_memory() {
     let folder = tempdir().unwrap();
     let (raw, out) = (folder.path().join("raw"), folder.path().join("out"));
-    fs::write(&raw, Random::new(9).text(1 << 20)).unwrap();
+    let wanted = Random::new(9).text(1 << 20);
+    fs::write(&raw, &wanted).unwrap();
     let options = Options {
         zfile: Some(ZfileOptions {
             block_bytes: 4096,
@@ -127,7 +128,7 @@ fn reads_ahead_into_used_memory() {
         cursor.take_ahead(zfile.read_ahead(from, to, &pool), &pool);
         let mut data = vec![0; 1 << 20];
         zfile.read(&mut cursor, &mut data, 0).unwrap();
-        assert!(data == fs::read(&raw).unwrap(), "{from} to {to}");
+        assert!(data == wanted, "{from} to {to}");
     }
 }
 
