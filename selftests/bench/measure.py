@@ -2,7 +2,7 @@
 """What the parts of the benchmark share inside the guest: RAM disks, reads, and the figures on their way out.
 
 A row has a name and figures; a figure is a list of equal measurements, in nanoseconds for one read or one MiB. In a
-guest whose clock counts instructions that is instructions, and both measurements must be the same.
+guest whose clock counts instructions that is instructions, and all measurements must be the same.
 """
 
 import json
@@ -17,7 +17,7 @@ from devices import SOURCE, run
 READS = SOURCE / "tools/target/release/ovbd-reads"
 DATA = SOURCE / "build/bench/data"
 MEBIBYTE = 1 << 20
-# A pass takes about this long, so that interrupts of the clock are all alike in it; the random reads in it are limited.
+# A pass takes at most this long, in which the interrupts of the clock are many; the random reads in it are limited.
 PASS_NANOSECONDS = 200e6
 LEAST, MOST = 256, 16384
 # To drop a page from the cache takes longer than to read it again.
@@ -45,6 +45,11 @@ def passes(file, *arguments, count=2, warm=1):
     return [json.loads(line) for line in lines[warm:]]
 
 
+def power_of_two(number):
+    """The largest that is not above the number: what a trial says may vary a little, the reads to make must not."""
+    return 1 << max(0, int(number).bit_length() - 1)
+
+
 def per_read(file, *arguments, **options):
     """Nanoseconds for each read of each pass."""
     return [one["nanoseconds"] / one["reads"] for one in passes(file, *arguments, **options)]
@@ -60,7 +65,7 @@ def random_reads(file, *arguments):
     words = ["--size=4096", "--order=random", *arguments]
     trial = per_read(file, *words, "--count=64", count=1)[0]
     most = MOST_COLD if "--cold" in arguments else MOST
-    count = max(LEAST, min(most, int(PASS_NANOSECONDS / trial)))
+    count = max(LEAST, min(most, power_of_two(PASS_NANOSECONDS / trial)))
     return per_read(file, *words, f"--count={count}", warm=0)
 
 
@@ -68,7 +73,7 @@ def sequential_reads(file, *arguments, size=MEBIBYTE):
     """1 MiB reads in order over all of the file, with O_DIRECT as often as it takes."""
     words = [f"--size={size}", "--order=sequential", *arguments]
     trial, = passes(file, *words, count=1)
-    rounds = max(1, round(PASS_NANOSECONDS / trial["nanoseconds"])) if "--direct" in arguments else 1
+    rounds = power_of_two(PASS_NANOSECONDS / trial["nanoseconds"]) if "--direct" in arguments else 1
     return per_mebibyte(file, *words, f"--count={rounds * trial['reads']}", warm=0)
 
 

@@ -16,6 +16,8 @@ from devices import CommandFailed
 SUITE = "stacks"
 # Lists of free pages and caches of the kernel grow and shrink by some MiB meanwhile: less than this is not shown.
 MEMORY_RESOLUTION = 4 << 20
+# Activations that count, after one to warm up.
+ACTIVATIONS = 3
 # A device with larger blocks, or a server that is gone, must not end the whole run.
 TROUBLE = (CommandFailed, OSError)
 
@@ -51,10 +53,10 @@ def reads(device):
 
 
 def measure(data, name, competitor, count):
-    """The row of one competitor with so many layers. It is brought up three times, first to warm up."""
-    figures = {"first": [], "activation": []}
+    """The row of one competitor with so many layers."""
+    figures = {"first": [], "activation": [], "memory": []}
     with competitor(data, count) as activate:
-        for number in range(3):
+        for number in range(1 + ACTIVATIONS):
             free, start = free_bytes(), time.perf_counter_ns()
             with activate() as device:
                 activation = time.perf_counter_ns() - start
@@ -62,11 +64,12 @@ def measure(data, name, competitor, count):
                 if number:
                     figures["first"] += first
                     figures["activation"].append(activation)
-                if number == 2:
-                    memory = free - free_bytes()
-                    figures["memory"] = [memory] if memory >= MEMORY_RESOLUTION else None
+                    figures["memory"].append(free - free_bytes())
+                if number == ACTIVATIONS:
                     require_content(device)
                     figures |= reads(device)
+    if min(figures["memory"]) < MEMORY_RESOLUTION:
+        figures["memory"] = None
     row(SUITE, name, layers=count, **figures)
 
 

@@ -62,7 +62,7 @@ def tables(reports, lens):
                  if number(key, values).endswith("!")]
     if disturbed and lens == "instructions":
         yield ""
-        yield f"! {len(disturbed)} figures differed between two measurements of one boot: " + "; ".join(disturbed)
+        yield f"! {len(disturbed)} figures differed between measurements of one boot: " + "; ".join(disturbed)
 
 
 def width(title):

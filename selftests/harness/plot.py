@@ -91,7 +91,7 @@ def write(folder, reports):
         for report in reports:
             if report.get("suite") != "stacks" or figure not in report.get("figures", {}):
                 continue
-            cost = report["figures"][figure][0]
+            cost = min(report["figures"][figure])
             if report["row"] == "dm-linear":
                 level = ("dm-linear, no layers", cost)
             elif cost > 0:

@@ -30,8 +30,11 @@ COUNTED_CPU = "Nehalem"
 # Every timer that the guest sets is work for a thread of the emulator, for which the guest's processors have to wait
 # where the machine has no more of its own.
 FEW_TIMERS = ["--append", "highres=off nohz=off"]
+# What is at random differs from boot to boot.
+NOTHING_RANDOM = ["--append", "nokaslr norandmaps"]
 # The guest's clock advances by a nanosecond with every instruction, and jumps where nothing is to be done.
-COUNT_INSTRUCTIONS = ["--cpus", "1", f"--qemu-opts=-icount shift=0,sleep=off -cpu {COUNTED_CPU}"]
+COUNT_INSTRUCTIONS = ["--cpus", "1", *FEW_TIMERS, *NOTHING_RANDOM,
+                      f"--qemu-opts=-icount shift=0,sleep=off -cpu {COUNTED_CPU} -rtc base=2026-01-01,clock=vm"]
 
 
 @functools.cache
