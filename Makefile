@@ -32,12 +32,12 @@ endif
 
 test: ## run all checks and tests; installs what it needs into the cache
 	@$(ENTER) test
-selftests: ## run the guest tests; T='dm-overlaybd/*' selects, KERNEL=debug, CASES=<folder> runs all cases in it instead
+selftests: ## run the guest tests; T='dm-overlaybd/*' selects, KERNEL=debug or kcsan, CASES=<folder> runs all cases in it instead
 	@$(ENTER) selftests
 torture: ## 50,000 damaged images through the targets in the debug kernel (see docs/testing.md)
 	@T='hostile/*' KERNEL=debug OVBD_MUTANTS=1400 OVBD_TEST_LIMIT=14400 $(ENTER) selftests
-planted: ## put bugs into the targets, one by one, and see the tests find them (debug kernel)
-	@KERNEL=debug OVBD_TEST_LIMIT=300 $(ENTER) planted
+planted: ## put bugs into the targets, one by one, and see the tests find them (debug kernel, KCSAN)
+	@OVBD_TEST_LIMIT=300 $(ENTER) planted
 bench: ## instructions for each read, beside all competitors; B='segments zfile/lz4-4k*' selects
 	@$(ENTER) bench
 bench-compare: ## the tracked figures of the modules of BASE=<commit> and of these

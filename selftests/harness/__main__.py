@@ -8,8 +8,8 @@ import sys
 
 import bench
 import build
+import built_kernels
 import cache
-import debug_kernel
 import demo
 import kernel as kernels
 import planted
@@ -48,13 +48,15 @@ def test(_arguments):
 def run_selftests(_arguments):
     """The guest tests that T selects; without T, where CASES was given, its cases through ovbd and the targets."""
     kernel = kernels.ensure()
-    if os.environ.get("KERNEL", "stock") not in ("stock", "debug"):
-        raise Failure("KERNEL is stock or debug")
+    name = os.environ.get("KERNEL", kernel.name)
+    if name not in (kernel.name, *built_kernels.KINDS):
+        raise Failure(f"KERNEL is one of: {' '.join((kernel.name, *built_kernels.KINDS))}")
     only_cases = "OVBD_ONLY_CASES" in os.environ and "T" not in os.environ
-    scripts = selftests.select(["*/fixtures"] if only_cases else os.environ.get("T", "*").split())
-    if os.environ.get("KERNEL") == "debug":
-        kernel = debug_kernel.ensure(kernel)
-        built = debug_kernel.build_modules(kernel)
+    scripts = selftests.select(["*/fixtures"] if only_cases else os.environ.get("T", "*").split(), name)
+    if name in built_kernels.KINDS:
+        kernel = built_kernels.KINDS[name](kernel)
+        kernel.ensure()
+        built = kernel.build_modules()
     else:
         built = build.modules(kernel)
     if built or build.make("ovbd"):

@@ -17,16 +17,17 @@ from report import Counts, Tap
 # Seconds that one script may take; under emulation everything is some ten times slower.
 LIMIT = int(os.environ.get("OVBD_TEST_LIMIT", "900"))
 
-# Groups of tests that want the checkers and the fault injection of the debug kernel.
-DEBUG_GROUPS = ("faults", "kunit")
+# Groups of tests that want what one kernel has: fault injection and checkers, or KCSAN.
+ONLY_UNDER = {"faults": "debug", "kunit": "debug", "races": "kcsan"}
 
 
-def select(patterns):
-    """The executable scripts, as `group/name.sh`, whose name or stem matches any of the shell `patterns`."""
+def select(patterns, kernel):
+    """The executable scripts for a kernel of that name, as `group/name.sh`, whose name or stem matches any of the shell
+    `patterns`."""
     scripts = sorted(str(path.relative_to(SOURCE / "selftests"))
                      for path in (SOURCE / "selftests").glob("*/*.*")
                      if path.suffix in (".sh", ".py") and os.access(path, os.X_OK)
-                     and (path.parent.name not in DEBUG_GROUPS or os.environ.get("KERNEL") == "debug"))
+                     and ONLY_UNDER.get(path.parent.name, kernel) == kernel)
     chosen = [name for name in scripts
               if any(fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(os.path.splitext(name)[0], pattern)
                      for pattern in patterns)]

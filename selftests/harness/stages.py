@@ -131,7 +131,7 @@ def test(patterns):
         total.failed += 1
     else:
         with debug_pass() as finish:
-            stage("guest tests, stock kernel", lambda: selftests.run(kernel, selftests.select(patterns)))
+            stage("guest tests, stock kernel", lambda: selftests.run(kernel, selftests.select(patterns, kernel.name)))
             stage("tracked figures", lambda: tracked.check(kernel))
             stage("guest tests, debug kernel (the wait for them)", finish)
 

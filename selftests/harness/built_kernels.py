@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Kernels that are built from the source of the stock kernel. Each is allnoconfig with fragments from selftests/config.
+
+Leaves `<cache>/kernel/<release>/<name>/` with a build tree in it, and the modules that belong to it in
+`<cache>/modules/`.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+
+import kernel as kernels
+import uml
+import vm
+from cache import CACHE, SOURCE, delete, fresh_directory, step
+
+FRAGMENTS = SOURCE / "selftests/config"
+# What Kbuild takes of the checkout; the objects for such a kernel stay apart from those for the stock kernel.
+PARTS = ["Kbuild", "rust", "dm-overlaybd", "dm-zfile", "selftests/dm-linear-twin", "selftests/dm-zfile-parts",
+         "selftests/dm-kunit"]
+# What Makefile.kcsan gives the compiler of C; and no runtime library, which the kernel is itself.
+RACE_FLAGS = ["-Zsanitizer=thread", "-Zexternal-clangrt", "-Cllvm-args=-tsan-distinguish-volatile=1",
+              "-Cllvm-args=-tsan-compound-read-before-write=1", "-Cllvm-args=-tsan-instrument-func-entry-exit=0"]
+# After so many accesses KCSAN waits so many microseconds for another one to the same place. By its defaults, 4000 and
+# 80, the two CPUs of an emulator are not found out within a test.
+OFTEN = ["--append", "kcsan.skip_watch=200 kcsan.udelay_task=500 kcsan.udelay_interrupt=100"]
+# rustc asks the description of the machine, which the kernel's build makes, whether there is such a sanitizer.
+RACE_TARGET = "scripts/generate_rust_target < include/config/auto.conf | sed 's/\"kernel-address\"/\"thread\"/'"
+
+
+class BuiltKernel:
+    """A build tree. In what the kinds of kernel differ, their classes say."""
+
+    # What KERNEL= calls it.
+    name = None
+    # Its fragments.
+    config = []
+    # How long it takes to build.
+    duration = None
+    # Variables for every make that uses its tree, and those for its modules alone.
+    make = []
+    module_make = []
+    # Headers in selftests/config that the compiler gets with a file of the kernel, by the name of that file's object.
+    included = {}
+
+    def __init__(self, stock):
+        self.source = stock.source
+        self.directory = stock.directory / self.name
+        self.build = self.directory / "build"
+        self.modules = SOURCE / "build" / self.name
+
+    @property
+    def release(self):
+        """What `uname -r` says."""
+        return (self.build / "include/config/kernel.release").read_text().strip()
+
+    @property
+    def installed(self):
+        """The directory of its modules."""
+        return kernels.MODULES / self.release
+
+    def make_arguments(self):
+        """The variables for every make that uses this tree."""
+        return [f"-j{os.cpu_count()}", *self.make,
+                *(f"CFLAGS_{name}=-include {self.directory}/{header}" for name, header in self.included.items())]
+
+    def ensure(self):
+        """Builds it where it is not cached or its configuration changed."""
+        inputs = self._fragments() + "".join((FRAGMENTS / name).read_text() for name in self.included.values())
+        wanted = hashlib.sha256((inputs + "\n".join(self.make)).encode())
+        stamp = self.directory / "complete"
+        with self._alone():
+            if not (stamp.exists() and stamp.read_text() == wanted.hexdigest()):
+                self._build()
+                stamp.write_text(wanted.hexdigest())
+
+    def _fragments(self):
+        return "".join((FRAGMENTS / f"{name}.config").read_text() for name in self.config)
+
+    @contextlib.contextmanager
+    def _alone(self):
+        """One run at a time builds it, while others use the rest of the cache."""
+        with open(CACHE / f"{self.name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _build(self):
+        fresh_directory(self.directory)
+        self.build.mkdir()
+        for header in self.included.values():
+            # A path that is the same for all checkouts.
+            shutil.copy(FRAGMENTS / header, self.directory)
+        fragment = self.directory / "fragment.config"
+        fragment.write_text(self._fragments())
+        make = ["make", "-C", str(self.source), f"O={self.build}", *self.make_arguments()]
+        log = CACHE / "log" / f"{self.name}-kernel.log"
+        step(f"configuring the {self.name} kernel", [*make, f"KCONFIG_ALLCONFIG={fragment}", "allnoconfig"], log,
+             kernels.UPDATE)
+        self._check_config()
+        step(f"building the {self.name} kernel ({self.duration} on 2 cores)", make, log, kernels.UPDATE)
+        staging = self.directory / "staging"
+        step("installing its modules", [*make, f"INSTALL_MOD_PATH={staging}", "modules_install"], log, kernels.UPDATE)
+        delete(self.installed)
+        shutil.move(staging / "lib/modules" / self.release, self.installed)
+
+    def _check_config(self):
+        """Stops where an option did not become what the fragment says, as it depends on something that is missing."""
+        got = set((self.build / ".config").read_text().splitlines())
+        missing = [line for line in self._fragments().splitlines()
+                   if line.startswith("CONFIG_") and not line.endswith("=n") and line not in got]
+        if missing:
+            raise kernels.Failure(f"the {self.name} kernel cannot have {' '.join(missing)}")
+
+    def build_modules(self, patch=None):
+        """Builds the modules of this checkout for this kernel, in a copy, to which `patch` may be applied; returns the
+        exit status."""
+        self.modules.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["rsync", "--archive", "--relative", "--delete", "--include=*/", "--include=*.rs",
+                        "--include=*.c", "--include=*.h", "--include=Kbuild", "--include=bindgen_parameters",
+                        "--exclude=*_generated.rs", "--exclude=*", *PARTS, f"{self.modules}/"], cwd=SOURCE, check=True)
+        if patch:
+            apply = ["patch", "--strip=1", "--fuzz=0", "--directory", self.modules, "--input", patch]
+            if status := subprocess.run(apply).returncode:
+                return status
+        return subprocess.run(["make", "--no-print-directory", "-C", str(self.build), f"M={self.modules}",
+                               *self.make_arguments(), *self.module_make, "DM_SELFTESTS=1", "modules"]).returncode
+
+
+class UserModeLinux(BuiltKernel):
+    """A kernel that is a process, at the speed of the machine, and starts in a second: it needs neither KVM nor
+    emulation."""
+
+    # Modules lie far from the kernel, and its loader knows no global offset table.
+    module_make = ["KRUSTFLAGS=-Crelocation-model=static -Ccode-model=large"]
+
+    def __init__(self, stock):
+        super().__init__(stock)
+        self.program = self.build / "linux"
+
+    def guest(self, command, console, silence):
+        """A boot of this kernel that runs `command`."""
+        return uml.Guest(self, command, console, silence)
+
+
+class DebugKernel(UserModeLinux):
+    """All checkers but one; what they cost does not matter where nothing is emulated."""
+
+    name = "debug"
+    config = ["common", "um", "debug"]
+    duration = "about 8 minutes"
+    # KASAN and Rust in one kernel need clang. lockdep selects frame pointers, which clang also gives to the naked
+    # function in stub.c that must leave the stack alone: no process would return from its first signal. In the large
+    # code model clang has sections of its own for data; User Mode Linux does not count those as the kernel's, and so
+    # lockdep would give up at its first lock and kmemleak overlook what they point to.
+    make = ["ARCH=um", "CC=clang-19", "HOSTCC=gcc-14",
+            "KCFLAGS=-w -mlarge-data-threshold=4294967295",
+            "CFLAGS_stub.o=-fno-PIC -fno-stack-protector -fno-stack-check -fomit-frame-pointer"]
+    # What makes its stack traces cheap.
+    included = {"stacktrace.o": "stacktrace.h"}
+
+
+class KcsanKernel(BuiltKernel):
+    """The race detector, KCSAN, which User Mode Linux cannot have: a kernel for the VM, for use on demand.
+
+    The compiler tells KCSAN of the accesses to memory that the project's modules make, in C and in Rust: rustc has the
+    pass for it as well, though the kernel does not use it. The rest of the kernel is left out. KCSAN waits at an access
+    now and then, and sees by the value that somebody else has written meanwhile, whoever that was.
+    """
+
+    name = "kcsan"
+    config = ["common", "kcsan"]
+    duration = "about 10 minutes"
+    make = ["ARCH=x86_64", "CC=gcc-14", "HOSTCC=gcc-14", "KCSAN_SANITIZE=n", f"filechk_rust_target={RACE_TARGET}"]
+    module_make = ["KCSAN_SANITIZE=y", f"KRUSTFLAGS={' '.join(RACE_FLAGS)}"]
+
+    @property
+    def vmlinuz(self):
+        """Where vng finds the modules that belong to it."""
+        return self.installed / "vmlinuz"
+
+    def guest(self, command, console, silence):
+        """A boot of this kernel that runs `command`."""
+        vm.require_vng()
+        return vm.Guest(self, command, console, SOURCE, silence, emulated=[*vm.NO_MITIGATIONS, *OFTEN])
+
+    def _build(self):
+        super()._build()
+        shutil.copy(self.build / "arch/x86/boot/bzImage", self.vmlinuz)
+
+
+# By the name that KERNEL= has for them.
+KINDS = {kind.name: kind for kind in (DebugKernel, KcsanKernel)}
