@@ -25,6 +25,8 @@ CONFIG = pathlib.Path("/sys/kernel/config/nullb/slow")
 def slow_device():
     """A device that holds what is written to it; gives its node."""
     run("modprobe", "null_blk", "nr_devices=0")
+    if not CONFIG.parent.exists():
+        run("mount", "-t", "configfs", "configfs", "/sys/kernel/config")
     CONFIG.mkdir()
     try:
         for name, value in (("memory_backed", 1), ("size", LENGTH // MEBIBYTE + 1), ("mbps", MEGABYTES_PER_SECOND),

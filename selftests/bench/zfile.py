@@ -15,7 +15,7 @@ from measure import (DATA, MEBIBYTE, drop_caches, ram_disk, random_reads, requir
                      skipped, write_image)
 import dm
 import zfiles
-from devices import SOURCE, Devices, CommandFailed, load, run
+from devices import MODULES, Devices, CommandFailed, load, run
 
 SUITE = "zfile"
 LENGTH = 64 * MEBIBYTE
@@ -47,7 +47,7 @@ def parts(disk, path):
     options["path"] = disk
     results = {"decode": []} | ({"crc": []} if options["crc"] else {})
     for _ in range(2):
-        run("insmod", SOURCE / "selftests/dm-zfile-parts/dm-zfile-parts.ko",
+        run("insmod", MODULES / "selftests/dm-zfile-parts/dm-zfile-parts.ko",
             *(f"{key}={value}" for key, value in options.items()))
         for what, values in results.items():
             nanoseconds = int(pathlib.Path(f"/sys/module/{PARTS}/parameters/{what}_ns").read_text())

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""`make bench`: boots the guest whose clock counts instructions, and makes tables of what it reports."""
+"""`make bench`: boots the guest whose clock counts instructions, or others, and makes tables of what they report."""
 
+import functools
 import json
 import os
 import shlex
@@ -9,6 +10,7 @@ import sys
 
 import bench_report
 import build
+import built_kernels
 import plot
 import vm
 from cache import SOURCE, Failure
@@ -16,23 +18,25 @@ from cache import SOURCE, Failure
 OUTPUT = SOURCE / "build/bench"
 # The parts of each lens, in the order of their run time.
 PARTS = {"instructions": ["segments", "stacks", "zfile", "slow", "debian"],
-         "wall": ["scaling", "segments", "slow", "zfile"]}
+         "wall": ["segments", "slow", "zfile", "scaling"]}
+# The part for which a guest with one CPU is none.
+SCALING = "scaling"
 
 
-def run(kernel, parts, lens="instructions", modules=SOURCE):
+def run(kernel, parts, guest=None, modules=None):
     """Runs parts of the benchmark in one boot; returns what the guest reported, a list of objects.
 
-    The lens says what a nanosecond of the guest is: an instruction, or a nanosecond. `modules` is the checkout from
-    which the targets are loaded.
+    The guest is the one whose clock counts instructions, or what `guest` makes of a command, the file for its console
+    and seconds of silence. `modules` is the checkout from which the targets are loaded, if not that of the kernel.
     """
-    vm.require_vng()
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["env", f"SRC={SOURCE}", f"KO_DIR={modules}", "python3",
+    command = shlex.join(["env", f"SRC={SOURCE}", f"KO_DIR={modules or kernel.modules}", "python3",
                           str(SOURCE / "selftests/bench/guest.py"), *parts])
-    counting = lens == "instructions"
-    guest = vm.Guest(kernel, command, OUTPUT / f"console-{lens}.log", SOURCE, silence=900, emulated=vm.FEW_TIMERS,
-                     counting=counting)
-    print(f"==> booting {kernel.release}{' with a clock that counts instructions' * counting}", flush=True)
+    if guest is None:
+        vm.require_vng()
+        guest = functools.partial(vm.Guest, kernel, directory=SOURCE, counting=True)
+    guest = guest(command, OUTPUT / f"console-{kernel.name}.log", silence=900)
+    print(f"==> booting {kernel.release} for {' '.join(parts)}", flush=True)
     reports = []
     for line in guest:
         try:
@@ -78,6 +82,26 @@ def profile(kernel):
     return 0
 
 
+def wall(kernel, parts):
+    """Runs parts by the clock on the wall: under KVM, or where that does not work in User Mode Linux, which has one CPU,
+    and what takes two under emulation."""
+    if vm.kvm_runs(kernel.vmlinuz):
+        return run(kernel, parts, kernel.guest)
+    reports = []
+    if native_parts := [part for part in parts if part.partition("/")[0] != SCALING]:
+        native = built_kernels.NativeKernel(kernel)
+        native.ensure()
+        if native.build_modules():
+            raise Failure("the modules do not build for User Mode Linux")
+        reports += run(native, native_parts, native.guest)
+    if emulated_parts := [part for part in parts if part not in native_parts]:
+        vm.require_vng()
+        reports += run(kernel, emulated_parts,
+                       functools.partial(vm.Guest, kernel, directory=SOURCE, emulated=vm.FEW_TIMERS))
+        reports.append({"emulated": emulated_parts})
+    return reports
+
+
 def bench(kernel):
     """All parts, or those that B names (and of those the rows that match: `zfile/lz4-4k*`)."""
     lens = os.environ.get("LENS", "instructions")
@@ -85,15 +109,10 @@ def bench(kernel):
         raise Failure(f"LENS is one of: {' '.join(PARTS)}")
     if prepare(kernel):
         return 1
-    reports = run(kernel, os.environ.get("B", "").split() or PARTS[lens], lens)
-    emulated = lens == "wall" and not vm.kvm_runs(kernel.vmlinuz)
+    reports = (run if lens == "instructions" else wall)(kernel, os.environ.get("B", "").split() or PARTS[lens])
     lines = [*bench_report.tables(reports, lens), *bench_report.goal_lines(reports, lens)]
-    if emulated:
-        lines += ["", "WARNING: these are times under emulation (TCG), on whatever else this machine does: only ratios "
-                  "mean anything, and only on a quiet machine."]
     print("\n".join(lines), flush=True)
     about = {"lens": lens, "kernel": kernel.release, "version": kernel.version, "cpu": vm.COUNTED_CPU,
-             "emulated": emulated or lens == "instructions",
              "data": json.loads((OUTPUT / "data/recipe.json").read_text())}
     (OUTPUT / f"{lens}.json").write_text(json.dumps({"about": about, "reports": reports}, indent=1) + "\n")
     if lens == "instructions":

@@ -63,6 +63,10 @@ def tables(reports, lens):
     if disturbed and lens == "instructions":
         yield ""
         yield f"! {len(disturbed)} figures differed between measurements of one boot: " + "; ".join(disturbed)
+    for parts in (report["emulated"] for report in reports if "emulated" in report):
+        yield ""
+        yield (f"WARNING: the times of {' '.join(parts)} are those of an emulator (TCG), on whatever else this machine "
+               "does: only ratios mean anything, and only on a quiet machine.")
 
 
 def width(title):

@@ -162,6 +162,15 @@ class DebugKernel(UserModeLinux):
     included = {"stacktrace.o": "stacktrace.h"}
 
 
+class NativeKernel(UserModeLinux):
+    """No checkers: for the benchmark by the clock where KVM does not work."""
+
+    name = "native"
+    config = ["common", "um", "native"]
+    duration = "about 4 minutes"
+    make = ["ARCH=um", "CC=gcc-14", "HOSTCC=gcc-14"]
+
+
 class KcsanKernel(BuiltKernel):
     """The race detector, KCSAN, which User Mode Linux cannot have: a kernel for the VM, for use on demand.
 
@@ -192,4 +201,4 @@ class KcsanKernel(BuiltKernel):
 
 
 # By the name that KERNEL= has for them.
-KINDS = {kind.name: kind for kind in (DebugKernel, KcsanKernel)}
+KINDS = {kind.name: kind for kind in (DebugKernel, KcsanKernel, NativeKernel)}
