@@ -11,7 +11,7 @@ sys.path.insert(0, os.environ["SRC"] + "/selftests")
 import dm
 import layers
 import zfiles
-from devices import SOURCE, Tap, load, run
+from devices import SOURCE, CommandFailed, Tap, load, run
 
 BYTES = 4 << 20
 READS = SOURCE / "tools/target/release/ovbd-reads"
@@ -25,15 +25,19 @@ def blob_on(disk, blob):
     return f"{disk} {len(blob)}"
 
 
-def read_all(tap, what, device):
-    """Reads of each size by two threads; between them, status in all forms."""
+def read_all(tap, what, device, message):
+    """Reads of each size by two threads; between them, status in all forms and a message."""
     done = threading.Event()
+    failed = []
 
     def ask():
         while not done.wait(0.05):
-            device.status()
-            run("dmsetup", "table", device.name)
-            run("dmsetup", "message", device.name, "0", "stats")
+            try:
+                device.status()
+                run("dmsetup", "table", device.name)
+                run("dmsetup", "message", device.name, "0", *message)
+            except (CommandFailed, OSError) as error:
+                failed.append(str(error))
 
     asking = threading.Thread(target=ask)
     asking.start()
@@ -44,6 +48,7 @@ def read_all(tap, what, device):
     finally:
         done.set()
         asking.join()
+    tap.equal(failed, [], f"{what}: status meanwhile")
 
 
 tap = Tap()
@@ -53,10 +58,10 @@ sectors = BYTES // 512
 for block in (4096, 65536):
     content = zfiles.content(BYTES, block, seed=block)
     with dm.Mapped("races", f"0 {sectors} zfile {blob_on('/dev/ram0', zfiles.build(content, block=block))}") as device:
-        read_all(tap, f"dm-zfile, blocks of {block}", device)
+        read_all(tap, f"dm-zfile, blocks of {block}", device, ["stats"])
 stack = [blob_on(disk, layers.layer([(start, 16, bytes(16 * 512)) for start in range(first, sectors, 64)], sectors))
          for disk, first in (("/dev/ram0", 0), ("/dev/ram1", 32))]
 with dm.Mapped("races", f"0 {sectors} overlaybd 2 {' '.join(stack)}") as device:
-    read_all(tap, "dm-overlaybd", device)
+    read_all(tap, "dm-overlaybd", device, ["lookup", "40"])
 run("rmmod", "brd")
 tap.finish()
