@@ -157,7 +157,7 @@ def _make_initramfs(kernel):
 
 def _second_guest(kernel, initramfs):
     """Boots the system from its layers; returns what it reports."""
-    accelerator = ["-accel", "tcg"] if vm.accelerator_arguments(kernel.vmlinuz) else ["-accel", "kvm", "-cpu", "host"]
+    accelerator = ["-accel", "kvm", "-cpu", "host"] if vm.kvm_runs(kernel.vmlinuz) else ["-accel", "tcg"]
     append = ("console=ttyS0 panic=-1 quiet loglevel=4 root=/dev/mapper/root rw "
               "ovbd=/dev/vda:base.zfile,second.zfile,third.zfile systemd.unit=report.service")
     command = ["qemu-system-x86_64", *accelerator, "-smp", "2", "-m", "1G", "-nodefaults", "-nographic", "-no-reboot",

@@ -68,10 +68,11 @@ def _kvm_runs_kernel(vmlinuz):
 class Guest(GuestProcess):
     """One boot of `kernel` that runs `command` (a shell line) as root in `directory`.
 
-    `emulated` are arguments for a guest that cannot have KVM, to which `counting` instructions confines it.
+    Of the arguments for vng, `emulated` are only for a guest that cannot have KVM. One that is `counting` instructions
+    never has it.
     """
 
-    def __init__(self, kernel, command, console, directory, silence, emulated=(), counting=False):
+    def __init__(self, kernel, command, console, directory, silence, arguments=(), emulated=(), counting=False):
         super().__init__(console, silence)
         if counting:
             accelerator = [*EMULATION, *COUNT_INSTRUCTIONS]
@@ -82,7 +83,7 @@ class Guest(GuestProcess):
         self._command = [
             "env", f"PATH={PROGRAMS}:{os.environ['PATH']}", "vng", "--run", str(kernel.vmlinuz), "--verbose",
             "--cpus", "2", "--memory", MEMORY, "--cwd", str(directory), "--append", CONSOLE,
-            *accelerator, "--", command,
+            *accelerator, *arguments, "--", command,
         ]
 
     def __iter__(self):
