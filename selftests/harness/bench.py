@@ -83,8 +83,8 @@ def profile(kernel):
 
 
 def wall(kernel, parts):
-    """Runs parts by the clock on the wall: under KVM, or where that does not work in User Mode Linux, which has one CPU,
-    and what takes two under emulation."""
+    """Runs parts by the clock on the wall: under KVM, or where that does not work in User Mode Linux, which has one
+    CPU, and what takes two under emulation."""
     if vm.kvm_runs(kernel.vmlinuz):
         return run(kernel, parts, kernel.guest)
     reports = []

@@ -10,8 +10,9 @@ KERNEL_TROUBLE = re.compile(
     r"general protection fault|rust_kernel: panicked|kernel panic|Kernel panic|blocked for more than|"
     r"memory leak|inconsistent lock state|sleeping function called|rcu.*stall"
 )
-# KCSAN names what both sides of a race ran, and finds some all over the kernel: only those of the project's modules count.
-RACE_ELSEWHERE = re.compile(r"KCSAN(?!.*\[dm_(overlaybd|zfile|rust_linear)\])")
+# KCSAN names what both sides of a race ran, and finds some all over the kernel: only those of the project's modules
+# count.
+RACE_ELSEWHERE = re.compile(r"BUG: KCSAN: data-race in (?!.*\[dm_(overlaybd|zfile|rust_linear)\])")
 RESULT = re.compile(r"(not )?ok\b\s*(\d+)?\s*-?\s*([^#]*)(?:#\s*(.*))?")
 PLAN = re.compile(r"1\.\.(\d+)\s*(?:#\s*SKIP\S*\s*(.*))?", re.IGNORECASE)
 

@@ -48,6 +48,7 @@ class TapTest(unittest.TestCase):
         self.counts(read("1..1", "ok 1 - a", kernel=["BUG: KCSAN: data-race in shmem_fault / find_get_entry"]), 1, 0, 0)
         self.counts(read("1..1", "ok 1 - a", kernel=["BUG: KCSAN: data-race in bio_endio / _RNv [dm_zfile]"]), 1, 1, 0)
         self.counts(read("1..1", "ok 1 - a", kernel=["BUG: KCSAN: data-race in read+0x5/0x10 [dm_overlaybd]"]), 1, 1, 0)
+        self.counts(read("1..1", "ok 1 - a", kernel=["Kernel panic - not syncing: KCSAN selftests failed"]), 1, 1, 0)
 
     def test_output_that_resembles_results(self):
         self.counts(read("1..1", "okay then", "  not ok 7 - nested", "ok 1 - a"), 1, 0, 0)
