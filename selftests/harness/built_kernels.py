@@ -118,9 +118,11 @@ class BuiltKernel:
         """Builds the modules of this checkout for this kernel, in a copy, to which `patch` may be applied; returns the
         exit status."""
         self.modules.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["rsync", "--archive", "--relative", "--delete", "--include=*/", "--include=*.rs",
-                        "--include=*.c", "--include=*.h", "--include=Kbuild", "--include=bindgen_parameters",
-                        "--exclude=*_generated.rs", "--exclude=*", *PARTS, f"{self.modules}/"], cwd=SOURCE, check=True)
+        # A file that a patch changed must come back newer than what was built of it, so times are not copied.
+        subprocess.run(["rsync", "--recursive", "--perms", "--checksum", "--relative", "--delete", "--include=*/",
+                        "--include=*.rs", "--include=*.c", "--include=*.h", "--include=Kbuild",
+                        "--include=bindgen_parameters", "--exclude=*_generated.rs", "--exclude=*",
+                        *PARTS, f"{self.modules}/"], cwd=SOURCE, check=True)
         if patch:
             apply = ["patch", "--strip=1", "--fuzz=0", "--directory", self.modules, "--input", patch]
             if status := subprocess.run(apply).returncode:
