@@ -33,7 +33,6 @@ def run(kernel, parts, guest=None, modules=None):
     command = shlex.join(["env", f"SRC={SOURCE}", f"KO_DIR={modules or kernel.modules}", "python3",
                           str(SOURCE / "selftests/bench/guest.py"), *parts])
     if guest is None:
-        vm.require_vng()
         guest = functools.partial(vm.Guest, kernel, directory=SOURCE, counting=True)
     guest = guest(command, OUTPUT / f"console-{kernel.name}.log", silence=900)
     print(f"==> booting {kernel.release} for {' '.join(parts)}", flush=True)
@@ -95,7 +94,6 @@ def wall(kernel, parts):
             raise Failure("the modules do not build for User Mode Linux")
         reports += run(native, native_parts, native.guest)
     if emulated_parts := [part for part in parts if part not in native_parts]:
-        vm.require_vng()
         reports += run(kernel, emulated_parts,
                        functools.partial(vm.Guest, kernel, directory=SOURCE, emulated=vm.FEW_TIMERS))
         reports.append({"emulated": emulated_parts})

@@ -194,7 +194,6 @@ class KcsanKernel(BuiltKernel):
 
     def guest(self, command, console, silence):
         """A boot of this kernel that runs `command`."""
-        vm.require_vng()
         return vm.Guest(self, command, console, SOURCE, silence, emulated=[*vm.NO_MITIGATIONS, *OFTEN])
 
     def _build(self):

@@ -205,6 +205,7 @@ def run(kernel):
     start = time.monotonic()
     if build.modules(kernel) or build.make("ovbd"):
         return 1
+    # The disk takes minutes.
     vm.require_vng()
     with _alone():
         _prepare()

@@ -74,6 +74,7 @@ class Guest(GuestProcess):
 
     def __init__(self, kernel, command, console, directory, silence, arguments=(), emulated=(), counting=False):
         super().__init__(console, silence)
+        require_vng()
         if counting:
             accelerator = [*EMULATION, *COUNT_INSTRUCTIONS]
         elif kvm_runs(kernel.vmlinuz):
