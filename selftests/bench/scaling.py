@@ -1,85 +1,62 @@
 # SPDX-License-Identifier: GPL-2.0
-"""How much faster dm-zfile reads with two CPUs than with one, by wall clock.
+"""How much faster dm-zfile reads with two CPUs than with one, by wall clock: the host boots this with each, in turns.
 
-The figures are bytes for each second: `one` CPU and `two`, for two threads with 1 MiB reads, and for one thread with
-8 MiB reads, whose parts the target hands to other CPUs. The runs alternate and the best of them counts, as whatever
-disturbs a run makes it slower. What two CPUs of the guest do for programs that compute or decompress, and for reads
-that only copy, is there to compare with.
+The figures are nanoseconds for each MiB with `one` CPU or `two`: for two programs that read at the same time, and for
+one, parts of whose requests the target hands to another CPU. The best of several runs counts, as whatever disturbs a
+run makes it slower, and the middle of the boots. What the CPUs do for programs that decompress, and for reads that only copy, is there to compare
+with.
 """
 
-import hashlib
-import pathlib
+import os
 import subprocess
-import threading
 import time
 
-from measure import DATA, MEBIBYTE, passes, ram_disk, row, skipped, write_image
+from measure import DATA, READS, per_mebibyte, ram_disk, row, write_image
 import dm
 from devices import OVBD, load
 
 SUITE = "scaling"
-SECTORS = (64 << 20) // 512
-ROUNDS = 20
-HASHED = 15
-SECOND_CPU = pathlib.Path("/sys/devices/system/cpu/cpu1/online")
-READERS = {"two threads, 1 MiB reads": ["--jobs=2", "--size=1048576"],
-           "one thread, 8 MiB reads": ["--jobs=1", "--size=8388608"]}
+MEBIBYTES = 64
+CPUS = {1: "one", 2: "two"}
+ROUNDS = 6
+# Two programs read the device so often that how long they take to start does not matter.
+PASSES = 4
+IN_ORDER = ["--direct", "--order=sequential", f"--length={MEBIBYTES << 20}"]
 
 
-def bytes_each_second(device, *arguments):
-    one, = passes(device, "--direct", "--order=sequential", *arguments, count=1, warm=0)
-    return one["bytes"] * 1e9 / one["nanoseconds"]
+def measure(name, time_one):
+    """The row of what `time_one` measures."""
+    row(SUITE, name, **{CPUS[os.cpu_count()]: [min(time_one() for _ in range(ROUNDS))]})
 
 
-def hashed_each_second():
-    """Two threads that compute SHA-256, for which Python does not make one wait for the other."""
-    data = bytes(MEBIBYTE)
-
-    def work():
-        for _ in range(HASHED):
-            hashlib.sha256(data)
-
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    start = time.monotonic()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return 2 * HASHED * MEBIBYTE / (time.monotonic() - start)
-
-
-def verified_each_second(path):
-    """Two programs that check and decompress all blocks of a file, which is in the page cache."""
-    start = time.monotonic()
-    programs = [subprocess.Popen([OVBD, "verify", "--threads=1", path], stdout=subprocess.DEVNULL) for _ in range(2)]
+def two_programs(mebibytes, *command):
+    """What two programs take that do the same, of so many MiB each."""
+    start = time.monotonic_ns()
+    programs = [subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                for _ in range(2)]
     assert not any([program.wait() for program in programs])
-    return 2 * SECTORS * 512 / (time.monotonic() - start)
+    return (time.monotonic_ns() - start) / (2 * mebibytes)
 
 
-def measure(name, rate):
-    """The row of what `rate` measures, with one CPU and with two."""
-    best = {"one": 0, "two": 0}
-    for _ in range(ROUNDS):
-        for count, online in (("one", "0"), ("two", "1")):
-            SECOND_CPU.write_text(online)
-            best[count] = max(best[count], rate())
-    row(SUITE, name, one=[best["one"]], two=[best["two"]])
+def two_readers(device):
+    count = PASSES * MEBIBYTES
+    return two_programs(count, READS, *IN_ORDER, "--size=1048576", f"--count={count}", "--passes=1", device)
+
+
+def one_reader(device, size):
+    return per_mebibyte(device, *IN_ORDER, f"--size={size << 20}", count=1, warm=0)[0]
 
 
 def main(chosen):
-    if not SECOND_CPU.exists():
-        skipped(SUITE, "scaling", "this guest has a single CPU")
-        return
-    measure("two threads, SHA-256", hashed_each_second)
     write_image(ram_disk(1), DATA / "data")
-    measure("raw, two threads, 1 MiB reads",
-            lambda: bytes_each_second(ram_disk(1), f"--length={SECTORS * 512}", *READERS["two threads, 1 MiB reads"]))
+    measure("raw, two programs, 1 MiB reads", lambda: two_readers(ram_disk(1)))
     load("dm-zfile")
     for name in filter(chosen, ("lz4-4k", "zstd-64k")):
-        measure(f"ovbd verify {name.replace('-', ' ')}, two programs",
-                lambda name=name: verified_each_second(DATA / f"{name}.zfile"))
-        length = write_image(ram_disk(0), DATA / f"{name}.zfile")
-        with dm.Mapped("bench", f"0 {SECTORS} zfile {ram_disk(0)} {length}") as device:
-            for what, arguments in READERS.items():
-                measure(f"dm-zfile {name.replace('-', ' ')}, {what}",
-                        lambda arguments=arguments: bytes_each_second(device.node, *arguments))
+        path, what = DATA / f"{name}.zfile", name.replace("-", " ")
+        measure(f"ovbd verify {what}, two programs",
+                lambda: two_programs(MEBIBYTES, OVBD, "verify", "--threads=1", path))
+        length = write_image(ram_disk(0), path)
+        with dm.Mapped("bench", f"0 {MEBIBYTES << 11} zfile {ram_disk(0)} {length}") as device:
+            measure(f"dm-zfile {what}, two programs, 1 MiB reads", lambda: two_readers(device.node))
+            for size in (1, 8):
+                measure(f"dm-zfile {what}, one program, {size} MiB reads", lambda: one_reader(device.node, size))

@@ -142,9 +142,9 @@ class UserModeLinux(BuiltKernel):
         super().__init__(stock)
         self.program = self.build / "linux"
 
-    def guest(self, command, console, silence):
+    def guest(self, command, console, silence, cpus=1):
         """A boot of this kernel that runs `command`."""
-        return uml.Guest(self, command, console, silence)
+        return uml.Guest(self, command, console, silence, cpus)
 
 
 class DebugKernel(UserModeLinux):
@@ -171,6 +171,14 @@ class NativeKernel(UserModeLinux):
     config = ["common", "um", "native"]
     duration = "about 4 minutes"
     make = ["ARCH=um", "CC=gcc-14", "HOSTCC=gcc-14"]
+
+
+class SmpKernel(NativeKernel):
+    """As many CPUs as its guest gets. User Mode Linux then makes a system call whenever it disables interrupts, so this
+    is for nothing but what takes two."""
+
+    name = "smp"
+    config = ["common", "um", "smp"]
 
 
 class KcsanKernel(BuiltKernel):
@@ -202,4 +210,4 @@ class KcsanKernel(BuiltKernel):
 
 
 # By the name that KERNEL= has for them.
-KINDS = {kind.name: kind for kind in (DebugKernel, KcsanKernel, NativeKernel)}
+KINDS = {kind.name: kind for kind in (DebugKernel, KcsanKernel, NativeKernel, SmpKernel)}

@@ -49,9 +49,9 @@ class Kernel:
         return [f"-j{os.cpu_count()}", f"KERNELRELEASE={self.release}", "CC=x86_64-linux-gnu-gcc-14",
                 "HOSTCC=x86_64-linux-gnu-gcc-14"]
 
-    def guest(self, command, console, silence):
+    def guest(self, command, console, silence, cpus=2):
         """A boot of this kernel that runs `command`."""
-        return vm.Guest(self, command, console, SOURCE, silence, emulated=vm.NO_MITIGATIONS)
+        return vm.Guest(self, command, console, SOURCE, silence, emulated=vm.NO_MITIGATIONS, cpus=cpus)
 
 
 def ensure(update=False):

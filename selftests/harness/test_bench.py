@@ -36,6 +36,14 @@ class ReportTest(unittest.TestCase):
                                              "instructions"))
         self.assertIn("skipped: no nbd", text)
 
+    def test_figures_of_several_boots(self):
+        boots = [{"suite": "scaling", "row": "dm-zfile lz4 4k, two programs", "figures": {count: [nanoseconds]}}
+                 for count, nanoseconds in (("one", 400), ("two", 290), ("one", 410), ("two", 200), ("one", 300),
+                                            ("two", 210))]
+        report, = bench_report.middle([*boots, {"part": "scaling"}])
+        self.assertEqual(report["figures"], {"one": [400], "two": [210]})
+        self.assertIn("0.525 <= 0.556  reached", "\n".join(bench_report.goal_lines([report], "wall")))
+
     def test_goals_of_zfile(self):
         goals = {what: (value, limit) for what, value, limit in bench_report.goals(ZFILE)}
         value, limit = goals["dm-zfile lz4 4k / raw read + CRC + decompression, 4 KiB random"]

@@ -69,10 +69,10 @@ class Guest(GuestProcess):
     """One boot of `kernel` that runs `command` (a shell line) as root in `directory`.
 
     Of the arguments for vng, `emulated` are only for a guest that cannot have KVM. One that is `counting` instructions
-    never has it.
+    never has it, and one CPU.
     """
 
-    def __init__(self, kernel, command, console, directory, silence, arguments=(), emulated=(), counting=False):
+    def __init__(self, kernel, command, console, directory, silence, arguments=(), emulated=(), counting=False, cpus=2):
         super().__init__(console, silence)
         require_vng()
         if counting:
@@ -83,7 +83,7 @@ class Guest(GuestProcess):
             accelerator = [*EMULATION, *emulated]
         self._command = [
             "env", f"PATH={PROGRAMS}:{os.environ['PATH']}", "vng", "--run", str(kernel.vmlinuz), "--verbose",
-            "--cpus", "2", "--memory", MEMORY, "--cwd", str(directory), "--append", CONSOLE,
+            "--cpus", str(cpus), "--memory", MEMORY, "--cwd", str(directory), "--append", CONSOLE,
             *accelerator, *arguments, "--", command,
         ]
 
