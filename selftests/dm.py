@@ -37,6 +37,10 @@ def _control(command, name, payload=b"", flags=0, targets=0, event=0, number=0):
     return answer[7], answer[10], answer[5], bytes(buffer[answer[4]:answer[3]])
 
 
+class Refused(OSError):
+    """The kernel did not take a table."""
+
+
 class Mapped:
     """A mapped device from the lines of a table; use it in a `with` statement."""
 
@@ -49,9 +53,9 @@ class Mapped:
         try:
             self.load(table)
             self.resume()
-        except OSError:
+        except OSError as error:
             self.remove()
-            raise
+            raise Refused(*error.args) from error
         atexit.register(self.remove)
 
     def __enter__(self):
@@ -158,7 +162,7 @@ def table_refused(tap, log, what, table, *reasons):
     log.new()
     try:
         mapped = Mapped("refused", table)
-    except OSError:
+    except Refused:
         text = log.new()
         tap.result(all(reason in text for reason in reasons), f"{what}: refused",
                    f"table: {table}\nwanted in the log: {reasons}\n{text}")

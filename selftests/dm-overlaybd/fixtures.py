@@ -8,7 +8,7 @@ import sys
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests")
 import dm
-from devices import CommandFailed, Devices, Tap, load, sectors, sha256
+from devices import Devices, Tap, load, sectors, sha256
 from cases import WHOLE_DEVICE_LIMIT, blob, cases, probe_errors
 
 
@@ -45,8 +45,8 @@ def check(tap, log, directory, case):
             dm.table_refused(tap, log, name, line, "overlaybd: ")
             return
         try:
-            device = devices.map("fixture", line)
-        except CommandFailed as error:
+            device = devices.mapped("fixture", line).node
+        except dm.Refused as error:
             tap.result(expect.startswith("undetected"), f"{name}: table", error)
             return
         tap.equal(sectors(device), case["virtual_size"] // 512, f"{name}: size")

@@ -9,8 +9,9 @@ import shutil
 import sys
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests")
+import dm
 import zfiles
-from devices import SCRATCH, CommandFailed, Devices, Tap, load, read_direct, sectors, sha256
+from devices import SCRATCH, Devices, Tap, load, read_direct, sectors, sha256
 from cases import WHOLE_DEVICE_LIMIT, blob, cases, probe_errors
 
 
@@ -44,12 +45,12 @@ def layer_device(devices, directory, layer, name):
         return loop, size
     # A header that does not say how long the content is must be refused before the length matters.
     length = max(1, -(-(content or 512) // 512))
-    return devices.map(name, f"0 {length} zfile {loop} {size}"), content or 512
+    return devices.mapped(name, f"0 {length} zfile {loop} {size}").node, content or 512
 
 
 def make_device(devices, directory, case):
     if not case["layers"]:
-        raise CommandFailed("no layers")
+        raise dm.Refused("no layers")
     words = []
     for number, layer in enumerate(case["layers"]):
         device, size = layer_device(devices, directory, layer, f"layer{number}")
@@ -57,7 +58,7 @@ def make_device(devices, directory, case):
     if case["kind"] == "zfile":
         return words[0]
     length = (case.get("virtual_size") or 1 << 20) // 512
-    return devices.map("fixture", f"0 {length} overlaybd {len(case['layers'])} {' '.join(words)}")
+    return devices.mapped("fixture", f"0 {length} overlaybd {len(case['layers'])} {' '.join(words)}").node
 
 
 def failed_ranges(device, length):
@@ -93,7 +94,7 @@ def check(tap, directory, case):
     with Devices() as devices:
         try:
             device = make_device(devices, directory, case)
-        except (CommandFailed, ValueError, IndexError) as error:
+        except (dm.Refused, ValueError, IndexError) as error:
             good = (expect == "error" and where == "open") or expect.startswith("undetected")
             tap.result(good, f"{name}: refused", error)
             return

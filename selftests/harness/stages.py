@@ -17,10 +17,12 @@ from cache import SOURCE
 from guest_process import keep_priority
 from report import Counts, Tap
 
-# What runs under the debug kernel: what needs its checkers, and of the rest what does most to the targets.
-DEBUG_TESTS = ("kunit/* faults/* device-mapper/* hostile/* dm-overlaybd/tables dm-overlaybd/io dm-zfile/reads "
-               "dm-zfile/io")
-# Damaged images of each base there. The stock kernel's guest takes five times as many, `make torture` 1400.
+# What is about ovbd and starts very many programs. The debug kernel runs them at the speed of the machine.
+TOOL_TESTS = ["ovbd/refusals", "ovbd/rounds"]
+# What else runs under the debug kernel: what needs its checkers, and of the rest what does most to the targets.
+DEBUG_TESTS = ["kunit/*", "faults/*", "device-mapper/*", "hostile/*", "dm-overlaybd/tables", "dm-overlaybd/io",
+               "dm-zfile/reads", "dm-zfile/io"]
+# Damaged images of each base there. The stock kernel's guest takes twice as many, `make torture` 1400.
 DEBUG_MUTANTS = os.environ.get("OVBD_MUTANTS", "11")
 DEBUG_LOG = SOURCE / "build/debug-pass.log"
 COUNTS = re.compile(r"(\d+) passed, (\d+) failed, (\d+) skipped")
@@ -85,8 +87,8 @@ def debug_pass():
 
     DEBUG_LOG.parent.mkdir(exist_ok=True)
     with open(DEBUG_LOG, "w") as log:
-        process = subprocess.Popen(["make", "--no-print-directory", "selftests", "KERNEL=debug", f"T={DEBUG_TESTS}",
-                                    f"OVBD_MUTANTS={DEBUG_MUTANTS}"],
+        process = subprocess.Popen(["make", "--no-print-directory", "selftests", "KERNEL=debug",
+                                    f"T={' '.join(DEBUG_TESTS + TOOL_TESTS)}", f"OVBD_MUTANTS={DEBUG_MUTANTS}"],
                                    cwd=SOURCE, stdin=subprocess.DEVNULL, stdout=log, stderr=log, close_fds=False,
                                    start_new_session=True, preexec_fn=lowest_priority)
 
@@ -104,6 +106,12 @@ def debug_pass():
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
             process.wait()
+
+
+def stock_tests(patterns, kernel):
+    """Those that match, without what the debug kernel is enough for."""
+    elsewhere = selftests.select(TOOL_TESTS, kernel.name)
+    return [name for name in selftests.select(patterns, kernel.name) if name not in elsewhere]
 
 
 def test(patterns):
@@ -134,7 +142,7 @@ def test(patterns):
         total.failed += 1
     else:
         with debug_pass() as finish:
-            stage("guest tests, stock kernel", lambda: selftests.run(kernel, selftests.select(patterns, kernel.name)))
+            stage("guest tests, stock kernel", lambda: selftests.run(kernel, stock_tests(patterns, kernel)))
             stage("tracked figures", lambda: tracked.check(kernel))
             stage("guest tests, debug kernel (the wait for them)", finish)
 

@@ -60,7 +60,7 @@ def serve(part):
             slots.append(f"{file}={devices.loop(file)}")
         program = subprocess.Popen([SOURCE / "tools/target/release/ovbd-mutants", "run",
                                     os.environ.get("CASES") or FIXTURES, os.environ.get("OVBD_FIRST_MUTANT", "0"),
-                                    os.environ.get("OVBD_MUTANTS", "55"), f"{part}/{PARTS}", *slots],
+                                    os.environ.get("OVBD_MUTANTS", "22"), f"{part}/{PARTS}", *slots],
                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         answer(program, part)
         return program.wait()

@@ -4,7 +4,6 @@
 program is interrupted or killed in the middle."""
 
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -120,24 +119,6 @@ def check_users(tap, images):
     ovbd("down", "used")
 
 
-def check_system(tap, images):
-    refused(tap, "not root", "only root", "up", "stack", *images.layer, user=65534, group=65534)
-    refused(tap, "ls, not root", "only root", "ls", user=65534, group=65534)
-    run("rmmod", "dm-overlaybd")
-    refused(tap, "no module", "insmod dm-overlaybd.ko", "up", "stack", *images.layer)
-    load("dm-overlaybd")
-    settled([])
-    run("rmmod", "loop")
-    folder = pathlib.Path("/run/modprobe.d")
-    folder.mkdir(exist_ok=True)
-    (folder / "no-loop.conf").write_text("install loop /bin/false\n")
-    refused(tap, "no loop devices", "no loop devices", "up", "stack", *images.layer)
-    (folder / "no-loop.conf").unlink()
-    ovbd("up", "stack", *images.layer)
-    ovbd("down", "stack")
-    tap.equal(settled([]), [], "the loop module is loaded where it is missing")
-
-
 def stand_in(body):
     """An environment in which `dmsetup` is a shell script with this body."""
     folder = SCRATCH / "bin"
@@ -185,5 +166,4 @@ check_layers(tap, images)
 check_cow(tap, images)
 check_users(tap, images)
 check_interrupted(tap, images)
-check_system(tap, images)
 tap.finish()
