@@ -2,9 +2,9 @@
 """How much faster dm-zfile reads with two CPUs than with one, by wall clock: the host boots this with each, in turns.
 
 The figures are nanoseconds for each MiB with `one` CPU or `two`: for two programs that read at the same time, and for
-one, parts of whose requests the target hands to another CPU. The best of several runs counts, as whatever disturbs a
-run makes it slower, and the middle of the boots. What the CPUs do for programs that decompress, and for reads that only copy, is there to compare
-with.
+one, parts of whose requests the target hands to another CPU. What disturbs a run makes it slower, so the best of some
+counts; of the boots, the one in the middle. What the CPUs do for programs that decompress, and for reads that only
+copy, is there to compare with.
 """
 
 import os
