@@ -38,10 +38,7 @@ use super::{
         PerBioArea,
         Workqueue, //
     },
-    spread::{
-        Loads,
-        Work, //
-    },
+    spread::Loads,
     target::Target,
 };
 use core::{
@@ -301,7 +298,9 @@ fn submit<T: LowerReader>(bio: DeferredBio<T>, offset: u64, len: usize, placemen
         return;
     };
     let cpu = CpuId::current().as_u32();
-    reads.loads.begin(cpu, Work::Own);
+    // SAFETY: The function has no requirements.
+    let submitter = unsafe { bindings::current_task() };
+    reads.loads.maps(cpu, submitter);
     let buffer = reads.buffer(bytes);
     let address = buffer.ptr;
 
@@ -318,7 +317,7 @@ fn submit<T: LowerReader>(bio: DeferredBio<T>, offset: u64, len: usize, placemen
         (&raw mut (*state).buffer).write(buffer);
         (&raw mut (*state).skip).write((offset - start) as usize);
         (&raw mut (*state).len).write(len);
-        (&raw mut (*state).submitter).write(bindings::current_task());
+        (&raw mut (*state).submitter).write(submitter);
         (&raw mut (*state).placement).write(placement);
         (&raw mut (*state).cpu).write(cpu);
         (&raw mut (*state).other).write(None);
@@ -363,7 +362,7 @@ unsafe extern "C" fn end_io<T: LowerReader>(bio: *mut bindings::bio) {
     };
     let other = match placement {
         Placement::Here => None,
-        Placement::Spread => reads.loads.another(here),
+        Placement::Spread => reads.loads.another(here, submitter),
     };
     // SAFETY: The function only compares the pointer.
     if other.is_none() && unsafe { bindings::task_may_work_here(submitter) } {
@@ -372,7 +371,7 @@ unsafe extern "C" fn end_io<T: LowerReader>(bio: *mut bindings::bio) {
         return;
     }
     if let Some(other) = other {
-        reads.loads.begin(other, Work::Given);
+        reads.loads.give(other);
     }
     // SAFETY: Nobody else uses the state, and the work item is not in use. The CPU was online; if
     // it is not any more, the workqueue takes another.
@@ -402,7 +401,7 @@ unsafe extern "C" fn run<T: LowerReader>(work: *mut bindings::work_struct) {
 /// Called once for a `State` whose read has completed, in process context.
 unsafe fn finish<T: LowerReader>(state: *mut State) {
     // SAFETY: The state is initialised, and nobody else uses it.
-    let (upper, ti, buffer, skip, len, cpu, other, status) = unsafe {
+    let (upper, ti, buffer, skip, len, other, status) = unsafe {
         let status = BlkStatus::from_raw((*state).bio.bi_status);
         bindings::bio_uninit(&raw mut (*state).bio);
         (
@@ -411,7 +410,6 @@ unsafe fn finish<T: LowerReader>(state: *mut State) {
             (&raw const (*state).buffer).read(),
             (*state).skip,
             (*state).len,
-            (*state).cpu,
             (*state).other,
             status,
         )
@@ -437,9 +435,8 @@ unsafe fn finish<T: LowerReader>(state: *mut State) {
     // SAFETY: The instance exists, since the bio has not ended.
     let instance = unsafe { &*(*ti.as_ptr()).private.cast::<Instance<T>>() };
     if let Some(reads) = &instance.lower_reads {
-        reads.loads.end(cpu, Work::Own);
         if let Some(other) = other {
-            reads.loads.end(other, Work::Given);
+            reads.loads.finish(other);
         }
         // SAFETY: The buffer came from there, and nothing refers to it any more.
         unsafe { reads.free(buffer) };

@@ -3,9 +3,9 @@
 //! Which CPU works on a part of a large request.
 //!
 //! To hand work to another CPU costs a wake-up, which pays where that CPU would be idle otherwise.
-//! The scheduler does not tell modules which CPUs are idle. So a CPU is left alone that maps bios
-//! of the same device itself: it has work, or soon will. The counts by which this is known need
-//! not be exact: a wrong one makes a read slower, not wrong.
+//! The scheduler does not tell modules which CPUs are idle. So a CPU is left alone where another
+//! task had bios of the same device mapped just now: it has work, or soon will. What is known of other CPUs
+//! need not be exact: a mistake makes a read slower, not wrong.
 
 use super::bindings;
 use kernel::{
@@ -23,27 +23,23 @@ const MOST_GIVEN: i32 = 2;
 /// So many other CPUs are looked at.
 const CANDIDATES: u32 = 8;
 
-/// What makes a CPU busy.
-#[derive(Clone, Copy)]
-pub(super) enum Work {
-    /// A bio that was mapped there and has not ended.
-    Own,
-    /// A part of a bio that was mapped elsewhere.
-    Given,
-}
-
-impl Work {
-    fn weight(self) -> i32 {
-        match self {
-            Work::Own => MOST_GIVEN,
-            Work::Given => 1,
-        }
-    }
-}
-
 /// How busy one CPU is, in a cache line of its own.
 #[repr(align(64))]
-struct Load(Atomic<i32>);
+struct Load {
+    /// When a bio was last mapped there, in ticks of the clock.
+    mapped: Atomic<usize>,
+    /// The address of the task that did it, only to be compared.
+    task: Atomic<usize>,
+    /// Parts that it was given and has not finished.
+    given: Atomic<i32>,
+}
+
+/// Ticks of the clock since some moment.
+#[inline]
+fn now() -> usize {
+    // SAFETY: The variable always exists, and a word is read at once.
+    unsafe { core::ptr::read_volatile(&raw const bindings::jiffies) }
+}
 
 /// How busy all CPUs are with one instance of a target.
 pub(super) struct Loads {
@@ -53,45 +49,66 @@ pub(super) struct Loads {
 impl Loads {
     /// All CPUs are idle.
     pub(super) fn new() -> Result<Self> {
+        let long_ago = now().wrapping_sub(usize::MAX / 2);
         let mut cpus = KVVec::with_capacity(nr_cpu_ids() as usize, GFP_KERNEL)?;
         for _ in 0..nr_cpu_ids() {
-            cpus.push(Load(Atomic::new(0)), GFP_KERNEL)?;
+            let idle = Load {
+                mapped: Atomic::new(long_ago),
+                task: Atomic::new(0),
+                given: Atomic::new(0),
+            };
+            cpus.push(idle, GFP_KERNEL)?;
         }
         Ok(Self { cpus })
     }
 
-    /// Returns another CPU than `here` that should get a part, if there is any.
-    pub(super) fn another(&self, here: u32) -> Option<u32> {
+    /// Returns another CPU than `here` that should get a part of what `task` reads, if there is any.
+    pub(super) fn another(&self, here: u32, task: *const bindings::task_struct) -> Option<u32> {
         // SAFETY: The function has no requirements.
         let online = unsafe { bindings::num_online_cpus_now() };
+        let now = now();
         let mut chosen = None;
         let mut least = MOST_GIVEN;
         for further in 1..online.min(CANDIDATES + 1) {
             // Where all possible CPUs are online, which is usual, this counts them.
             let cpu = here.wrapping_add(further) % online;
-            let load = self.cpus.get(cpu as usize)?.0.load(Relaxed);
+            let load = self.cpus.get(cpu as usize)?;
+            // The tick may have come between the bio there and the one here.
+            let recent = now.wrapping_sub(load.mapped.load(Relaxed)) <= 1;
+            // A task that was there itself has moved.
+            let busy = recent && load.task.load(Relaxed) != task.addr();
+            let given = load.given.load(Relaxed);
             // SAFETY: The function takes any number.
-            if load < least && unsafe { bindings::cpu_is_online(cpu) } {
-                least = load;
+            if !busy && given < least && unsafe { bindings::cpu_is_online(cpu) } {
+                least = given;
                 chosen = Some(cpu);
             }
         }
         chosen
     }
 
-    /// There is this work on `cpu`.
+    /// `task` has a bio mapped on `cpu`.
     #[inline]
-    pub(super) fn begin(&self, cpu: u32, work: Work) {
+    pub(super) fn maps(&self, cpu: u32, task: *const bindings::task_struct) {
         if let Some(load) = self.cpus.get(cpu as usize) {
-            load.0.add(work.weight(), Relaxed);
+            load.mapped.store(now(), Relaxed);
+            load.task.store(task.addr(), Relaxed);
         }
     }
 
-    /// What [`Loads::begin`] said is over.
+    /// `cpu` is given a part of a bio that was mapped elsewhere.
     #[inline]
-    pub(super) fn end(&self, cpu: u32, work: Work) {
+    pub(super) fn give(&self, cpu: u32) {
         if let Some(load) = self.cpus.get(cpu as usize) {
-            load.0.add(-work.weight(), Relaxed);
+            load.given.add(1, Relaxed);
+        }
+    }
+
+    /// `cpu` has finished a part that it was given.
+    #[inline]
+    pub(super) fn finish(&self, cpu: u32) {
+        if let Some(load) = self.cpus.get(cpu as usize) {
+            load.given.add(-1, Relaxed);
         }
     }
 }
