@@ -157,14 +157,14 @@ def slow_goals(of):
 
 
 def wall_goals(reports):
-    """The goals that need a clock: activation, a slow device, and two CPUs, which are to be 1.8 times as fast as one
-    for those who read at the same time. One reader has to wait now and then."""
+    """The goals that need a clock: activation, a slow device, and two CPUs, which are to be 1.8 times as fast as
+    one."""
     of = Figures(reports)
     activation = of("segments", "dm-overlaybd, 250 layers, 1M segments", "activation")
     if activation is not None:
         yield "activation of 250 layers, 1M segments / 2 s", activation / 2e9, 1.0
     yield from slow_goals(of)
-    for row in of.rows("scaling", "dm-zfile lz4 4k, two programs"):
+    for row in of.rows("scaling", "dm-zfile lz4"):
         yield f"2 CPUs / 1 CPU, {row}", of("scaling", row, "two") / of("scaling", row, "one"), 1 / 1.8
 
 
