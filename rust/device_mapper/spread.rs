@@ -4,8 +4,8 @@
 //!
 //! To hand work to another CPU costs a wake-up, which pays where that CPU would be idle otherwise.
 //! The scheduler does not tell modules which CPUs are idle. So a CPU is left alone where another
-//! task had bios of the same device mapped just now: it has work, or soon will. What is known of other CPUs
-//! need not be exact: a mistake makes a read slower, not wrong.
+//! task had bios of the same device mapped just now: it has work, or soon will. What is known of
+//! other CPUs need not be exact: a mistake makes a read slower, not wrong.
 
 use super::bindings;
 use kernel::{
@@ -62,7 +62,8 @@ impl Loads {
         Ok(Self { cpus })
     }
 
-    /// Returns another CPU than `here` that should get a part of what `task` reads, if there is any.
+    /// Returns another CPU than `here` that should get a part of what `task` reads, if there is
+    /// any.
     pub(super) fn another(&self, here: u32, task: *const bindings::task_struct) -> Option<u32> {
         // SAFETY: The function has no requirements.
         let online = unsafe { bindings::num_online_cpus_now() };

@@ -28,12 +28,13 @@ EMULATION = ["--disable-kvm"]
 # stays what it is when the emulator learns more.
 COUNTED_CPU = "Nehalem"
 # Every timer that the guest sets is work for a thread of the emulator, for which the guest's processors have to wait
-# where the machine has no more of its own.
-FEW_TIMERS = ["--append", "highres=off nohz=off"]
+# where the machine has no more of its own. Whoever sleeps goes on with a tick of the clock, as ovbd-reads does before a
+# pass.
+ONLY_TICKS = ["--append", "highres=off nohz=off"]
 # What is at random differs from boot to boot.
 NOTHING_RANDOM = ["--append", "nokaslr norandmaps"]
 # The guest's clock advances by a nanosecond with every instruction, and jumps where nothing is to be done.
-COUNT_INSTRUCTIONS = ["--cpus", "1", *FEW_TIMERS, *NOTHING_RANDOM,
+COUNT_INSTRUCTIONS = ["--cpus", "1", *ONLY_TICKS, *NOTHING_RANDOM,
                       f"--qemu-opts=-icount shift=0,sleep=off -cpu {COUNTED_CPU} -rtc base=2026-01-01,clock=vm"]
 
 
