@@ -34,11 +34,8 @@ use super::{
     constructor::Constructor,
     device::TargetDevice,
     instance::Instance,
-    per_bio::{
-        PerBioArea,
-        Workqueue, //
-    },
-    spread::Loads,
+    per_bio::PerBioArea,
+    spread::Spread,
     target::Target,
 };
 use core::{
@@ -73,9 +70,9 @@ pub trait LowerReader: Target<PerBio = LowerRead> {
 pub enum Placement {
     /// On the CPU that the bio was mapped on.
     Here,
-    /// On another CPU, if there is one that has nothing to do for this instance.
+    /// On the first CPU that gets to it, of those that have nothing else to do for this instance.
     ///
-    /// For the parts of a large request but one, so that they are worked on at the same time.
+    /// For the parts of a large request but the last, so that they are worked on at the same time.
     Spread,
 }
 
@@ -133,8 +130,6 @@ struct State {
     placement: Placement,
     /// The CPU that the bio was mapped on.
     cpu: u32,
-    /// The CPU that works on it instead.
-    other: Option<u32>,
 }
 
 /// What comes with each bio of a [`LowerReader`].
@@ -167,8 +162,7 @@ impl Default for LowerRead {
 /// `reserve` is a pool of buffers of `max` bytes from `kmalloc()`, which nobody else destroys.
 /// `device` belongs to the instance.
 pub(super) struct LowerReads {
-    queue: Workqueue,
-    loads: Loads,
+    spread: Pin<KBox<Spread<State>>>,
     device: NonNull<bindings::block_device>,
     reserve: NonNull<bindings::mempool>,
     max: usize,
@@ -234,7 +228,11 @@ impl Constructor<'_> {
     ///
     /// Allocates a reserve of buffers of about that size in contiguous memory, so it may fail for
     /// more than a few pages.
-    pub fn prepare_lower_reads(&mut self, device: &TargetDevice, max: usize) -> Result {
+    pub fn prepare_lower_reads<T: LowerReader>(
+        &mut self,
+        device: &TargetDevice,
+        max: usize,
+    ) -> Result {
         let bdev = self.bdev(device)?;
         // Both ends of a read are moved to the next boundary of a block.
         let block = self.logical_block_size(device)?.max(SECTOR_SIZE) as usize;
@@ -242,14 +240,12 @@ impl Constructor<'_> {
             .checked_add(block.saturating_mul(2))
             .and_then(usize::checked_next_power_of_two)
             .ok_or(E2BIG)?;
-        let queue = Workqueue::new(c"lower-read")?;
-        let loads = Loads::new()?;
+        let spread = Spread::new(help::<T>)?;
         // SAFETY: The function has no requirements.
         let reserve = unsafe { bindings::mempool_create_kmalloc_pool(RESERVED, max) };
         // INVARIANT: The pool was just created, and the device was opened by this instance.
         self.set_lower_reads(LowerReads {
-            queue,
-            loads,
+            spread,
             device: bdev,
             reserve: NonNull::new(reserve).ok_or(ENOMEM)?,
             max,
@@ -300,7 +296,7 @@ fn submit<T: LowerReader>(bio: DeferredBio<T>, offset: u64, len: usize, placemen
     let cpu = CpuId::current().as_u32();
     // SAFETY: The function has no requirements.
     let submitter = unsafe { bindings::current_task() };
-    reads.loads.maps(cpu, submitter);
+    reads.spread.maps(cpu, submitter);
     let buffer = reads.buffer(bytes);
     let address = buffer.ptr;
 
@@ -320,7 +316,6 @@ fn submit<T: LowerReader>(bio: DeferredBio<T>, offset: u64, len: usize, placemen
         (&raw mut (*state).submitter).write(submitter);
         (&raw mut (*state).placement).write(placement);
         (&raw mut (*state).cpu).write(cpu);
-        (&raw mut (*state).other).write(None);
 
         let lower = &raw mut (*state).bio;
         let upper = upper.as_raw().as_ptr();
@@ -360,48 +355,98 @@ unsafe extern "C" fn end_io<T: LowerReader>(bio: *mut bindings::bio) {
     let Some(reads) = &instance.lower_reads else {
         return;
     };
-    let other = match placement {
-        Placement::Here => None,
-        Placement::Spread => reads.loads.another(here, submitter),
-    };
-    // SAFETY: The function only compares the pointer.
-    if other.is_none() && unsafe { bindings::task_may_work_here(submitter) } {
-        // SAFETY: The read has completed, and this is process context.
-        unsafe { finish::<T>(state) };
+    // SAFETY: The read has completed, and the state is not used any more if it was handed over.
+    if placement == Placement::Spread && unsafe { reads.spread.offer(state, here, submitter) } {
         return;
     }
-    if let Some(other) = other {
-        reads.loads.give(other);
+    // SAFETY: The function only compares the pointer.
+    if unsafe { bindings::task_may_work_here(submitter) } {
+        // SAFETY: The read has completed, and this is process context.
+        unsafe {
+            match placement {
+                // The next part is to be read now.
+                Placement::Spread => finish::<T>(state),
+                Placement::Here => finish_with_others::<T>(state),
+            }
+        }
+        return;
     }
     // SAFETY: Nobody else uses the state, and the work item is not in use. The CPU was online; if
     // it is not any more, the workqueue takes another.
     unsafe {
-        (*state).other = other;
         let work = Opaque::cast_into(&raw const (*state).work);
         bindings::init_dm_work(work, Some(run::<T>));
-        let cpu = other.unwrap_or(here);
-        bindings::queue_work_on(cpu as c_int, reads.queue.as_raw().as_ptr(), work);
+        bindings::queue_work_on(here as c_int, reads.spread.queue().as_raw().as_ptr(), work);
     }
 }
 
-/// The work function.
+/// The work function of a bio.
 ///
 /// # Safety
 ///
 /// Only to be called by the workqueue, for a work item queued by [`end_io`].
 unsafe extern "C" fn run<T: LowerReader>(work: *mut bindings::work_struct) {
     // SAFETY: The work item is in a `State`, whose read has completed.
-    unsafe { finish::<T>(work.byte_sub(offset_of!(State, work)).cast::<State>()) };
+    unsafe { finish_with_others::<T>(work.byte_sub(offset_of!(State, work)).cast::<State>()) };
 }
 
-/// Hands what was read to the target, and ends the bio.
+/// The work function of a CPU that helps another.
+///
+/// # Safety
+///
+/// Only to be called by the workqueue, for a work item of a [`Spread`].
+unsafe extern "C" fn help<T: LowerReader>(work: *mut bindings::work_struct) {
+    // SAFETY: All parts are `State`s that [`end_io`] has offered, for a target of this type.
+    unsafe { Spread::<State>::help(work, |part| finish::<T>(part.as_ptr())) };
+}
+
+/// Finishes a bio, and parts of what was read on the same CPU that nobody has begun.
+///
+/// # Safety
+///
+/// As [`answer`].
+unsafe fn finish_with_others<T: LowerReader>(state: *mut State) {
+    // SAFETY: The state is initialised.
+    let cpu = unsafe { (*state).cpu };
+    // SAFETY: As required from the caller.
+    let (bio, status) = unsafe { answer::<T>(state) };
+    // This bio ends after the others, as the instance is only known to exist until then.
+    if let Some(reads) = lower_reads(&bio) {
+        reads.spread.take_back(cpu, |part| {
+            // SAFETY: All parts are `State`s that [`end_io`] has offered, for a target of this
+            // type. This is process context.
+            unsafe { finish::<T>(part.as_ptr()) }
+        });
+    }
+    bio.end(status);
+}
+
+/// Finishes a bio.
+///
+/// # Safety
+///
+/// As [`answer`].
+unsafe fn finish<T: LowerReader>(state: *mut State) {
+    // SAFETY: As required from the caller.
+    let (bio, status) = unsafe { answer::<T>(state) };
+    bio.end(status);
+}
+
+/// The reads of the instance that a bio belongs to.
+fn lower_reads<T: LowerReader>(bio: &DeferredBio<T>) -> Option<&LowerReads> {
+    // SAFETY: The bio has not ended, so the instance exists.
+    let instance = unsafe { &*(*bio.ti().as_ptr()).private.cast::<Instance<T>>() };
+    instance.lower_reads.as_ref()
+}
+
+/// Hands what was read to the target, and returns the bio and how it shall end.
 ///
 /// # Safety
 ///
 /// Called once for a `State` whose read has completed, in process context.
-unsafe fn finish<T: LowerReader>(state: *mut State) {
+unsafe fn answer<T: LowerReader>(state: *mut State) -> (DeferredBio<T>, BlkStatus) {
     // SAFETY: The state is initialised, and nobody else uses it.
-    let (upper, ti, buffer, skip, len, other, status) = unsafe {
+    let (upper, ti, buffer, skip, len, status) = unsafe {
         let status = BlkStatus::from_raw((*state).bio.bi_status);
         bindings::bio_uninit(&raw mut (*state).bio);
         (
@@ -410,7 +455,6 @@ unsafe fn finish<T: LowerReader>(state: *mut State) {
             (&raw const (*state).buffer).read(),
             (*state).skip,
             (*state).len,
-            (*state).other,
             status,
         )
     };
@@ -432,14 +476,9 @@ unsafe fn finish<T: LowerReader>(state: *mut State) {
         .target()
         .lower_read_done(&FinishedRead { bio: view, data });
 
-    // SAFETY: The instance exists, since the bio has not ended.
-    let instance = unsafe { &*(*ti.as_ptr()).private.cast::<Instance<T>>() };
-    if let Some(reads) = &instance.lower_reads {
-        if let Some(other) = other {
-            reads.loads.finish(other);
-        }
+    if let Some(reads) = lower_reads(&bio) {
         // SAFETY: The buffer came from there, and nothing refers to it any more.
         unsafe { reads.free(buffer) };
     }
-    bio.end(status);
+    (bio, status)
 }

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
 """Parts of a large read go to another CPU where that one is free, and nowhere else: the trace of the workqueues says
-on which CPUs the target's workers ran."""
+on which CPUs the target's workers ran. What a CPU was offered and cannot begin is taken back."""
 
 import os
 import pathlib
 import re
+import subprocess
 import sys
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests")
@@ -19,6 +20,8 @@ TRACING = pathlib.Path("/sys/kernel/tracing")
 EVENT = TRACING / "events/workqueue/workqueue_execute_start"
 TRIGGER = "hist:keys=common_cpu,function.sym"
 RAN = re.compile(r"common_cpu: +(\d+), function: .*dm_zfile.*hitcount: +(\d+)")
+# More urgent than the target's workers, whatever their priority.
+SPIN = ["taskset", "--cpu-list", "1", "chrt", "--fifo", "50", "sh", "-c", "echo; while :; do :; done"]
 SECOND_CPU = pathlib.Path("/sys/devices/system/cpu/cpu1/online")
 
 
@@ -54,6 +57,12 @@ with dm.Mapped("cpus", f"0 {BYTES // 512} zfile /dev/ram0 {len(blob)} 2 cache_bl
     tap.result(set(ran) == {1} and BYTES // PIECE // 4 < ran[1] < BYTES // PIECE,
                "large reads: the other CPU works on some of the pieces", ran)
     tap.equal(workers(tap, device.node, content, PIECE), {}, "reads of a piece stay where they are")
+    with subprocess.Popen(SPIN, stdout=subprocess.PIPE) as spinning:
+        spinning.stdout.readline()
+        ran = workers(tap, device.node, content, LARGE)
+        # The scheduler leaves some time even to those who are less urgent.
+        tap.result(ran.get(1, 0) < BYTES // PIECE // 4, "nor is another CPU waited for that has more urgent work", ran)
+        spinning.kill()
     SECOND_CPU.write_text("0")
     try:
         tap.equal(workers(tap, device.node, content, LARGE), {}, "so do large reads where there is no other CPU")
