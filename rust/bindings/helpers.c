@@ -139,10 +139,11 @@ struct task_struct *rust_helper_current_task(void)
 }
 
 /*
- * Whether this is `task`, in a state in which it may sleep. Without a count of
- * preemption nobody can tell, and the answer is no.
+ * Whether this is `task`, in a state in which it may sleep, and not in a
+ * read-side critical section of RCU. Without a count of preemption nobody can
+ * tell, and the answer is no.
  */
 bool rust_helper_task_may_work_here(const struct task_struct *task)
 {
-	return current == task && preemptible() && task_is_running(current);
+	return current == task && !bio_in_atomic() && task_is_running(current);
 }
