@@ -4,7 +4,8 @@
 The figures are nanoseconds for each MiB with `one` CPU or `two`: for two programs that read at the same time, and for
 one, parts of whose requests the target hands to another CPU. What disturbs a run makes it slower, so the best of some
 counts; of the boots, the one in the middle. What the CPUs do for programs that decompress, and for reads that only
-copy, is there to compare with.
+copy, is there to compare with; so is what a read costs its program where the device does nothing but fill the memory,
+as that is not shared with another CPU.
 """
 
 import os
@@ -50,6 +51,8 @@ def one_reader(device, size):
 def main(chosen):
     write_image(ram_disk(1), DATA / "data")
     measure("raw, two programs, 1 MiB reads", lambda: two_readers(ram_disk(1)))
+    with dm.Mapped("bench", f"0 {MEBIBYTES << 11} zero") as device:
+        measure("dm-zero, one program, 1 MiB reads", lambda: one_reader(device.node, 1))
     load("dm-zfile")
     for name in filter(chosen, ("lz4-4k", "zstd-64k")):
         path, what = DATA / f"{name}.zfile", name.replace("-", " ")
