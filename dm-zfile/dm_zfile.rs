@@ -95,7 +95,7 @@ impl Zfile {
                 file.device().name()
             );
         }
-        ctx.prepare_lower_reads::<Self>(file.device(), file.max_span())
+        ctx.prepare_lower_reads(file.device(), file.max_span())
             .context(c"Cannot allocate buffers")?;
         let block_bytes = geometry.block_bytes();
         // A block of a sector or less is never read in part.

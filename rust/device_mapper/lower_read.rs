@@ -12,8 +12,8 @@
 //! Nothing on this way can fail for lack of memory. The lower bio and its work item lie in the
 //! data that comes with each bio; the buffer is allocated if that is possible at once, else it
 //! comes from a reserve, for which [`Bio::read_lower`] waits. That wait ends, since whoever holds
-//! a buffer of the reserve only waits for the lower device: reads which the same task has
-//! submitted before have been given to their driver when another bio is mapped.
+//! a buffer of the reserve only waits for the lower device and its own CPU: reads which the same
+//! task has submitted before have been given to their driver when another bio is mapped.
 //!
 //! [`LowerReader::lower_read_done`] runs in process context, on the CPU on which the bio was
 //! mapped or, if the [`Placement`] allows, on another. If the read completes while it is being
@@ -130,6 +130,8 @@ struct State {
     placement: Placement,
     /// The CPU that the bio was mapped on.
     cpu: u32,
+    /// [`finish`] for the bio's target.
+    finish: unsafe fn(*mut State),
 }
 
 /// What comes with each bio of a [`LowerReader`].
@@ -168,7 +170,7 @@ pub(super) struct LowerReads {
     max: usize,
 }
 
-// SAFETY: Queue, device and pool may be used by any thread.
+// SAFETY: Parts, work items, device and pool may be used by any thread.
 unsafe impl Send for LowerReads {}
 // SAFETY: As above, by several at a time.
 unsafe impl Sync for LowerReads {}
@@ -218,7 +220,8 @@ impl LowerReads {
 impl Drop for LowerReads {
     fn drop(&mut self) {
         // SAFETY: By the type invariant. All buffers are back, since a bio ends after its buffer
-        // was freed and an instance is dropped after its last bio has ended.
+        // was freed and an instance is dropped after its last bio has ended. Workers that are still
+        // to run find no part.
         unsafe { bindings::mempool_destroy(self.reserve.as_ptr()) };
     }
 }
@@ -228,11 +231,7 @@ impl Constructor<'_> {
     ///
     /// Allocates a reserve of buffers of about that size in contiguous memory, so it may fail for
     /// more than a few pages.
-    pub fn prepare_lower_reads<T: LowerReader>(
-        &mut self,
-        device: &TargetDevice,
-        max: usize,
-    ) -> Result {
+    pub fn prepare_lower_reads(&mut self, device: &TargetDevice, max: usize) -> Result {
         let bdev = self.bdev(device)?;
         // Both ends of a read are moved to the next boundary of a block.
         let block = self.logical_block_size(device)?.max(SECTOR_SIZE) as usize;
@@ -240,7 +239,7 @@ impl Constructor<'_> {
             .checked_add(block.saturating_mul(2))
             .and_then(usize::checked_next_power_of_two)
             .ok_or(E2BIG)?;
-        let spread = Spread::new(help::<T>)?;
+        let spread = Spread::new(help)?;
         // SAFETY: The function has no requirements.
         let reserve = unsafe { bindings::mempool_create_kmalloc_pool(RESERVED, max) };
         // INVARIANT: The pool was just created, and the device was opened by this instance.
@@ -316,6 +315,7 @@ fn submit<T: LowerReader>(bio: DeferredBio<T>, offset: u64, len: usize, placemen
         (&raw mut (*state).submitter).write(submitter);
         (&raw mut (*state).placement).write(placement);
         (&raw mut (*state).cpu).write(cpu);
+        (&raw mut (*state).finish).write(finish::<T>);
 
         let lower = &raw mut (*state).bio;
         let upper = upper.as_raw().as_ptr();
@@ -355,12 +355,19 @@ unsafe extern "C" fn end_io<T: LowerReader>(bio: *mut bindings::bio) {
     let Some(reads) = &instance.lower_reads else {
         return;
     };
+    // SAFETY: The function only compares the pointer.
+    let present = unsafe { bindings::task_may_work_here(submitter) };
+    // A buffer of the reserve is to come back soon, whatever other CPUs do.
     // SAFETY: The read has completed, and the state is not used any more if it was handed over.
-    if placement == Placement::Spread && unsafe { reads.spread.offer(state, here, submitter) } {
+    let handed_over = unsafe {
+        placement == Placement::Spread
+            && !(*state).buffer.reserved
+            && reads.spread.offer(state, here, submitter, present)
+    };
+    if handed_over {
         return;
     }
-    // SAFETY: The function only compares the pointer.
-    if unsafe { bindings::task_may_work_here(submitter) } {
+    if present {
         // SAFETY: The read has completed, and this is process context.
         unsafe {
             match placement {
@@ -371,12 +378,24 @@ unsafe extern "C" fn end_io<T: LowerReader>(bio: *mut bindings::bio) {
         }
         return;
     }
+    // SAFETY: The read has completed.
+    unsafe { queue::<T>(state, reads) };
+}
+
+/// Has a worker finish a bio.
+///
+/// # Safety
+///
+/// Called once for a `State` of a target of type `T` whose read has completed, which belongs to the
+/// instance of `reads`.
+unsafe fn queue<T: LowerReader>(state: *mut State, reads: &LowerReads) {
     // SAFETY: Nobody else uses the state, and the work item is not in use. The CPU was online; if
     // it is not any more, the workqueue takes another.
     unsafe {
         let work = Opaque::cast_into(&raw const (*state).work);
         bindings::init_dm_work(work, Some(run::<T>));
-        bindings::queue_work_on(here as c_int, reads.spread.queue().as_raw().as_ptr(), work);
+        let queue = reads.spread.queue().as_raw().as_ptr();
+        bindings::queue_work_on((*state).cpu as c_int, queue, work);
     }
 }
 
@@ -384,7 +403,7 @@ unsafe extern "C" fn end_io<T: LowerReader>(bio: *mut bindings::bio) {
 ///
 /// # Safety
 ///
-/// Only to be called by the workqueue, for a work item queued by [`end_io`].
+/// Only to be called by the workqueue, for a work item queued by [`queue`].
 unsafe extern "C" fn run<T: LowerReader>(work: *mut bindings::work_struct) {
     // SAFETY: The work item is in a `State`, whose read has completed.
     unsafe { finish_with_others::<T>(work.byte_sub(offset_of!(State, work)).cast::<State>()) };
@@ -395,27 +414,36 @@ unsafe extern "C" fn run<T: LowerReader>(work: *mut bindings::work_struct) {
 /// # Safety
 ///
 /// Only to be called by the workqueue, for a work item of a [`Spread`].
-unsafe extern "C" fn help<T: LowerReader>(work: *mut bindings::work_struct) {
-    // SAFETY: All parts are `State`s that [`end_io`] has offered, for a target of this type.
-    unsafe { Spread::<State>::help(work, |part| finish::<T>(part.as_ptr())) };
+unsafe extern "C" fn help(work: *mut bindings::work_struct) {
+    // SAFETY: As required from the caller. All parts are `State`s that [`end_io`] has offered.
+    unsafe { Spread::<State>::help(work, |part| (part.as_ref().finish)(part.as_ptr())) };
 }
 
-/// Finishes a bio, and parts of what was read on the same CPU that nobody has begun.
+/// Finishes a bio, and parts that nobody has begun of what the same task reads.
 ///
 /// # Safety
 ///
 /// As [`answer`].
 unsafe fn finish_with_others<T: LowerReader>(state: *mut State) {
     // SAFETY: The state is initialised.
-    let cpu = unsafe { (*state).cpu };
+    let submitter = unsafe { (*state).submitter };
     // SAFETY: As required from the caller.
     let (bio, status) = unsafe { answer::<T>(state) };
     // This bio ends after the others, as the instance is only known to exist until then.
     if let Some(reads) = lower_reads(&bio) {
-        reads.spread.take_back(cpu, |part| {
-            // SAFETY: All parts are `State`s that [`end_io`] has offered, for a target of this
-            // type. This is process context.
-            unsafe { finish::<T>(part.as_ptr()) }
+        reads.spread.take_back(submitter, |part| {
+            let part = part.as_ptr();
+            // Who has submitted something may end it. For the bio of another it could hold a lock
+            // that is wanted there.
+            // SAFETY: All parts are `State`s that [`end_io`] has offered, for the same instance.
+            // This is process context.
+            unsafe {
+                if (*part).submitter == submitter {
+                    finish::<T>(part);
+                } else {
+                    queue::<T>(part, reads);
+                }
+            }
         });
     }
     bio.end(status);
@@ -443,7 +471,7 @@ fn lower_reads<T: LowerReader>(bio: &DeferredBio<T>) -> Option<&LowerReads> {
 ///
 /// # Safety
 ///
-/// Called once for a `State` whose read has completed, in process context.
+/// Called once for a `State` of a target of type `T` whose read has completed, in process context.
 unsafe fn answer<T: LowerReader>(state: *mut State) -> (DeferredBio<T>, BlkStatus) {
     // SAFETY: The state is initialised, and nobody else uses it.
     let (upper, ti, buffer, skip, len, status) = unsafe {

@@ -3,8 +3,8 @@
 //! Which CPU works on a part of a large request.
 //!
 //! The task that reads offers the parts of a request to other CPUs, works itself when enough of
-//! them wait, and at the end takes back those that nobody has begun. So all CPUs finish at about
-//! the same time, however fast each is.
+//! them wait, and takes back those that nobody has begun when it comes to the last. So all CPUs
+//! finish at about the same time, however fast each is.
 //!
 //! To hand work to another CPU costs a wake-up, which pays where that CPU would be idle otherwise.
 //! The scheduler does not tell modules which CPUs are idle. So a CPU is left alone where another
@@ -17,6 +17,7 @@ use super::{
 };
 use core::{
     array,
+    marker::PhantomPinned,
     mem::offset_of,
     ptr::{
         null,
@@ -34,8 +35,8 @@ use kernel::{
         atomic::{
             Acquire,
             Atomic,
-            Full,
-            Relaxed, //
+            Relaxed,
+            Release, //
         },
         rcu, //
     },
@@ -56,8 +57,6 @@ struct Cpu<P: 'static> {
     mapped: Atomic<usize>,
     /// The address of the task that did it, only to be compared.
     task: Atomic<usize>,
-    /// Parts of what was read there may wait.
-    offers: Atomic<bool>,
     /// It was asked to help, and has not found yet that nothing waits.
     helps: Atomic<bool>,
     /// Runs on this CPU to work on a part.
@@ -73,20 +72,60 @@ fn now() -> usize {
     unsafe { core::ptr::read_volatile(&raw const bindings::jiffies) }
 }
 
+/// A place for a part that waits.
+///
+/// # Invariants
+///
+/// - The pointer in `part`, if it is not null, is to a part that nobody else uses. It belongs to
+///   whoever takes it out.
+/// - While `task` is zero, so is `part`, and only who changes `task` from zero writes to `part`.
+struct Place<P: 'static> {
+    part: Atomic<*mut P>,
+    /// The address of the task that reads, only to be compared; zero if the place is free.
+    task: Atomic<usize>,
+}
+
+impl<P> Place<P> {
+    /// Puts `part` there, if the place is free.
+    fn put(&self, part: *mut P, task: usize) -> bool {
+        let free = self.task.cmpxchg(0, task, Acquire).is_ok();
+        if free {
+            self.part.store(part, Release);
+        }
+        free
+    }
+
+    /// Takes out the part that is there.
+    fn take(&self) -> Option<NonNull<P>> {
+        if !self.waits() {
+            return None;
+        }
+        let part = NonNull::new(self.part.xchg(null_mut(), Acquire))?;
+        self.task.store(0, Release);
+        Some(part)
+    }
+
+    fn waits(&self) -> bool {
+        !self.part.load(Relaxed).is_null()
+    }
+}
+
 /// The parts `P` of one instance's reads that wait for a CPU, and the CPUs.
 ///
 /// # Invariants
 ///
-/// - A pointer in `waiting` is to a part that nobody else uses. It belongs to whoever takes it out.
-/// - While there is one, the work item of some CPU is queued or running, and will see it.
-/// - `work` and `spread` of all CPUs are initialised.
+/// - While a part waits, the work item of some CPU will see it, as it is queued, or is running and
+///   has not looked for the last time, or will be queued by whoever offers the part.
+/// - `work` and `spread` of all CPUs are initialised, except in [`Spread::new`].
 pub(super) struct Spread<P: 'static> {
     // Dropped first, which waits for the work items.
     queue: Workqueue,
     cpus: KVVec<Cpu<P>>,
-    waiting: [Atomic<*mut P>; WAITING],
+    waiting: [Place<P>; WAITING],
     /// Where to look first, so that no part is passed over again and again.
     next: Atomic<usize>,
+    // The CPUs point to this.
+    _pin: PhantomPinned,
 }
 
 impl<P> Spread<P> {
@@ -100,7 +139,6 @@ impl<P> Spread<P> {
             let idle = Cpu {
                 mapped: Atomic::new(long_ago),
                 task: Atomic::new(0),
-                offers: Atomic::new(false),
                 helps: Atomic::new(false),
                 work: Opaque::uninit(),
                 spread: Atomic::new(null()),
@@ -111,8 +149,12 @@ impl<P> Spread<P> {
         let this = Self {
             queue: Workqueue::new(c"lower-read")?,
             cpus,
-            waiting: array::from_fn(|_| Atomic::new(null_mut())),
+            waiting: array::from_fn(|_| Place {
+                part: Atomic::new(null_mut()),
+                task: Atomic::new(0),
+            }),
             next: Atomic::new(0),
+            _pin: PhantomPinned,
         };
         let this = KBox::pin(this, GFP_KERNEL)?;
         // INVARIANT: The vector does not grow, so these are where they stay.
@@ -138,8 +180,9 @@ impl<P> Spread<P> {
         }
     }
 
-    /// Returns another CPU than `here` that can help with what `task` reads, if there is any.
-    fn another(&self, here: u32, task: *const bindings::task_struct) -> Option<u32> {
+    /// Returns another CPU than `here` that can help with what `task` reads, if there is any, and
+    /// whether it helps already.
+    fn another(&self, here: u32, task: *const bindings::task_struct) -> Option<(u32, bool)> {
         // SAFETY: The function has no requirements.
         let online = unsafe { bindings::num_online_cpus_now() };
         let now = now();
@@ -157,16 +200,18 @@ impl<P> Spread<P> {
                 continue;
             }
             if !cpu.helps.load(Relaxed) {
-                return Some(number);
+                return Some((number, false));
             }
-            // It goes on when it has finished its part.
-            chosen.get_or_insert(number);
+            chosen.get_or_insert((number, true));
         }
         chosen
     }
 
     /// Offers `part` of what `task` reads on the CPU `here` to other CPUs. Returns false if none
     /// can help, or enough waits already.
+    ///
+    /// `present` says that this is the task, which will come and [take back](Spread::take_back)
+    /// what waits. Else a worker on its CPU does, if all others work already.
     ///
     /// # Safety
     ///
@@ -178,8 +223,9 @@ impl<P> Spread<P> {
         part: *mut P,
         here: u32,
         task: *const bindings::task_struct,
+        present: bool,
     ) -> bool {
-        let Some(other) = self.another(here, task) else {
+        let Some((other, helps)) = self.another(here, task) else {
             return false;
         };
         // Whoever takes the part may end the last bio of this instance. Device mapper destroys a
@@ -189,13 +235,10 @@ impl<P> Spread<P> {
         let added = self
             .waiting
             .iter()
-            .any(|place| place.cmpxchg(null_mut(), part, Full).is_ok());
+            .any(|place| place.put(part, task.addr()));
         if added {
-            if let Some(here) = self.cpus.get(here as usize) {
-                here.offers.store(true, Relaxed);
-            }
             // INVARIANT: If it was queued already then it starts after this and sees the part.
-            self.ask(other);
+            self.ask(if helps && !present { here } else { other });
         }
         added
     }
@@ -221,24 +264,24 @@ impl<P> Spread<P> {
         let from = self.next.fetch_add(1, Relaxed);
         (0..WAITING).find_map(|further| {
             let place = self.waiting.get(from.wrapping_add(further) % WAITING)?;
-            if place.load(Relaxed).is_null() {
-                return None;
-            }
-            NonNull::new(place.xchg(null_mut(), Acquire))
+            place.take()
         })
     }
 
-    /// Calls `work` with parts that wait, if there may be some of what was read on the CPU `here`:
-    /// at most as many as can wait at a time.
+    /// Calls `work` with the parts that wait of what `task` reads.
+    ///
+    /// Seldom it is called with a part of what another task reads, put there just now.
     #[inline]
-    pub(super) fn take_back(&self, here: u32, mut work: impl FnMut(NonNull<P>)) {
-        let Some(cpu) = self.cpus.get(here as usize) else {
-            return;
-        };
-        if cpu.offers.load(Relaxed) {
-            cpu.offers.store(false, Relaxed);
-            for part in (0..WAITING).map_while(|_| self.take()) {
-                work(part);
+    pub(super) fn take_back(
+        &self,
+        task: *const bindings::task_struct,
+        mut work: impl FnMut(NonNull<P>),
+    ) {
+        for place in &self.waiting {
+            if place.task.load(Relaxed) == task.addr() {
+                if let Some(part) = place.take() {
+                    work(part);
+                }
             }
         }
     }
@@ -259,8 +302,8 @@ impl<P> Spread<P> {
         if let Some(part) = this.take() {
             work(part);
         }
-        let waits = |place: &Atomic<*mut P>| !place.load(Relaxed).is_null();
-        if this.waiting.iter().any(waits) {
+        if this.waiting.iter().any(Place::waits) {
+            // INVARIANT: This work item looks once more.
             this.ask(CpuId::current().as_u32());
         } else {
             cpu.helps.store(false, Relaxed);
