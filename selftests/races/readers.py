@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
-"""Two readers at once, in reads of all sizes, while a third program asks for status: for KCSAN to find what two CPUs do
-to each other. What is read, other tests compare."""
+"""Two readers at once, in reads of all sizes, and one whose reads two CPUs share, while a third program asks for
+status: for KCSAN to find what two CPUs do to each other. What is read, other tests compare."""
 
 import os
 import sys
@@ -26,7 +26,7 @@ def blob_on(disk, blob):
 
 
 def read_all(tap, what, device, message):
-    """Reads of each size by two threads; between them, status in all forms and a message."""
+    """Reads of each size by two threads, large ones by one; between them, status in all forms and a message."""
     done = threading.Event()
     failed = []
 
@@ -45,6 +45,9 @@ def read_all(tap, what, device, message):
         for size, count in SIZES.items():
             tap.attempt(f"{what}: two threads, reads of {size} bytes", run, READS, "--direct", "--jobs=2",
                         f"--size={size}", f"--count={count}", "--passes=1", device.node)
+        # Parts of these go to the other CPU.
+        tap.attempt(f"{what}: one thread, large reads", run, READS, "--direct", "--size=1048576", "--count=200",
+                    "--passes=1", device.node)
     finally:
         done.set()
         asking.join()
