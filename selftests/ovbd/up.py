@@ -98,8 +98,9 @@ def check_volumes(tap):
         file.truncate(64 * MIB)
     loop = run("losetup", "--find", "--show", disk).strip()
     try:
-        # devicesfile: the guest's configuration need not know the loop device.
-        lvm = ["--config", 'devices{use_devicesfile=0 scan=["/dev"]} activation{monitoring=0}']
+        # The guest's configuration need not know the loop device, and its /etc may be read-only.
+        lvm = ["--config", 'devices{use_devicesfile=0 scan=["/dev"]} activation{monitoring=0} '
+                           'backup{backup=0 archive=0}']
         run("vgcreate", *lvm, "-q", "layers", loop)
         nodes = []
         for number, path in enumerate(images.layer):
