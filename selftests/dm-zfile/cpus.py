@@ -59,10 +59,12 @@ with dm.Mapped("cpus", f"0 {BYTES // 512} zfile /dev/ram0 {len(blob)} 2 cache_bl
     tap.equal(workers(tap, device.node, content, PIECE), {}, "reads of a piece stay where they are")
     with subprocess.Popen(SPIN, stdout=subprocess.PIPE) as spinning:
         spinning.stdout.readline()
-        ran = workers(tap, device.node, content, LARGE)
-        # The scheduler leaves some time even to those who are less urgent.
-        tap.result(ran.get(1, 0) < BYTES // PIECE // 4, "nor is another CPU waited for that has more urgent work", ran)
-        spinning.kill()
+        try:
+            ran = workers(tap, device.node, content, LARGE)
+        finally:
+            spinning.kill()
+    # The scheduler leaves some time even to those who are less urgent.
+    tap.result(ran.get(1, 0) < BYTES // PIECE // 4, "nor is another CPU waited for that has more urgent work", ran)
     SECOND_CPU.write_text("0")
     try:
         tap.equal(workers(tap, device.node, content, LARGE), {}, "so do large reads where there is no other CPU")
