@@ -145,7 +145,7 @@ impl<T: Target> BioRef<T> {
     }
 
     #[inline]
-    fn instance(&self) -> &Instance<T> {
+    pub(super) fn instance(&self) -> &Instance<T> {
         // SAFETY: By the type invariant. The instance is not dropped before the bio is ended.
         unsafe { &*(*self.ti.as_ptr()).private.cast::<Instance<T>>() }
     }

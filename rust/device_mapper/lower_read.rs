@@ -389,13 +389,11 @@ unsafe extern "C" fn end_io<T: LowerReader>(bio: *mut bindings::bio) {
 /// Called once for a `State` of a target of type `T` whose read has completed, which belongs to the
 /// instance of `reads`.
 unsafe fn queue<T: LowerReader>(state: *mut State, reads: &LowerReads) {
-    // SAFETY: Nobody else uses the state, and the work item is not in use. The CPU was online; if
-    // it is not any more, the workqueue takes another.
+    // SAFETY: Nobody else uses the state, and the work item is not in use.
     unsafe {
         let work = Opaque::cast_into(&raw const (*state).work);
         bindings::init_dm_work(work, Some(run::<T>));
-        let queue = reads.spread.queue().as_raw().as_ptr();
-        bindings::queue_work_on((*state).cpu as c_int, queue, work);
+        reads.spread.queue().queue_on((*state).cpu, work);
     }
 }
 
@@ -430,7 +428,7 @@ unsafe fn finish_with_others<T: LowerReader>(state: *mut State) {
     // SAFETY: As required from the caller.
     let (bio, status) = unsafe { answer::<T>(state) };
     // This bio ends after the others, as the instance is only known to exist until then.
-    if let Some(reads) = lower_reads(&bio) {
+    if let Some(reads) = &bio.instance().lower_reads {
         reads.spread.take_back(submitter, |part| {
             let part = part.as_ptr();
             // Who has submitted something may end it. For the bio of another it could hold a lock
@@ -458,13 +456,6 @@ unsafe fn finish<T: LowerReader>(state: *mut State) {
     // SAFETY: As required from the caller.
     let (bio, status) = unsafe { answer::<T>(state) };
     bio.end(status);
-}
-
-/// The reads of the instance that a bio belongs to.
-fn lower_reads<T: LowerReader>(bio: &DeferredBio<T>) -> Option<&LowerReads> {
-    // SAFETY: The bio has not ended, so the instance exists.
-    let instance = unsafe { &*(*bio.ti().as_ptr()).private.cast::<Instance<T>>() };
-    instance.lower_reads.as_ref()
 }
 
 /// Hands what was read to the target, and returns the bio and how it shall end.
@@ -504,7 +495,7 @@ unsafe fn answer<T: LowerReader>(state: *mut State) -> (DeferredBio<T>, BlkStatu
         .target()
         .lower_read_done(&FinishedRead { bio: view, data });
 
-    if let Some(reads) = lower_reads(&bio) {
+    if let Some(reads) = &bio.instance().lower_reads {
         // SAFETY: The buffer came from there, and nothing refers to it any more.
         unsafe { reads.free(buffer) };
     }

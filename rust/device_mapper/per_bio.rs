@@ -186,6 +186,16 @@ impl Workqueue {
     pub(super) fn as_raw(&self) -> NonNull<bindings::workqueue_struct> {
         self.0
     }
+
+    /// Queues a work item on `cpu`. If that is not online then the workqueue takes another.
+    ///
+    /// # Safety
+    ///
+    /// `work` must be initialised, and stay valid until its function was called.
+    pub(super) unsafe fn queue_on(&self, cpu: u32, work: *mut bindings::work_struct) {
+        // SAFETY: By the type invariant, and as required from the caller.
+        unsafe { bindings::queue_work_on(cpu as c_int, self.0.as_ptr(), work) };
+    }
 }
 
 impl Drop for Workqueue {

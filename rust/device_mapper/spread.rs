@@ -247,15 +247,8 @@ impl<P> Spread<P> {
     fn ask(&self, number: u32) {
         if let Some(cpu) = self.cpus.get(number as usize) {
             cpu.helps.store(true, Relaxed);
-            // SAFETY: By the type invariant. The CPU was online; if it is not any more then the
-            // workqueue takes another.
-            unsafe {
-                bindings::queue_work_on(
-                    number as c_int,
-                    self.queue.as_raw().as_ptr(),
-                    cpu.work.get(),
-                )
-            };
+            // SAFETY: By the type invariant. The item exists until the workqueue was destroyed.
+            unsafe { self.queue.queue_on(number, cpu.work.get()) };
         }
     }
 
