@@ -14,8 +14,21 @@
 #include <linux/ratelimit.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
+#include <linux/version.h>
 
 #include "helpers.h"
+
+#if LINUX_VERSION_CODE < KERNEL_VERSION(7, 3, 0)
+/* As Linux 7.3 has it: whether a bio must not be completed here. */
+static inline bool bio_in_atomic(void)
+{
+	if (IS_ENABLED(CONFIG_PREEMPTION) && rcu_preempt_depth())
+		return true;
+	if (!IS_ENABLED(CONFIG_PREEMPT_COUNT))
+		return true;
+	return !preemptible();
+}
+#endif
 
 void rust_helper_bio_set_dev(struct bio *bio, struct block_device *bdev)
 {
