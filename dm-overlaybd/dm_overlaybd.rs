@@ -37,10 +37,16 @@ use kernel::prelude::*;
 use stack::Stack;
 
 #[allow(unsafe_code)]
+#[path = "../rust/bindings/mod.rs"]
+mod bindings;
+#[allow(unsafe_code)]
 #[path = "../rust/device_mapper/mod.rs"]
 pub mod device_mapper;
 #[path = "../rust/image/mod.rs"]
 pub mod image;
+#[allow(unsafe_code)]
+#[path = "../rust/lower_read/mod.rs"]
+pub mod lower_read;
 mod merged;
 mod stack;
 

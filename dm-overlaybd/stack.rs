@@ -15,7 +15,6 @@ use super::{
         CtrContext,
         CtrError,
         Mode,
-        ReadRequest,
         TargetDevice, //
     },
     image::{
@@ -35,6 +34,10 @@ use super::{
             PackedSegment,
             Segment, //
         },
+    },
+    lower_read::{
+        read_metadata_batch,
+        ReadRequest, //
     },
     merged::{
         Merged,
@@ -239,8 +242,7 @@ fn read_trailers(ctx: &Constructor<'_>, layers: &[Layer]) -> Result<KVec<Trailer
         requests.push(ReadRequest::new(&layer.device, 0, header), GFP_KERNEL)?;
         requests.push(ReadRequest::new(&layer.device, position, block), GFP_KERNEL)?;
     }
-    ctx.read_batch(&mut requests)
-        .context(c"Cannot read layers")?;
+    read_metadata_batch(ctx, &mut requests).context(c"Cannot read layers")?;
     for (number, (layer, pair)) in layers.iter().zip(requests.chunks_exact(2)).enumerate() {
         for request in pair {
             request
@@ -333,8 +335,7 @@ fn read_batch(
         let request = ReadRequest::new(&layer.device, trailer.index_offset, buffer);
         requests.push(request, GFP_KERNEL)?;
     }
-    ctx.read_batch(&mut requests)
-        .context(c"Cannot read indexes")?;
+    read_metadata_batch(ctx, &mut requests).context(c"Cannot read indexes")?;
     for (at, (layer, request)) in layers.iter().zip(&requests).enumerate() {
         request
             .result()

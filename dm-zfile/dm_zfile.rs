@@ -29,12 +29,8 @@ use device_mapper::{
     CtrContext,
     CtrError,
     DeviceIterator,
-    FinishedRead,
-    LowerRead,
-    LowerReader,
     Mapped,
     Op,
-    Placement,
     QueueLimits,
     StatusType,
     StatusWriter,
@@ -45,13 +41,27 @@ use device_mapper::{
 };
 use file::File;
 use kernel::prelude::*;
+use lower_read::{
+    read_lower,
+    FinishedRead,
+    LowerRead,
+    LowerReader,
+    LowerReads,
+    Placement, //
+};
 use options::Options;
 use read::{
     Range,
     Workspaces, //
 };
 
+#[allow(unsafe_code)]
+#[path = "../rust/bindings/mod.rs"]
+mod bindings;
 mod cache;
+#[allow(unsafe_code)]
+#[path = "../rust/codec/mod.rs"]
+pub mod codec;
 mod counters;
 #[allow(unsafe_code)]
 #[path = "../rust/device_mapper/mod.rs"]
@@ -59,12 +69,16 @@ pub mod device_mapper;
 mod file;
 #[path = "../rust/image/mod.rs"]
 pub mod image;
+#[allow(unsafe_code)]
+#[path = "../rust/lower_read/mod.rs"]
+pub mod lower_read;
 mod options;
 mod pool;
 mod read;
 
 /// The target: a ZFile, which never changes, and what is needed to read it.
 struct Zfile {
+    reads: LowerReads,
     file: File,
     options: Options,
     cache: Cache,
@@ -95,7 +109,7 @@ impl Zfile {
                 file.device().name()
             );
         }
-        ctx.prepare_lower_reads(file.device(), file.max_span())
+        let reads = LowerReads::new(ctx, file.device(), file.max_span())
             .context(c"Cannot allocate buffers")?;
         let block_bytes = geometry.block_bytes();
         // A block of a sector or less is never read in part.
@@ -105,6 +119,7 @@ impl Zfile {
             0
         };
         Ok(Self {
+            reads,
             cache: Cache::new(cached, block_bytes as usize)
                 .context(c"Cannot allocate the block cache")?,
             workspaces: Workspaces::new(geometry.algorithm(), block_bytes as usize)
@@ -163,7 +178,7 @@ impl Target for Zfile {
             return bio.end(BlkStatus::OK);
         }
         match self.file.span(range.first(), range.last()) {
-            Some((offset, len)) => bio.read_lower(offset, len, placement),
+            Some((offset, len)) => read_lower(bio, offset, len, placement),
             None => bio.kill(),
         }
     }
@@ -222,6 +237,10 @@ impl Target for Zfile {
 }
 
 impl LowerReader for Zfile {
+    fn lower_reads(&self) -> &LowerReads {
+        &self.reads
+    }
+
     fn lower_read_done(&self, read: &FinishedRead<'_, Self>) -> BlkStatus {
         self.finish(read)
     }

@@ -6,8 +6,8 @@
 //! remains in memory is 4.5 bytes for each block.
 
 use super::{
+    codec::crc32c,
     device_mapper::{
-        codec::crc32c,
         dm_err,
         module_param,
         Args,
@@ -33,7 +33,9 @@ use super::{
             HEADER_BYTES, //
         },
     },
-    module_parameters, Zfile,
+    lower_read::read_metadata,
+    module_parameters,
+    Zfile, //
 };
 use kernel::{
     alloc::AllocError,
@@ -205,8 +207,7 @@ impl Source<'_, '_> {
     }
 
     fn read(&self, offset: u64, buf: &mut [u8], message: &'static CStr) -> Result<(), CtrError> {
-        self.ctx
-            .read(self.device, offset, buf)
+        read_metadata(self.ctx, self.device, offset, buf)
             .inspect_err(|errno| {
                 dm_err!(
                     Zfile,

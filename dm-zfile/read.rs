@@ -8,23 +8,25 @@
 //! it had its exact length.
 
 use super::{
+    codec::{
+        crc32c,
+        lz4_decompress_safe,
+        ZstdDecompressor, //
+    },
     device_mapper::{
-        codec::{
-            crc32c,
-            lz4_decompress_safe,
-            ZstdDecompressor, //
-        },
         dm_err_limit,
-        BioCursor,
         BioRef,
         BlkStatus,
-        Destination,
-        FinishedRead,
         SECTOR_SHIFT, //
     },
     image::zfile::{
         Algorithm,
         Geometry, //
+    },
+    lower_read::{
+        BioCursor,
+        Destination,
+        FinishedRead, //
     },
     pool::Pool,
     Zfile,
@@ -149,7 +151,7 @@ impl Zfile {
         if range.first != range.last || to - from == geometry.decoded_bytes(range.first) as usize {
             return false;
         }
-        let mut cursor = bio.cursor();
+        let mut cursor = BioCursor::new(bio);
         if !self.copy_cached(range.first, from, to, &mut cursor) {
             return false;
         }
@@ -220,7 +222,7 @@ impl Zfile {
     ) -> Result<(), (u64, Damage)> {
         let geometry = self.file.geometry();
         let lengths = self.file.lengths(range.first, range.last).unwrap_or(&[]);
-        let mut cursor = bio.cursor();
+        let mut cursor = BioCursor::new(bio);
         let mut rest = data;
         let mut decompressed = 0;
         let mut result = Ok(());

@@ -19,7 +19,6 @@
 
 use super::{
     bindings,
-    cursor::BioCursor,
     device::TargetDevice,
     instance::Instance,
     per_bio::{
@@ -85,7 +84,7 @@ impl BlkStatus {
         self == Self::OK
     }
 
-    pub(super) const fn from_raw(status: bindings::blk_status_t) -> Self {
+    pub(crate) const fn from_raw(status: bindings::blk_status_t) -> Self {
         Self(status)
     }
 
@@ -122,7 +121,7 @@ impl<T: Target> BioRef<T> {
     ///
     /// The arguments must fulfil the invariants of the type for as long as the result is used.
     #[inline]
-    pub(super) unsafe fn from_raw(
+    pub(crate) unsafe fn from_raw(
         bio: NonNull<bindings::bio>,
         ti: NonNull<bindings::dm_target>,
     ) -> Self {
@@ -135,12 +134,20 @@ impl<T: Target> BioRef<T> {
     }
 
     #[inline]
-    pub(super) fn as_raw(&self) -> NonNull<bindings::bio> {
+    pub(crate) fn as_raw(&self) -> NonNull<bindings::bio> {
         self.bio
     }
 
+    /// Wakes up those who wait for an event of the mapped device, like `dmsetup wait`.
+    ///
+    /// May sleep.
+    pub fn raise_event(&self) {
+        // SAFETY: The bio belongs to the target, so the table exists.
+        unsafe { bindings::dm_table_event((*self.ti.as_ptr()).table) };
+    }
+
     #[inline]
-    pub(super) fn ti(&self) -> NonNull<bindings::dm_target> {
+    pub(crate) fn ti(&self) -> NonNull<bindings::dm_target> {
         self.ti
     }
 
@@ -244,15 +251,6 @@ impl<T: Target> BioRef<T> {
     pub fn target_bio_nr(&self) -> u32 {
         // SAFETY: The bio is a clone made by device mapper.
         unsafe { bindings::dm_bio_get_target_bio_nr(self.bio.as_ptr()) }
-    }
-
-    /// Returns a cursor at the beginning of the bio's data.
-    ///
-    /// A bio that carries no data, like a discard, gives an empty one.
-    #[inline]
-    pub fn cursor(&self) -> BioCursor<'_> {
-        // SAFETY: The bio is valid and belongs to the target for as long as `self` is borrowed.
-        unsafe { BioCursor::from_raw(self.bio) }
     }
 
     /// Fills the bio's data with zeroes.
@@ -472,13 +470,13 @@ impl<T: Target> Drop for DeferredBio<T> {
 
 impl<T: Target> DeferredBio<T> {
     /// Creates a deferred bio again that was taken apart.
-    pub(super) fn from_inner(bio: BioRef<T>) -> Self {
+    pub(crate) fn from_inner(bio: BioRef<T>) -> Self {
         Self { bio }
     }
 
     /// Returns the bio without ending it.
     #[inline]
-    pub(super) fn into_inner(self) -> BioRef<T> {
+    pub(crate) fn into_inner(self) -> BioRef<T> {
         let this = ManuallyDrop::new(self);
         // SAFETY: `this` is never used or dropped, so the invariants move to the result.
         unsafe { BioRef::from_raw(this.bio.bio, this.bio.ti) }

@@ -9,8 +9,7 @@ use super::{
         InstanceId,
         Mode,
         TargetDevice, //
-    },
-    lower_read::LowerReads,
+    }, //
 };
 use core::{marker::PhantomData, ptr::NonNull};
 use kernel::{error::to_result, prelude::*};
@@ -24,7 +23,6 @@ pub struct Constructor<'a> {
     ti: NonNull<bindings::dm_target>,
     id: InstanceId,
     devices: Devices,
-    lower_reads: Option<LowerReads>,
     _lifetime: PhantomData<&'a mut bindings::dm_target>,
 }
 
@@ -42,7 +40,6 @@ impl Constructor<'_> {
             id: InstanceId::new(),
             // SAFETY: As required from the caller.
             devices: unsafe { Devices::new(ti) },
-            lower_reads: None,
             _lifetime: PhantomData,
         }
     }
@@ -50,15 +47,6 @@ impl Constructor<'_> {
     /// Returns the identifier of the instance under construction.
     pub(super) fn id(&self) -> InstanceId {
         self.id
-    }
-
-    /// Takes what [`Constructor::prepare_lower_reads`] made.
-    pub(super) fn take_lower_reads(&mut self) -> Option<LowerReads> {
-        self.lower_reads.take()
-    }
-
-    pub(super) fn set_lower_reads(&mut self, reads: LowerReads) {
-        self.lower_reads = Some(reads);
     }
 
     /// Returns the devices that were opened.
@@ -103,7 +91,7 @@ impl Constructor<'_> {
     }
 
     /// Returns the block device behind a handle.
-    pub(super) fn bdev(&self, device: &TargetDevice) -> Result<NonNull<bindings::block_device>> {
+    pub(crate) fn bdev(&self, device: &TargetDevice) -> Result<NonNull<bindings::block_device>> {
         device.bdev_of(self.id).ok_or(ENODEV)
     }
 

@@ -23,7 +23,6 @@ use super::{
         CtrError, //
     },
     limits::QueueLimits,
-    lower_read::LowerReads,
     per_bio::{
         PerBioArea,
         Workqueue, //
@@ -51,13 +50,12 @@ use kernel::{
 
 /// A constructed target and what belongs to it.
 ///
-/// The order of the fields is that in which they are dropped: the workqueues first, since their
-/// work functions use the target, and the devices last.
+/// The order of the fields is that in which they are dropped: the workqueue first, since its work
+/// functions use the target, and the devices last.
 #[pin_data]
 pub(super) struct Instance<T: Target> {
     pub(super) id: InstanceId,
     pub(super) workqueue: Option<Workqueue>,
-    pub(super) lower_reads: Option<LowerReads>,
     #[pin]
     pub(super) target: T,
     devices: Devices,
@@ -100,7 +98,6 @@ impl<T: Target> Callbacks<T> {
                 id: ctx.id(),
                 workqueue,
                 target <- T::new(&mut ctx, args),
-                lower_reads: ctx.take_lower_reads(),
                 devices: ctx.into_devices(),
             }? CtrError),
             GFP_KERNEL,

@@ -125,11 +125,15 @@
 //! # Use outside of the kernel tree
 //!
 //! There are no library crates for modules that are built out of tree. So a target includes this
-//! as a module of its own, which must be named `device_mapper` and be at the root of the crate:
+//! as a module of its own, and the bindings as another. Both must be at the root of the crate and be
+//! named so:
 //!
 //! ```ignore
 //! #![deny(unsafe_code)]
 //!
+//! #[allow(unsafe_code)]
+//! #[path = "../rust/bindings/mod.rs"]
+//! mod bindings;
 //! #[allow(unsafe_code)]
 //! #[path = "../rust/device_mapper/mod.rs"]
 //! mod device_mapper;
@@ -138,24 +142,18 @@
 // Everything here would be public in the kernel crate, and a target uses only a part of it.
 #![allow(dead_code, unreachable_pub, unused_imports, unused_macros)]
 
-#[path = "../bindings/mod.rs"]
-mod bindings;
+use crate::bindings;
 
 mod args;
 mod bio;
-pub mod codec;
 mod constructor;
-mod cursor;
 mod device;
 mod error;
 mod instance;
 mod limits;
 pub mod log;
-mod lower_read;
 mod per_bio;
-mod read;
 mod registration;
-mod spread;
 mod status;
 mod target;
 
@@ -179,10 +177,6 @@ pub use self::{
         SECTOR_SIZE, //
     },
     constructor::Constructor,
-    cursor::{
-        BioCursor,
-        Destination, //
-    },
     device::{
         DeviceIterator,
         Mode,
@@ -194,13 +188,6 @@ pub use self::{
         CtrError, //
     },
     limits::QueueLimits,
-    lower_read::{
-        FinishedRead,
-        LowerRead,
-        LowerReader,
-        Placement, //
-    },
-    read::ReadRequest,
     registration::{
         module_param,
         Registration,
@@ -221,6 +208,10 @@ pub(crate) use self::{
         dm_err_limit,
         dm_info,
         dm_warn, //
+    },
+    per_bio::{
+        PerBioArea,
+        Workqueue, //
     },
     registration::module_dm,
 };

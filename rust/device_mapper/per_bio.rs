@@ -36,7 +36,7 @@ struct WorkArea {
 }
 
 /// The layout of the memory that comes with each bio of a target.
-pub(super) struct PerBioArea<T: Target>(PhantomData<T>);
+pub(crate) struct PerBioArea<T: Target>(PhantomData<T>);
 
 impl<T: Target> PerBioArea<T> {
     /// The alignment that the start of the area is known to have.
@@ -77,7 +77,7 @@ impl<T: Target> PerBioArea<T> {
 
     /// Returns the target's data for `bio`, a clone made for a target of type `T`.
     #[inline]
-    pub(super) fn data(bio: NonNull<bindings::bio>) -> NonNull<T::PerBio> {
+    pub(crate) fn data(bio: NonNull<bindings::bio>) -> NonNull<T::PerBio> {
         Self::area(bio).cast()
     }
 
@@ -167,7 +167,7 @@ impl<T: Target> PerBioArea<T> {
 /// # Invariants
 ///
 /// The pointer is a workqueue that nobody else destroys.
-pub(super) struct Workqueue(NonNull<bindings::workqueue_struct>);
+pub(crate) struct Workqueue(NonNull<bindings::workqueue_struct>);
 
 // SAFETY: A workqueue can be used from any thread.
 unsafe impl Send for Workqueue {}
@@ -176,7 +176,7 @@ unsafe impl Sync for Workqueue {}
 
 impl Workqueue {
     /// Allocates a workqueue that makes progress even when memory is short.
-    pub(super) fn new(name: &'static CStr) -> Result<Self> {
+    pub(crate) fn new(name: &'static CStr) -> Result<Self> {
         // SAFETY: `name` is a string.
         let queue = unsafe { bindings::alloc_dm_workqueue(name.as_char_ptr()) };
         // INVARIANT: The workqueue was just allocated.
@@ -192,7 +192,7 @@ impl Workqueue {
     /// # Safety
     ///
     /// `work` must be initialised, and stay valid until its function was called.
-    pub(super) unsafe fn queue_on(&self, cpu: u32, work: *mut bindings::work_struct) {
+    pub(crate) unsafe fn queue_on(&self, cpu: u32, work: *mut bindings::work_struct) {
         // SAFETY: By the type invariant, and as required from the caller.
         unsafe { bindings::queue_work_on(cpu as c_int, self.0.as_ptr(), work) };
     }

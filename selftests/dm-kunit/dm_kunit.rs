@@ -10,10 +10,16 @@
 
 use kernel::prelude::*;
 
+#[path = "../../rust/bindings/mod.rs"]
+mod bindings;
+#[path = "../../rust/codec/mod.rs"]
+mod codec;
 #[path = "../../rust/device_mapper/mod.rs"]
 mod device_mapper;
 #[path = "../../rust/image/mod.rs"]
 pub mod image;
+#[path = "../../rust/lower_read/mod.rs"]
+mod lower_read;
 
 module! {
     type: Suites,
@@ -32,14 +38,14 @@ impl kernel::Module for Suites {
 }
 
 #[kunit_tests(ovbd_codec)]
-mod codec {
-    use super::device_mapper::{
+mod codec_tests {
+    use super::{
         codec::{
             crc32c,
             lz4_decompress_safe,
             ZstdDecompressor, //
         },
-        Destination,
+        lower_read::Destination, //
     };
     use kernel::prelude::*;
 
@@ -289,7 +295,7 @@ mod formats {
     }
 
     fn crc(seed: u32, bytes: &[u8]) -> u32 {
-        super::device_mapper::codec::crc32c(seed, bytes)
+        super::codec::crc32c(seed, bytes)
     }
 
     #[test]

@@ -26,9 +26,19 @@
 #![deny(unsafe_code)]
 
 #[allow(unsafe_code)]
+#[path = "../../rust/bindings/mod.rs"]
+mod bindings;
+#[allow(unsafe_code)]
+#[path = "../../rust/codec/mod.rs"]
+mod codec;
+#[allow(unsafe_code)]
 #[path = "../../rust/device_mapper/mod.rs"]
 mod device_mapper;
+#[allow(unsafe_code)]
+#[path = "../../rust/lower_read/mod.rs"]
+mod lower_read;
 
+use codec::crc32c;
 use core::{
     fmt::{
         self,
@@ -37,7 +47,6 @@ use core::{
     ops::ControlFlow,
 };
 use device_mapper::{
-    codec::crc32c,
     dm_err,
     module_dm,
     module_param,
@@ -56,7 +65,6 @@ use device_mapper::{
     Mode,
     Op,
     QueueLimits,
-    ReadRequest,
     StatusType,
     StatusWriter,
     Stop,
@@ -69,6 +77,10 @@ use kernel::{
         Atomic,
         Relaxed, //
     },
+};
+use lower_read::{
+    read_metadata_batch,
+    ReadRequest, //
 };
 
 module_dm! {
@@ -333,7 +345,7 @@ impl Linear {
         for (read, buf) in reads.iter().zip(&mut bufs) {
             requests.push(ReadRequest::new(dev, read.offset, buf), GFP_KERNEL)?;
         }
-        ctx.read_batch(&mut requests).context(c"Cannot read")?;
+        read_metadata_batch(ctx, &mut requests).context(c"Cannot read")?;
 
         for (read, request) in reads.iter_mut().zip(&requests) {
             read.outcome = request.result().map(|()| 0);

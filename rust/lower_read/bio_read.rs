@@ -11,7 +11,7 @@
 //!
 //! Nothing on this way can fail for lack of memory. The lower bio and its work item lie in the
 //! data that comes with each bio; the buffer is allocated if that is possible at once, else it
-//! comes from a reserve, for which [`Bio::read_lower`] waits. That wait ends, since whoever holds
+//! comes from a reserve, for which [`read_lower`] waits. That wait ends, since whoever holds
 //! a buffer of the reserve only waits for the lower device and its own CPU: reads which the same
 //! task has submitted before have been given to their driver when another bio is mapped.
 //!
@@ -22,21 +22,20 @@
 
 use super::{
     bindings,
-    bio::{
-        Bio,
-        BioRef,
-        BlkStatus,
-        DeferredBio,
-        Mapped,
-        SECTOR_SHIFT,
-        SECTOR_SIZE, //
-    },
-    constructor::Constructor,
-    device::TargetDevice,
-    instance::Instance,
-    per_bio::PerBioArea,
-    spread::Spread,
-    target::Target,
+    spread::Spread, //
+};
+use crate::device_mapper::{
+    Bio,
+    BioRef,
+    BlkStatus,
+    Constructor,
+    DeferredBio,
+    Mapped,
+    PerBioArea,
+    Target,
+    TargetDevice,
+    SECTOR_SHIFT,
+    SECTOR_SIZE, //
 };
 use core::{
     mem::{
@@ -57,8 +56,11 @@ const RESERVED: c_int = 2;
 
 /// A target that reads from its lower device and answers bios itself.
 ///
-/// Its constructor must call [`Constructor::prepare_lower_reads`].
+/// Its constructor makes [`LowerReads`], which it keeps.
 pub trait LowerReader: Target<PerBio = LowerRead> {
+    /// Returns what the constructor made.
+    fn lower_reads(&self) -> &LowerReads;
+
     /// Fills a bio from what was read for it, and returns how the bio ends.
     ///
     /// Runs in process context. It must not wait for other I/O or for memory.
@@ -99,13 +101,6 @@ impl<T: Target> FinishedRead<'_, T> {
     pub fn data(&self) -> Result<&[u8], BlkStatus> {
         self.data
     }
-
-    /// Wakes up those who wait for an event of the mapped device, like `dmsetup wait`.
-    pub fn raise_event(&self) {
-        // SAFETY: The bio belongs to the target, so the table exists. This is process context, as
-        // `FinishedRead`s are only made there.
-        unsafe { bindings::dm_table_event((*self.bio.ti().as_ptr()).table) };
-    }
 }
 
 /// A buffer, to be given back with [`LowerReads::free`].
@@ -121,6 +116,7 @@ struct State {
     work: Opaque<bindings::work_struct>,
     upper: NonNull<bindings::bio>,
     ti: NonNull<bindings::dm_target>,
+    reads: NonNull<LowerReads>,
     buffer: Buffer,
     /// The wanted bytes in the buffer.
     skip: usize,
@@ -138,7 +134,7 @@ struct State {
 ///
 /// # Invariants
 ///
-/// The state is initialised from when [`Bio::read_lower`] has submitted a read until that has
+/// The state is initialised from when [`read_lower`] has submitted a read until that has
 /// finished; nothing else uses it.
 #[repr(transparent)]
 pub struct LowerRead {
@@ -157,13 +153,13 @@ impl Default for LowerRead {
     }
 }
 
-/// What an instance of a [`LowerReader`] needs.
+/// What a [`LowerReader`] needs to read from one device.
 ///
 /// # Invariants
 ///
 /// `reserve` is a pool of buffers of `max` bytes from `kmalloc()`, which nobody else destroys.
-/// `device` belongs to the instance.
-pub(super) struct LowerReads {
+/// `device` was opened by the instance that this was made for.
+pub struct LowerReads {
     spread: Pin<KBox<Spread<State>>>,
     device: NonNull<bindings::block_device>,
     reserve: NonNull<bindings::mempool>,
@@ -176,6 +172,30 @@ unsafe impl Send for LowerReads {}
 unsafe impl Sync for LowerReads {}
 
 impl LowerReads {
+    /// Makes ready for reads from `device` of at most `max` bytes each.
+    ///
+    /// Allocates a reserve of buffers of about that size in contiguous memory, so it may fail for
+    /// more than a few pages.
+    pub fn new(ctx: &Constructor<'_>, device: &TargetDevice, max: usize) -> Result<Self> {
+        let bdev = ctx.bdev(device)?;
+        // Both ends of a read are moved to the next boundary of a block.
+        let block = ctx.logical_block_size(device)?.max(SECTOR_SIZE) as usize;
+        let max = max
+            .checked_add(block.saturating_mul(2))
+            .and_then(usize::checked_next_power_of_two)
+            .ok_or(E2BIG)?;
+        let spread = Spread::new(help)?;
+        // SAFETY: The function has no requirements.
+        let reserve = unsafe { bindings::mempool_create_kmalloc_pool(RESERVED, max) };
+        // INVARIANT: The pool was just created, and the device was opened by this instance.
+        Ok(Self {
+            spread,
+            device: bdev,
+            reserve: NonNull::new(reserve).ok_or(ENOMEM)?,
+            max,
+        })
+    }
+
     /// Returns a buffer of at least `len` bytes, which must be at most `max`.
     ///
     /// Its alignment suits any logical block size. May sleep.
@@ -226,45 +246,21 @@ impl Drop for LowerReads {
     }
 }
 
-impl Constructor<'_> {
-    /// Makes ready for reads from `device` of at most `max` bytes each.
-    ///
-    /// Allocates a reserve of buffers of about that size in contiguous memory, so it may fail for
-    /// more than a few pages.
-    pub fn prepare_lower_reads(&mut self, device: &TargetDevice, max: usize) -> Result {
-        let bdev = self.bdev(device)?;
-        // Both ends of a read are moved to the next boundary of a block.
-        let block = self.logical_block_size(device)?.max(SECTOR_SIZE) as usize;
-        let max = max
-            .checked_add(block.saturating_mul(2))
-            .and_then(usize::checked_next_power_of_two)
-            .ok_or(E2BIG)?;
-        let spread = Spread::new(help)?;
-        // SAFETY: The function has no requirements.
-        let reserve = unsafe { bindings::mempool_create_kmalloc_pool(RESERVED, max) };
-        // INVARIANT: The pool was just created, and the device was opened by this instance.
-        self.set_lower_reads(LowerReads {
-            spread,
-            device: bdev,
-            reserve: NonNull::new(reserve).ok_or(ENOMEM)?,
-            max,
-        });
-        Ok(())
-    }
-}
-
-impl<'a, T: LowerReader> Bio<'a, T> {
-    /// Reads `len` bytes from byte `offset` of the lower device on, any bytes, and has
-    /// [`LowerReader::lower_read_done`] called with them.
-    ///
-    /// If that is more than [`Constructor::prepare_lower_reads`] was told then the bio fails. May
-    /// sleep, until another read has finished.
-    #[inline]
-    pub fn read_lower(self, offset: u64, len: usize, placement: Placement) -> Mapped<'a> {
-        let (mapped, bio) = self.defer();
-        submit(bio, offset, len, placement);
-        mapped
-    }
+/// Reads `len` bytes from byte `offset` of the lower device on, any bytes, and has
+/// [`LowerReader::lower_read_done`] called with them.
+///
+/// If that is more than [`LowerReads::new`] was told then the bio fails. May sleep, until another
+/// read has finished.
+#[inline]
+pub fn read_lower<'a, T: LowerReader>(
+    bio: Bio<'a, T>,
+    offset: u64,
+    len: usize,
+    placement: Placement,
+) -> Mapped<'a> {
+    let (mapped, bio) = bio.defer();
+    submit(bio, offset, len, placement);
+    mapped
 }
 
 /// Starts the read, or drops `bio`, which ends it with an error.
@@ -276,11 +272,10 @@ fn submit<T: LowerReader>(bio: DeferredBio<T>, offset: u64, len: usize, placemen
         | bindings::REQ_IDLE
         | bindings::REQ_RAHEAD;
 
-    // SAFETY: The bio has not ended, so its target is constructed.
-    let instance = unsafe { &*(*bio.ti().as_ptr()).private.cast::<Instance<T>>() };
-    let Some(reads) = &instance.lower_reads else {
-        return;
-    };
+    // The target exists, shared and pinned, until the bio has ended.
+    let reads_ptr = NonNull::from(bio.target().lower_reads());
+    // SAFETY: So do the reads, which the target has lent.
+    let reads = unsafe { reads_ptr.as_ref() };
     // SAFETY: The device is open as long as the instance exists.
     let mask = u64::from(unsafe { bindings::bdev_logical_block_size(reads.device.as_ptr()) }) - 1;
     let start = offset & !mask;
@@ -309,6 +304,7 @@ fn submit<T: LowerReader>(bio: DeferredBio<T>, offset: u64, len: usize, placemen
     unsafe {
         (&raw mut (*state).upper).write(upper.as_raw());
         (&raw mut (*state).ti).write(upper.ti());
+        (&raw mut (*state).reads).write(reads_ptr);
         (&raw mut (*state).buffer).write(buffer);
         (&raw mut (*state).skip).write((offset - start) as usize);
         (&raw mut (*state).len).write(len);
@@ -344,16 +340,13 @@ unsafe extern "C" fn end_io<T: LowerReader>(bio: *mut bindings::bio) {
     let state = unsafe { bio.byte_sub(offset_of!(State, bio)) }.cast::<State>();
     // SAFETY: The state is initialised while the read is under way. The target exists until the
     // upper bio has ended.
-    let (placement, here, submitter, instance) = unsafe {
+    let (placement, here, submitter, reads) = unsafe {
         (
             (*state).placement,
             (*state).cpu,
             (*state).submitter,
-            &*(*(*state).ti.as_ptr()).private.cast::<Instance<T>>(),
+            (*state).reads.as_ref(),
         )
-    };
-    let Some(reads) = &instance.lower_reads else {
-        return;
     };
     // SAFETY: The function only compares the pointer.
     let present = unsafe { bindings::task_may_work_here(submitter) };
@@ -423,27 +416,25 @@ unsafe extern "C" fn help(work: *mut bindings::work_struct) {
 ///
 /// As [`answer`].
 unsafe fn finish_with_others<T: LowerReader>(state: *mut State) {
-    // SAFETY: The state is initialised.
-    let submitter = unsafe { (*state).submitter };
+    // SAFETY: The state is initialised. The reads exist until the bio has ended.
+    let (submitter, reads) = unsafe { ((*state).submitter, (*state).reads.as_ref()) };
     // SAFETY: As required from the caller.
     let (bio, status) = unsafe { answer::<T>(state) };
-    // This bio ends after the others, as the instance is only known to exist until then.
-    if let Some(reads) = &bio.instance().lower_reads {
-        reads.spread.take_back(submitter, |part| {
-            let part = part.as_ptr();
-            // Who has submitted something may end it. For the bio of another it could hold a lock
-            // that is wanted there.
-            // SAFETY: All parts are `State`s that [`end_io`] has offered, for the same instance.
-            // This is process context.
-            unsafe {
-                if (*part).submitter == submitter {
-                    finish::<T>(part);
-                } else {
-                    queue::<T>(part, reads);
-                }
+    // This bio ends after the others, as the target is only known to exist until then.
+    reads.spread.take_back(submitter, |part| {
+        let part = part.as_ptr();
+        // Who has submitted something may end it. For the bio of another it could hold a lock that
+        // is wanted there.
+        // SAFETY: All parts are `State`s that [`end_io`] has offered, for the same instance. This
+        // is process context.
+        unsafe {
+            if (*part).submitter == submitter {
+                finish::<T>(part);
+            } else {
+                queue::<T>(part, reads);
             }
-        });
-    }
+        }
+    });
     bio.end(status);
 }
 
@@ -465,12 +456,13 @@ unsafe fn finish<T: LowerReader>(state: *mut State) {
 /// Called once for a `State` of a target of type `T` whose read has completed, in process context.
 unsafe fn answer<T: LowerReader>(state: *mut State) -> (DeferredBio<T>, BlkStatus) {
     // SAFETY: The state is initialised, and nobody else uses it.
-    let (upper, ti, buffer, skip, len, status) = unsafe {
+    let (upper, ti, reads, buffer, skip, len, status) = unsafe {
         let status = BlkStatus::from_raw((*state).bio.bi_status);
         bindings::bio_uninit(&raw mut (*state).bio);
         (
             (*state).upper,
             (*state).ti,
+            (*state).reads,
             (&raw const (*state).buffer).read(),
             (*state).skip,
             (*state).len,
@@ -495,9 +487,8 @@ unsafe fn answer<T: LowerReader>(state: *mut State) -> (DeferredBio<T>, BlkStatu
         .target()
         .lower_read_done(&FinishedRead { bio: view, data });
 
-    if let Some(reads) = &bio.instance().lower_reads {
-        // SAFETY: The buffer came from there, and nothing refers to it any more.
-        unsafe { reads.free(buffer) };
-    }
+    // SAFETY: The bio has not ended, so the reads exist. The buffer came from there, and nothing
+    // refers to it any more.
+    unsafe { reads.as_ref().free(buffer) };
     (bio, status)
 }

@@ -2,18 +2,18 @@
 
 //! Reads of metadata by constructors.
 //!
-//! A constructor may have to read from hundreds of devices. [`Constructor::read_batch`] takes
+//! A constructor may have to read from hundreds of devices. [`read_metadata_batch`] takes
 //! all that can be read at the same time and keeps a number of requests in flight over all
 //! devices, so the whole takes about as long as the slowest device, not as long as all together.
 //!
 //! Ranges are arbitrary in bytes. What is sent to a device is extended to its logical blocks and
 //! goes through buffers, whose memory is bounded by [`MAX_IN_FLIGHT`] times [`CHUNK`] bytes.
 
-use super::{
-    bindings,
-    bio::SECTOR_SHIFT,
-    constructor::Constructor,
-    device::TargetDevice, //
+use super::bindings;
+use crate::device_mapper::{
+    Constructor,
+    TargetDevice,
+    SECTOR_SHIFT, //
 };
 use core::ptr::{
     null_mut,
@@ -288,59 +288,62 @@ impl Drop for Client {
     }
 }
 
-impl Constructor<'_> {
-    /// Reads the bytes from `offset` of `device` on into `buf`.
-    ///
-    /// Fails with `EINVAL` if that is not all inside the device, and with `EIO` if it cannot be
-    /// read.
-    pub fn read(&self, device: &TargetDevice, offset: u64, buf: &mut [u8]) -> Result {
-        let mut requests = [ReadRequest::new(device, offset, buf)];
-        self.read_batch(&mut requests)?;
-        requests[0].result()
-    }
+/// Reads the bytes from `offset` of `device` on into `buf`.
+///
+/// Fails with `EINVAL` if that is not all inside the device, and with `EIO` if it cannot be
+/// read.
+pub fn read_metadata(
+    ctx: &Constructor<'_>,
+    device: &TargetDevice,
+    offset: u64,
+    buf: &mut [u8],
+) -> Result {
+    let mut requests = [ReadRequest::new(device, offset, buf)];
+    read_metadata_batch(ctx, &mut requests)?;
+    requests[0].result()
+}
 
-    /// Carries out all of `requests`, overlapping as many as possible, and returns when all of
-    /// them have ended.
-    ///
-    /// Fails only if nothing could be done for lack of memory; then no result means anything.
-    /// Whether a range could be read is the [result](ReadRequest::result) of its request, as
-    /// with [`Constructor::read`].
-    pub fn read_batch(&self, requests: &mut [ReadRequest<'_>]) -> Result {
-        // The slots wait for their I/O when they are dropped, so they must go before the client.
-        let client = Client::new()?;
-        let mut slots = KVec::<Slot>::new();
-        let mut next = 0;
+/// Carries out all of `requests`, overlapping as many as possible, and returns when all of
+/// them have ended.
+///
+/// Fails only if nothing could be done for lack of memory; then no result means anything.
+/// Whether a range could be read is the [result](ReadRequest::result) of its request, as
+/// with [`read_metadata`].
+pub fn read_metadata_batch(ctx: &Constructor<'_>, requests: &mut [ReadRequest<'_>]) -> Result {
+    // The slots wait for their I/O when they are dropped, so they must go before the client.
+    let client = Client::new()?;
+    let mut slots = KVec::<Slot>::new();
+    let mut next = 0;
 
-        for index in 0..requests.len() {
-            let mut done = 0;
-            while let Some(request) = requests.get_mut(index) {
-                if done >= request.buf.len() || request.result.is_err() {
+    for index in 0..requests.len() {
+        let mut done = 0;
+        while let Some(request) = requests.get_mut(index) {
+            if done >= request.buf.len() || request.result.is_err() {
+                break;
+            }
+            let chunk = match Chunk::new(ctx, index, request, done) {
+                Ok(chunk) => chunk,
+                Err(err) => {
+                    request.result = Err(err);
                     break;
                 }
-                let chunk = match Chunk::new(self, index, request, done) {
-                    Ok(chunk) => chunk,
-                    Err(err) => {
-                        request.result = Err(err);
-                        break;
-                    }
-                };
-                done += chunk.len;
+            };
+            done += chunk.len;
 
-                if slots.len() < MAX_IN_FLIGHT {
-                    slots.push(Slot::new()?, GFP_KERNEL)?;
-                    next = slots.len() - 1;
-                } else {
-                    next = (next + 1) % MAX_IN_FLIGHT;
-                }
-                if let Some(slot) = slots.get_mut(next) {
-                    slot.finish(requests);
-                    slot.start(&client, chunk)?;
-                }
+            if slots.len() < MAX_IN_FLIGHT {
+                slots.push(Slot::new()?, GFP_KERNEL)?;
+                next = slots.len() - 1;
+            } else {
+                next = (next + 1) % MAX_IN_FLIGHT;
+            }
+            if let Some(slot) = slots.get_mut(next) {
+                slot.finish(requests);
+                slot.start(&client, chunk)?;
             }
         }
-        for slot in &mut slots {
-            slot.finish(requests);
-        }
-        Ok(())
     }
+    for slot in &mut slots {
+        slot.finish(requests);
+    }
+    Ok(())
 }

@@ -11,10 +11,8 @@
 //! task had bios of the same device mapped just now: it has work, or soon will. What is known of
 //! other CPUs need not be exact: a mistake makes a read slower, not wrong.
 
-use super::{
-    bindings,
-    per_bio::Workqueue, //
-};
+use super::bindings;
+use crate::device_mapper::Workqueue;
 use core::{
     array,
     marker::PhantomPinned,

@@ -9,6 +9,10 @@
 //! raw and validates everything it reads back, like the decompressors.
 
 use super::bindings;
+use crate::device_mapper::{
+    BioRef,
+    Target, //
+};
 use core::{marker::PhantomData, ptr, ptr::NonNull};
 
 /// Walks over the data of a bio to read.
@@ -26,14 +30,13 @@ pub struct BioCursor<'a> {
 }
 
 impl<'a> BioCursor<'a> {
-    /// Creates a cursor at the present position of `bio`.
+    /// Creates a cursor at the beginning of the bio's data.
     ///
-    /// # Safety
-    ///
-    /// `bio` must be valid and not be ended or submitted for `'a`.
+    /// A bio that is not one to read gives an empty one.
     #[inline]
-    pub(super) unsafe fn from_raw(bio: NonNull<bindings::bio>) -> Self {
-        // SAFETY: `bio` is valid.
+    pub fn new<T: Target>(bio: &'a BioRef<T>) -> Self {
+        let bio = bio.as_raw();
+        // SAFETY: The bio is valid and belongs to the target for `'a`.
         let (opf, mut iter) = unsafe { ((*bio.as_ptr()).bi_opf, (*bio.as_ptr()).bi_iter) };
         if opf & bindings::REQ_OP_MASK != bindings::req_op_REQ_OP_READ {
             iter.bi_size = 0;
@@ -204,7 +207,7 @@ impl Destination<'_> {
 
     /// Returns the address, for C code that treats the memory as shared.
     #[inline]
-    pub(super) fn as_mut_ptr(&mut self) -> *mut u8 {
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
         self.ptr.as_ptr()
     }
 

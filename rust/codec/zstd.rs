@@ -1,47 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Checksums and decompressors of the kernel.
-//!
-//! The input of a decompressor must be private memory: it is validated as it is read, so it must
-//! not change meanwhile. The output may be memory that others write to, see
-//! [`Destination`](super::Destination): a decompressor reads back what it has written, but it
-//! checks every access against the bounds, so interference garbles the output and nothing else.
+//! Zstandard frames: the kernel's decompressor.
 
 use super::{
     bindings,
-    cursor::Destination, //
+    Destination, //
 };
 use core::ptr::NonNull;
 use kernel::prelude::*;
-
-/// Continues the CRC-32C `seed` over `data`.
-///
-/// Neither the seed nor the result is inverted. The usual CRC-32C is `!crc32c(!0, data)`.
-#[inline]
-pub fn crc32c(seed: u32, data: &[u8]) -> u32 {
-    // SAFETY: The slice is valid for its length.
-    unsafe { bindings::crc32c(seed, data.as_ptr().cast(), data.len()) }
-}
-
-/// Decompresses one LZ4 block, and returns the length of the output.
-///
-/// Fails with `EINVAL` if the block is not valid, or longer than `dst` when decompressed. The
-/// content of `dst` beyond the output is unspecified, and so is all of it after a failure.
-pub fn lz4_decompress_safe(src: &[u8], dst: &mut Destination<'_>) -> Result<usize> {
-    let src_len = c_int::try_from(src.len()).map_err(|_| EINVAL)?;
-    let dst_len = c_int::try_from(dst.len()).map_err(|_| EINVAL)?;
-    // SAFETY: Both memories are valid for their lengths. The function reads and writes nothing
-    // outside, whatever the input is.
-    let ret = unsafe {
-        bindings::LZ4_decompress_safe(
-            src.as_ptr().cast(),
-            dst.as_mut_ptr().cast(),
-            src_len,
-            dst_len,
-        )
-    };
-    usize::try_from(ret).map_err(|_| EINVAL)
-}
 
 /// A zstd decompressor with memory of its own, which it allocates once.
 ///
@@ -86,7 +52,7 @@ impl ZstdDecompressor {
 
     /// Decompresses one or more zstd frames, and returns the length of the output.
     ///
-    /// Fails with `EINVAL` like [`lz4_decompress_safe`].
+    /// Fails with `EINVAL` like [`lz4_decompress_safe`](super::lz4_decompress_safe).
     pub fn decompress(&mut self, src: &[u8], dst: &mut Destination<'_>) -> Result<usize> {
         // SAFETY: The context is initialised and used exclusively. Both memories are valid for
         // their lengths. The function reads and writes nothing outside, whatever the input is.
