@@ -77,7 +77,7 @@ ovbd: ## build the ovbd command (tools/target/release/ovbd)
 	$(CARGO) build --release --locked
 bench-host: ## benchmarks of the index, the merge and ovbd, on this machine
 	$(CARGO) bench --locked -p ovbd-image
-	$(CARGO) run --release --locked -p ovbd --example throughput -- 256 1 5
+	$(CARGO) run --release --locked -p ovbd-layers --example throughput -- 256 1 5
 fuzz-smoke: ## damage files at random, the same way each time, and read them
 	$(CARGO) run --release --locked -p ovbd-cases --bin ovbd-fuzz -- $(CASES) 20000
 

@@ -127,7 +127,7 @@ reasons! {
     LogType = "not the index file of a writable layer",
     /// The log of a writable pair starts elsewhere than at byte 4096.
     LogOffset = "index of a writable layer does not start at byte 4096",
-    /// More than [`log::MAX_ENTRIES`](super::log::MAX_ENTRIES).
+    /// A log of more entries than are accepted.
     LogTooManyEntries = "too many entries in the index of a writable layer",
     /// The file cannot hold a header.
     ZfileTooShort = "file too short for a ZFile",

@@ -143,7 +143,7 @@ impl IndexReader {
 }
 
 /// The whole entries in `bytes` and the number of bytes left over.
-pub(super) fn entries(bytes: &[u8]) -> (impl Iterator<Item = &[u8; ENTRY_BYTES]>, usize) {
+pub fn entries(bytes: &[u8]) -> (impl Iterator<Item = &[u8; ENTRY_BYTES]>, usize) {
     let chunks = bytes.chunks_exact(ENTRY_BYTES);
     let rest = chunks.remainder().len();
     (chunks.filter_map(|chunk| chunk.try_into().ok()), rest)

@@ -302,7 +302,7 @@ impl Trailer {
 }
 
 /// First sector that no entry of a layer of this virtual size (bytes) may reach.
-pub(super) fn virtual_end(virtual_size: u64) -> u64 {
+pub fn virtual_end(virtual_size: u64) -> u64 {
     match virtual_size {
         0 => MAX_VIRTUAL_SECTORS,
         size => size.div_ceil(SECTOR_BYTES),
@@ -367,7 +367,7 @@ impl Entry {
 
     /// Whether the data is between sector 8 and `data_end`, as the original demands it; a zeroed entry
     /// names a position there too but occupies nothing.
-    pub(super) fn data_is_inside(&self, data_end: u64) -> bool {
+    pub fn data_is_inside(&self, data_end: u64) -> bool {
         let length = if self.zeroed {
             0
         } else {

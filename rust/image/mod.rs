@@ -9,19 +9,16 @@
 //! Everything read from an image is untrusted: arithmetic is checked and slices are accessed with
 //! `get()`. An error names what is wrong; the caller adds the path or device and the offset.
 //!
-//! A file is recognised in this order: the tar wrapper ([`tar`]), then the compressed block file
-//! ([`zfile`]), then a layer ([`lsmt`]). The writable pair of a data and an index file ([`log`]) is never
-//! wrapped or compressed.
+//! A blob is a compressed block file ([`zfile`]) or a layer ([`lsmt`]). What only the tools read, the tar wrapper and
+//! the log of a writable layer, is in `tools/image`.
 
 pub mod error;
 pub mod index;
 pub mod jump_table;
 pub mod layer_index;
-pub mod log;
 pub mod lsmt;
 pub mod merge;
 pub mod segment;
-pub mod tar;
 pub mod zfile;
 
 pub use error::{Error, Reason};

@@ -5,16 +5,15 @@
 
 use std::{error::Error, fs, path::Path};
 
-use ovbd::{
+use ovbd_image::zfile::{self, Algorithm, Totals, BLOCK_SEED, HEADER_BYTES};
+use ovbd_layers::{
+    blob::{Blob, Content},
     build::{build, Options},
     codec::Compressor,
-    content::{Content, Opened},
     crc::crc32c,
     layer::LayerPath,
-    progress::Progress,
     zfile::Cursor,
 };
-use ovbd_image::zfile::{self, Algorithm, Totals, BLOCK_SEED, HEADER_BYTES};
 use tempfile::TempDir;
 
 use crate::{
@@ -78,7 +77,7 @@ impl Base {
 
 impl BaseLayer {
     fn read(path: &Path) -> Result<Self> {
-        let inner = match Opened::open(path)?.content {
+        let inner = match Blob::open(path)?.content {
             Content::Plain(_) => None,
             Content::Zfile(file) => {
                 let geometry = file.geometry();
@@ -170,7 +169,7 @@ fn of_case(folder: &Path) -> Result<Option<Base>> {
     }
     for file in &files {
         // The tar wrapper is a matter of the tools alone.
-        if Opened::open(file)?.tar.is_some() {
+        if Blob::open(file)?.tar.is_some() {
             return Ok(None);
         }
     }
@@ -234,7 +233,7 @@ pub fn built() -> Result<Vec<Base>> {
                 zfile,
                 ..Options::default()
             };
-            build(&at(source), &path, &options, &Progress::hidden())?;
+            build(&at(source), &path, &options, &())?;
             layers.push(path);
         }
         bases.push(Base::read(name, &layers)?);

@@ -6,12 +6,11 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt, path::PathBuf};
 
-use ovbd::{
-    image::Image,
+use ovbd_layers::{
     info::Info,
     layer::LayerPath,
-    progress::Progress,
     stack::WINDOW_BYTES,
+    stack_or_zfile::StackOrZfile,
     verify::{verify, Finding},
 };
 use tempfile::TempDir;
@@ -99,7 +98,7 @@ fn replace(file: &File, data: &[u8]) -> io::Result<()> {
 
 fn read(layers: &[LayerPath]) {
     let mut problem = None;
-    verify(layers, &Progress::hidden(), &mut |finding| {
+    verify(layers, &(), &mut |finding| {
         if let Finding::Problem(e) = finding {
             problem.get_or_insert(e.to_string());
         }
@@ -109,8 +108,8 @@ fn read(layers: &[LayerPath]) {
     }
 }
 
-fn open_and_read(layers: &[LayerPath]) -> ovbd::Result<()> {
-    let image = Image::open(layers)?;
+fn open_and_read(layers: &[LayerPath]) -> ovbd_layers::Result<()> {
+    let image = StackOrZfile::open(layers)?;
     let _ = Info::new(&image).to_string();
     let mut reader = image.reader();
     let mut buffer = vec![0; WINDOW_BYTES as usize];

@@ -20,11 +20,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ovbd::{
+use ovbd_layers::{
     export,
-    image::Image,
     layer::LayerPath,
-    progress::Progress,
+    stack_or_zfile::StackOrZfile,
     verify::{verify, Finding},
 };
 use sha2::{Digest, Sha256};
@@ -114,13 +113,13 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn open(&self) -> ovbd::Result<Image> {
-        Image::open(self.layers)
+    fn open(&self) -> ovbd_layers::Result<StackOrZfile> {
+        StackOrZfile::open(self.layers)
     }
 
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        verify(self.layers, &Progress::hidden(), &mut |finding| {
+        verify(self.layers, &(), &mut |finding| {
             if let Finding::Problem(e) = finding {
                 problems.push(e.to_string());
             }
@@ -138,8 +137,7 @@ impl Run<'_> {
         }
         self.probes(&image)?;
         let out = self.scratch.join("out");
-        export::to_file(&image, &out, false, &Progress::hidden())
-            .map_err(|e| format!("does not export: {e}"))?;
+        export::to_file(&image, &out, false, &()).map_err(|e| format!("does not export: {e}"))?;
         let mut file = File::open(&out).map_err(|e| e.to_string())?;
         let size = file.metadata().map_err(|e| e.to_string())?.len();
         if size != self.case.virtual_size {
@@ -161,7 +159,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn probes(&self, image: &Image) -> Checked {
+    fn probes(&self, image: &StackOrZfile) -> Checked {
         let mut reader = image.reader();
         for probe in &self.case.probes {
             let mut buffer = vec![0; probe.length as usize];
@@ -181,7 +179,7 @@ impl Run<'_> {
             Err(e) => e,
             Ok(image) => {
                 let out = folder.join("out");
-                match export::to_file(&image, &out, false, &Progress::hidden()) {
+                match export::to_file(&image, &out, false, &()) {
                     Err(e) => e,
                     Ok(()) => return Err("export succeeds".to_owned()),
                 }
@@ -220,7 +218,7 @@ impl Run<'_> {
             return self.export_fails().map(|_| ());
         };
         let out = self.scratch.join("out");
-        if export::to_file(&image, &out, false, &Progress::hidden()).is_err() {
+        if export::to_file(&image, &out, false, &()).is_err() {
             return Ok(());
         }
         let mut file = File::open(&out).map_err(|e| e.to_string())?;
@@ -242,7 +240,7 @@ impl Run<'_> {
 }
 
 /// The ranges of the device of which reads of 4 KiB fail.
-fn failed_ranges(image: &Image) -> Vec<(u64, u64)> {
+fn failed_ranges(image: &StackOrZfile) -> Vec<(u64, u64)> {
     let mut reader = image.reader();
     let mut failed: Vec<(u64, u64)> = Vec::new();
     let mut buffer = [0; READ_BYTES as usize];

@@ -3,7 +3,6 @@
 //! What a fuzzer does with bytes in memory: the part of the formats that the kernel's targets share, without any
 //! file. Millions of runs take minutes.
 
-use ovbd::crc::crc32c;
 use ovbd_image::{
     index::{directory_len, Index, Source},
     jump_table::{JumpTable, JumpTableReader, JUMP_GROUP},
@@ -13,6 +12,7 @@ use ovbd_image::{
     segment::PackedSegment,
     tar, zfile, Error,
 };
+use ovbd_layers::crc::crc32c;
 
 /// Sectors that are looked up in a merged index at most.
 const MAX_LOOKUPS: usize = 64;

@@ -2,8 +2,8 @@
 
 //! Right checksums for a damaged ZFile, so that the damage gets past them.
 
-use ovbd::crc::crc32c;
 use ovbd_image::zfile::{Header, BLOCK_SEED, ENTRY_BYTES, HEADER_BYTES};
+use ovbd_layers::crc::crc32c;
 
 use crate::mutate::{get, table_place};
 

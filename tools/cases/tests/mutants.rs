@@ -33,7 +33,7 @@ fn the_same_again() {
 /// Whether header and, where it counts, trailer are accepted.
 fn opens(blob: &[u8]) -> bool {
     let bytes = blob.len() as u64;
-    let crc = ovbd::crc::crc32c;
+    let crc = ovbd_layers::crc::crc32c;
     let Some(first) = blob.first_chunk::<HEADER_BYTES>() else {
         return false;
     };

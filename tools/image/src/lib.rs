@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 
-//! The crate that gives userspace the format source of the kernel targets, `rust/image`.
+//! The crate that gives userspace the format source of the kernel targets, `rust/image`, and the formats that only
+//! the tools read: the tar wrapper of a registry and the log of a writable layer.
+//!
+//! A file is recognised in this order: the tar wrapper ([`tar`]), then the compressed block file ([`zfile`]), then a
+//! layer ([`lsmt`]). The writable pair of a data and an index file ([`log`]) is never wrapped or compressed.
 
 #![no_std]
 
 #[path = "../../../rust/image/mod.rs"]
 mod image;
+pub mod log;
+pub mod tar;
 
 pub use image::*;

@@ -5,13 +5,13 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use ovbd::{
-    content::{Content, Opened},
+use ovbd_image::lsmt::SECTOR_BYTES;
+use ovbd_layers::{
+    blob::{Blob, Content},
     layer::LayerPath,
     stack::Stack,
     zfile::{Cursor, Zfile},
 };
-use ovbd_image::lsmt::SECTOR_BYTES;
 
 use crate::device::{Buffer, Mapped, Mapper, Slot};
 
@@ -124,7 +124,7 @@ impl Reader {
         slot: &Slot,
         blob: &[u8],
     ) -> Result<Step<(Mapped, u64, bool)>> {
-        let opened = Opened::open(path);
+        let opened = Blob::open(path);
         let bytes = match &opened {
             Ok(opened) => opened.content.bytes(),
             // Nobody knows how long the table should be; what a careless reader of the header would take.

@@ -1,54 +1,61 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The command line. Man pages and shell completions are made from it.
+//! The command line: what all verbs share. Man pages and shell completions are made from it.
 
-use std::path::PathBuf;
+use std::{ffi::OsStr, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use anyhow::Context;
+use clap::{
+    builder::{OsStringValueParser, TypedValueParser},
+    error::ErrorKind,
+    Args, CommandFactory, Parser, ValueEnum, ValueHint,
+};
+use ovbd_image::zfile::{Algorithm, Options as ZfileOptions};
+use ovbd_layers::{build, layer::LayerPath, units};
 
-use crate::layer::LayerPath;
+use crate::{commands::Command, report};
 
-/// Build, read and check OverlayBD images.
+/// Build, read, check and map OverlayBD images.
 ///
-/// An image is a stack of layers, given bottom first. A LAYER is an LSMT blob, a ZFile around one, either
+/// A stack of layers is given bottom first. A LAYER is an LSMT blob, a ZFile around one, either
 /// of them in the tar wrapper of a registry, or the writable pair DATA:INDEX (only at the top).
 ///
 /// Exit status: 0 success, 1 failure, 2 wrong usage.
 #[derive(Debug, Parser)]
 #[command(name = "ovbd", version, max_term_width = 100)]
 pub struct Cli {
+    /// What is shown meanwhile.
+    #[command(flatten)]
+    pub output: report::Options,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
-#[derive(Debug, Subcommand)]
-pub enum Command {
-    /// Make a layer from a raw disk image or block device
-    Build(Build),
-    /// Write the content of a stack to a raw image
-    Export(Export),
-    /// Check every checksum, bound and invariant, and list all that is wrong
-    Verify(Verify),
-    /// Show what layers are and what they own
-    Info(Info),
-    /// Map a stack of layers to a block device
-    Up(Up),
-    /// Remove the block device of a stack
-    Down(Down),
-    /// List the stacks that are up
-    Ls(Ls),
-    /// Make a layer of what was written to a stack
-    Commit(Commit),
-}
-
-/// Threads, for commands that use several.
+/// Threads, for verbs that use several.
 #[derive(Debug, Args)]
 pub struct Threads {
     /// Use N threads instead of one per CPU
     #[arg(short = 'j', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+}
+
+impl Threads {
+    /// Runs `work` on as many threads as the user wants.
+    ///
+    /// # Errors
+    ///
+    /// The threads cannot be started, and those of `work`.
+    pub fn run<T: Send>(
+        &self,
+        work: impl FnOnce() -> anyhow::Result<T> + Send,
+    ) -> anyhow::Result<T> {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(self.threads.map_or(0, usize::from))
+            .build()
+            .context("cannot start threads")?
+            .install(work)
+    }
 }
 
 /// What is the same for every new layer.
@@ -57,15 +64,15 @@ pub struct NewLayer {
     /// Format of the result
     #[arg(long, value_enum, default_value_t = Format::Zfile)]
     pub format: Format,
-    /// Compression of a ZFile
-    #[arg(long, value_enum, default_value_t = Algo::Lz4)]
-    pub algo: Algo,
+    /// Compression of a ZFile [default: lz4]
+    #[arg(long, value_enum)]
+    pub algo: Option<Algo>,
     /// Compression level: lz4 0 to 12, zstd 0 to 22; 0 is the default
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub level: Option<i32>,
-    /// Block size of a ZFile in bytes, a power of two from 512 to 65536
-    #[arg(long, value_name = "N", default_value_t = 4096)]
-    pub block_size: u32,
+    /// Block size of a ZFile, a power of two from 512 to 64k [default: 4k]
+    #[arg(long, value_name = "BYTES", value_parser = units::parse)]
+    pub block_size: Option<u64>,
     /// Leave out the CRC after every block of a ZFile
     #[arg(long)]
     pub no_crc: bool,
@@ -89,136 +96,59 @@ pub struct NewLayer {
     pub output: PathBuf,
 }
 
-/// Make a layer from a raw disk image or block device.
-///
-/// The result appears under its name only when it is complete and on the disk. The same input and options
-/// give the same bytes, on any number of threads.
-#[derive(Debug, Args)]
-pub struct Build {
-    /// Store only the difference to this stack of layers, bottom first
-    #[arg(long, value_name = "LAYER", num_args = 1.., value_parser = layer, value_hint = ValueHint::FilePath)]
-    pub base: Vec<LayerPath>,
-    /// Compress RAW itself, without making a layer of it
-    #[arg(long, conflicts_with_all = ["base", "uuid", "parent_uuid"])]
-    pub raw: bool,
-    /// The layer.
-    #[command(flatten)]
-    pub layer: NewLayer,
-    /// Raw disk image or block device
-    #[arg(value_name = "RAW", value_hint = ValueHint::FilePath)]
-    pub source: PathBuf,
+impl NewLayer {
+    /// The options for a layer over `base`, or for a ZFile around the `raw` bytes. Ends the program with the usage of
+    /// `verb` where they cannot go together.
+    pub fn options(&self, verb: &str, base: Vec<LayerPath>, raw: bool) -> build::Options {
+        let plain = self.format == Format::Lsmt;
+        for (given, option) in [
+            (self.algo.is_some(), "--algo"),
+            (self.level.is_some(), "--level"),
+            (self.block_size.is_some(), "--block-size"),
+            (self.no_crc, "--no-crc"),
+        ] {
+            if plain && given {
+                wrong_usage(verb, format!("{option} is for --format zfile only"));
+            }
+        }
+        let zfile = (!plain).then(|| ZfileOptions {
+            // What is too large is no valid block size either.
+            block_bytes: self
+                .block_size
+                .map_or(4096, |bytes| u32::try_from(bytes).unwrap_or(u32::MAX)),
+            algorithm: match self.algo.unwrap_or(Algo::Lz4) {
+                Algo::Lz4 => Algorithm::Lz4,
+                Algo::Zstd => Algorithm::Zstd,
+            },
+            block_crc: !self.no_crc,
+        });
+        let options = build::Options {
+            base,
+            raw,
+            zfile,
+            level: self.level,
+            tar: self.tar,
+            uuid: self.uuid.map(build::uuid_text),
+            parent_uuid: self.parent_uuid.map(build::uuid_text),
+            replace: self.force,
+        };
+        if let Err(what) = options.check() {
+            wrong_usage(verb, what);
+        }
+        options
+    }
 }
 
-/// Write the content of a stack to a raw image.
-///
-/// The image is sparse where the stack is zero, and nothing is left behind on failure. A single ZFile that
-/// holds no layer gives its own content. With --force, OUT can be a block device.
-#[derive(Debug, Args)]
-pub struct Export {
-    /// Layers, bottom first
-    #[arg(required = true, value_name = "LAYER", value_parser = layer, value_hint = ValueHint::FilePath)]
-    pub layers: Vec<LayerPath>,
-    /// The file to make, or - for standard output
-    #[arg(short, long = "output", value_name = "OUT", value_hint = ValueHint::FilePath)]
-    pub output: PathBuf,
-    /// Replace OUT if it exists
-    #[arg(short, long)]
-    pub force: bool,
-    /// Threads.
-    #[command(flatten)]
-    pub threads: Threads,
-}
-
-/// Check every checksum, bound and invariant, and list all that is wrong.
-#[derive(Debug, Args)]
-pub struct Verify {
-    /// Layers, bottom first
-    #[arg(required = true, value_name = "LAYER", value_parser = layer, value_hint = ValueHint::FilePath)]
-    pub layers: Vec<LayerPath>,
-    /// Threads.
-    #[command(flatten)]
-    pub threads: Threads,
-}
-
-/// Show what layers are and what they own.
-#[derive(Debug, Args)]
-pub struct Info {
-    /// Print JSON
-    #[arg(long, conflicts_with = "map")]
-    pub json: bool,
-    /// Draw which layer owns which part of the device
-    #[arg(long, value_enum, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "auto")]
-    pub map: Option<MapFormat>,
-    /// Layers, bottom first
-    #[arg(required = true, value_name = "LAYER", value_parser = layer, value_hint = ValueHint::FilePath)]
-    pub layers: Vec<LayerPath>,
-}
-
-/// Map a stack of layers to a block device.
-///
-/// Attaches loop devices to the layers' files, read-only and with direct I/O where possible, puts dm-zfile over
-/// those that are compressed and dm-overlaybd over all, and prints the name of the device. Layers may also be
-/// block devices. Nothing is left behind on failure.
-///
-/// With --writable, dm-snapshot on top keeps what is written, for "ovbd commit". Without --cow it keeps it in a
-/// file in /var/tmp that goes with the device.
-#[derive(Debug, Args)]
-pub struct Up {
-    /// Make the device writable
-    #[arg(long)]
-    pub writable: bool,
-    /// Keep what is written in this file, which is made if it is missing, or block device. Both can be used again
-    /// with the same layers
-    #[arg(long, value_name = "FILE|DEVICE", requires = "writable", value_hint = ValueHint::FilePath)]
-    pub cow: Option<PathBuf>,
-    /// Room for what is written, for instance 500M or 2G, instead of enough for everything. The file is sparse
-    #[arg(long, value_name = "BYTES", requires = "writable", value_parser = bytes)]
-    pub size: Option<u64>,
-    /// Print the commands that make the device, and do nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Allow layers whose parent is not the layer below, and overwrite what --cow holds if it is not a snapshot
-    #[arg(short, long)]
-    pub force: bool,
-    /// Name of the device below /dev/mapper
-    #[arg(value_name = "NAME")]
-    pub name: String,
-    /// Layers, bottom first
-    #[arg(required = true, value_name = "LAYER", value_parser = layer, value_hint = ValueHint::FilePath)]
-    pub layers: Vec<LayerPath>,
-}
-
-/// Remove the block device of a stack, and all below it that "ovbd up" made.
-///
-/// A device that is mounted or otherwise in use stays. What was written to it is kept if it was brought up with
-/// --cow.
-#[derive(Debug, Args)]
-pub struct Down {
-    /// Name of the device below /dev/mapper
-    #[arg(value_name = "NAME")]
-    pub name: String,
-}
-
-/// List the stacks that are up: their layers, sizes, and errors.
-#[derive(Debug, Args)]
-pub struct Ls {
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Make a layer of what was written to a stack since "ovbd up --writable".
-///
-/// The device stays up and as it was, and is suspended while its changes are read: programs that use it wait.
-/// Only what was written is read. The layer is one for the layers that the device was brought up with.
-#[derive(Debug, Args)]
-pub struct Commit {
-    /// The layer.
-    #[command(flatten)]
-    pub layer: NewLayer,
-    /// Name of the device below /dev/mapper
-    #[arg(value_name = "NAME")]
-    pub name: String,
+/// Ends the program: `what` is wrong with the options of `verb`, whose usage is shown.
+pub fn wrong_usage(verb: &str, what: String) -> ! {
+    let mut command = Cli::command();
+    // Builds the names in the usage.
+    command.build();
+    let mut found = command
+        .find_subcommand_mut(verb)
+        .cloned()
+        .unwrap_or_else(Cli::command);
+    found.error(ErrorKind::ValueValidation, what).exit()
 }
 
 /// Format of a new layer.
@@ -239,67 +169,11 @@ pub enum Algo {
     Zstd,
 }
 
-/// How a map is drawn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum MapFormat {
-    /// Text on a terminal, else SVG
-    Auto,
-    /// Text
-    Term,
-    /// A picture
-    Svg,
-}
-
-fn layer(name: &str) -> Result<LayerPath, std::convert::Infallible> {
-    name.parse()
+/// Takes the name of a layer, which need not be UTF-8.
+pub fn layer() -> impl TypedValueParser<Value = LayerPath> {
+    OsStringValueParser::new().map(|name| LayerPath::from(OsStr::new(&name)))
 }
 
 fn uuid(text: &str) -> Result<uuid::Uuid, uuid::Error> {
     text.parse()
-}
-
-/// A number of bytes, with K, M, G or T for powers of 1024.
-fn bytes(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.find(|c: char| !c.is_ascii_digit()) {
-        None => (text, 0),
-        Some(end) => {
-            let (digits, unit) = text.split_at(end);
-            let shift = match unit.to_ascii_uppercase().as_str() {
-                "K" | "KIB" => 10,
-                "M" | "MIB" => 20,
-                "G" | "GIB" => 30,
-                "T" | "TIB" => 40,
-                _ => return Err(format!("unknown unit {unit}, there are K, M, G and T")),
-            };
-            (digits, shift)
-        }
-    };
-    let number: u64 = digits.parse().map_err(|_| "not a number".to_owned())?;
-    number
-        .checked_mul(1 << shift)
-        .ok_or_else(|| "too large".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::bytes;
-
-    #[test]
-    fn sizes() {
-        assert_eq!(bytes("0"), Ok(0));
-        assert_eq!(bytes("4096"), Ok(4096));
-        assert_eq!(bytes("5k"), Ok(5 << 10));
-        assert_eq!(bytes("3GiB"), Ok(3 << 30));
-        for bad in [
-            "",
-            "M",
-            "-1",
-            "1.5G",
-            "1X",
-            "99999999999T",
-            "99999999999999999999",
-        ] {
-            assert!(bytes(bad).is_err(), "{bad}");
-        }
-    }
 }

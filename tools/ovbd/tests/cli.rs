@@ -2,6 +2,7 @@
 
 //! The command: exit statuses, messages, and what it leaves on the disk.
 
+#[path = "../../layers/tests/common/mod.rs"]
 mod common;
 
 use std::{
@@ -93,11 +94,11 @@ fn info_as_a_table() {
         &format!("build --format lsmt --uuid {uuid} -o layer raw"),
     );
     let expected = "\
-virtual size: 64 KiB (65536 bytes)
-content:      12 KiB data, 0 B zeroed, 52 KiB hole
+virtual size: 64.0 KiB (65536 bytes)
+content:      12.0 KiB data, 0 B zeroed, 52.0 KiB hole
 
-layer  format  compression    file  ratio  virtual  segments    data  zeroed   owned
-0      lsmt    -            24 KiB      -   64 KiB         1  12 KiB     0 B  12 KiB
+layer  format  compression      file  ratio   virtual  segments      data  zeroed     owned
+0      lsmt    -            24.0 KiB      -  64.0 KiB         1  12.0 KiB     0 B  12.0 KiB
 
 layer 0: layer
   uuid 01234567-89AB-CDEF-0123-456789ABCDEF

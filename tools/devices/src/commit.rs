@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Making a layer of what was written over a stack.
+//!
+//! The device is suspended, which flushes and, where a file system is mounted, freezes it. Then the COW
+//! store is complete on its device: its exceptions say which chunks were written, and only these are read.
+
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use ovbd_image::lsmt::{Identity, UuidText, SECTOR_BYTES};
+use rustix::fs::OFlags;
+use sha2::{Digest, Sha256};
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::{
+    check_root,
+    dmsetup::{all_with_tables, dmsetup, node, Mapped, Number},
+    exceptions::{exceptions, header, Exception, Header, HEADER_BYTES},
+    running::{Role, Running},
+    users::{device_name, mounts},
+    Interrupt,
+};
+use ovbd_layers::{
+    blob::Content,
+    build::{derive_uuid, finish_output, start_blob, Options},
+    error::{Error, Result},
+    file_range::FileRange,
+    layer::read_trailer,
+    layer_writer::LayerWriter,
+    output::Output,
+    report::Report,
+    zeros::{is_zero, GRANULE_BYTES},
+};
+
+/// Alignment that every direct read accepts.
+const ALIGNMENT: usize = 4096;
+
+/// Bytes that are read at once, if a chunk is not larger.
+const READ_BYTES: u64 = 1 << 20;
+
+/// Writes the changes of the stack `name` to the new layer `out`. The stack stays as it is.
+///
+/// # Errors
+///
+/// The stack is not writable or its snapshot invalid, `out` cannot be written, and those of reading.
+/// Nothing is left behind then.
+pub fn commit(
+    name: &str,
+    out: &Path,
+    options: &Options,
+    interrupt: &Interrupt,
+    report: &dyn Report,
+) -> Result<()> {
+    options.check().map_err(|what| Error::new(out, what))?;
+    check_root()?;
+    let stack = Running::find(name, &all_with_tables()?)?;
+    let (Some(device), Some(table)) = (stack.device(Role::Cow), stack.snapshot()) else {
+        return Err(Error::new(
+            &node(name),
+            "not writable: up without --writable",
+        ));
+    };
+    if device.suspended {
+        let what = format!("suspended; \"dmsetup resume {name}\" goes on");
+        return Err(Error::new(&device.node(), what));
+    }
+    let cow = table
+        .device(1)
+        .ok_or_else(|| Error::new(&device.node(), "an unknown table"))?;
+    check_elsewhere(device, out)?;
+    let lower = Lower::new(&stack)?;
+    let output = Output::create_file(out, options.replace)?;
+
+    let suspended = Suspended::new(device, report)?;
+    check_valid(device)?;
+    let store = Store::open(device_name(cow).into(), device.sectors())?;
+    report.expect(store.bytes());
+    let (blob, start) = start_blob(&output, out, options)?;
+    let mut writer = Writer {
+        layer: LayerWriter::new(
+            blob,
+            out,
+            lower.virtual_size,
+            options.uuid,
+            lower.parent(options),
+        )?,
+        content: lower.hash(options),
+        sectors: device.sectors(),
+    };
+    store.each(|sector, data| {
+        interrupt.check(out)?;
+        report.add(data.len() as u64);
+        writer.add(sector, data)
+    })?;
+    suspended.end()?;
+    let identity = Identity {
+        virtual_size: lower.virtual_size,
+        uuid: options.uuid.unwrap_or_else(|| derive_uuid(writer.content)),
+        parent_uuid: lower.parent(options),
+    };
+    let end = writer.layer.finish(&identity)?;
+    finish_output(output, options, start, end)
+}
+
+/// What the new layer must know of the one below.
+struct Lower {
+    virtual_size: u64,
+    uuid: Option<UuidText>,
+}
+
+impl Lower {
+    fn new(stack: &Running) -> Result<Self> {
+        let mut lower = Self {
+            virtual_size: 0,
+            uuid: None,
+        };
+        let layers = stack.layers();
+        for (number, layer) in layers.iter().enumerate().rev() {
+            let device = FileRange::open(Path::new(&device_name(layer.device)))?;
+            if layer.bytes > device.bytes() {
+                return Err(Error::new(device.path(), "smaller than its layer"));
+            }
+            let trailer = read_trailer(&Content::Plain(device.part(0, layer.bytes)))?;
+            if number + 1 == layers.len() {
+                lower.uuid = trailer.uuid;
+            }
+            lower.virtual_size = trailer.virtual_size;
+            if lower.virtual_size != 0 {
+                break;
+            }
+        }
+        Ok(lower)
+    }
+
+    fn parent(&self, options: &Options) -> UuidText {
+        options.parent_uuid.or(self.uuid).unwrap_or(UuidText::NIL)
+    }
+
+    /// A hash that starts with what every layer of this stack has in common.
+    fn hash(&self, options: &Options) -> Sha256 {
+        let mut hash = Sha256::new();
+        hash.update(self.virtual_size.to_le_bytes());
+        hash.update(self.parent(options).as_str());
+        hash
+    }
+}
+
+/// Refuses a device that this program needs while it is suspended: it would wait for itself.
+fn check_elsewhere(device: &Mapped, out: &Path) -> Result<()> {
+    // Some file systems have device numbers of their own.
+    let mut numbers: HashSet<_> = mounts(device.number)
+        .iter()
+        .map(|mount| mount.number)
+        .collect();
+    numbers.insert(device.number);
+    let folder = match out.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    for needed in [folder, Path::new("/proc/self/exe"), Path::new("/")] {
+        let found = fs::metadata(needed).map_err(|e| Error::io(needed, "look up", e))?;
+        if numbers.contains(&Number::new(found.dev())) {
+            let what = "on the device that is to be suspended";
+            return Err(Error::new(needed, what));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a snapshot that lost writes.
+fn check_valid(device: &Mapped) -> Result<()> {
+    let status = dmsetup(["status", "--noflush", &device.name])?;
+    // "0 <sectors> snapshot <used>/<all> <metadata>", else it says what happened.
+    let state = status.split_whitespace().nth(3).unwrap_or_default();
+    if state.contains('/') {
+        return Ok(());
+    }
+    let what = format!("the snapshot is {}: writes are lost", state.to_lowercase());
+    Err(Error::new(&device.node(), what))
+}
+
+/// A suspended device; it goes on when this is dropped.
+struct Suspended<'a> {
+    device: Option<&'a Mapped>,
+    report: &'a dyn Report,
+}
+
+impl<'a> Suspended<'a> {
+    fn new(device: &'a Mapped, report: &'a dyn Report) -> Result<Self> {
+        let suspended = Self {
+            device: Some(device),
+            report,
+        };
+        dmsetup(["suspend", &device.name])?;
+        Ok(suspended)
+    }
+
+    fn end(mut self) -> Result<()> {
+        self.device.take().map_or(Ok(()), resume)
+    }
+}
+
+fn resume(device: &Mapped) -> Result<()> {
+    dmsetup(["resume", &device.name])
+        .map(drop)
+        .map_err(|e| Error::new(&device.node(), e.what()))
+}
+
+impl Drop for Suspended<'_> {
+    fn drop(&mut self) {
+        if let Some(Err(e)) = self.device.take().map(resume) {
+            self.report.warn(&e);
+        }
+    }
+}
+
+/// An exception store, read past the page cache: the kernel does not write through it.
+struct Store {
+    file: File,
+    path: PathBuf,
+    chunk_bytes: u64,
+    exceptions: Vec<Exception>,
+}
+
+impl Store {
+    fn open(path: PathBuf, origin_sectors: u64) -> Result<Self> {
+        let mut file = File::options()
+            .read(true)
+            .custom_flags(OFlags::DIRECT.bits() as i32)
+            .open(&path)
+            .map_err(|e| Error::io(&path, "open", e))?;
+        let bytes = std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0))
+            .map_err(|e| Error::io(&path, "find the size", e))?;
+        let mut store = Self {
+            file,
+            path,
+            chunk_bytes: 0,
+            exceptions: Vec::new(),
+        };
+        let mut buffer = Aligned::new(ALIGNMENT);
+        store.read(buffer.bytes(ALIGNMENT), 0)?;
+        let mut first = [0; HEADER_BYTES];
+        first.copy_from_slice(&buffer.bytes(ALIGNMENT)[..HEADER_BYTES]);
+        let refuse = |what, byte| Error::new(&store.path, what).at_byte(byte);
+        let sectors = match header(&first).map_err(|what| refuse(what, 0))? {
+            Header::New => return Err(refuse("holds no exception store", 0)),
+            Header::Store(sectors) => sectors,
+        };
+        let chunk_bytes = u64::from(sectors) * SECTOR_BYTES;
+        let mut area = Aligned::new(chunk_bytes as usize);
+        let exceptions = exceptions(
+            sectors,
+            bytes,
+            origin_sectors,
+            |to, byte| {
+                let from = area.bytes(to.len());
+                store.read(from, byte)?;
+                to.copy_from_slice(from);
+                Ok(())
+            },
+            refuse,
+        )?;
+        store.chunk_bytes = chunk_bytes;
+        store.exceptions = exceptions;
+        Ok(store)
+    }
+
+    fn read(&self, buffer: &mut [u8], byte: u64) -> Result<()> {
+        self.file
+            .read_exact_at(buffer, byte)
+            .map_err(|e| Error::io(&self.path, "read", e).at_byte(byte))
+    }
+
+    /// Bytes of all chunks.
+    fn bytes(&self) -> u64 {
+        self.exceptions.len() as u64 * self.chunk_bytes
+    }
+
+    /// Calls `work` with the content of all chunks, in the order of the origin, and the sector of the
+    /// origin at which it belongs.
+    fn each(&self, mut work: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+        let most = (READ_BYTES / self.chunk_bytes).max(1) as usize;
+        let mut buffer = Aligned::new(most * self.chunk_bytes as usize);
+        let mut rest = self.exceptions.as_slice();
+        while let Some(first) = rest.first() {
+            // Chunks that follow each other on both sides are one read.
+            let count = (1..rest.len().min(most))
+                .find(|i| {
+                    let (i, far) = (&rest[*i], *i as u64);
+                    i.origin != first.origin + far || i.stored != first.stored + far
+                })
+                .unwrap_or(rest.len().min(most));
+            let bytes = buffer.bytes(count * self.chunk_bytes as usize);
+            self.read(bytes, first.stored * self.chunk_bytes)?;
+            work(first.origin * (self.chunk_bytes / SECTOR_BYTES), bytes)?;
+            rest = &rest[count..];
+        }
+        Ok(())
+    }
+}
+
+/// Memory for direct reads.
+struct Aligned(Vec<u8>);
+
+impl Aligned {
+    fn new(bytes: usize) -> Self {
+        Self(vec![0; bytes + ALIGNMENT])
+    }
+
+    fn bytes(&mut self, bytes: usize) -> &mut [u8] {
+        let start = self.0.as_ptr().align_offset(ALIGNMENT);
+        &mut self.0[start..start + bytes]
+    }
+}
+
+/// Makes runs of sectors of chunks.
+struct Writer<'a> {
+    layer: LayerWriter<'a>,
+    /// Hash of all that is in the layer.
+    content: Sha256,
+    /// Sectors of the device; the last chunk may reach further.
+    sectors: u64,
+}
+
+impl Writer<'_> {
+    fn add(&mut self, sector: u64, data: &[u8]) -> Result<()> {
+        let room = (self.sectors - sector) * SECTOR_BYTES;
+        let data = &data[..data.len().min(room as usize)];
+        self.content.update(sector.to_le_bytes());
+        // Contents only have to be told apart.
+        self.content.update(xxh3_128(data).to_le_bytes());
+        for (i, granule) in data.chunks(GRANULE_BYTES).enumerate() {
+            let at = sector + (i * GRANULE_BYTES) as u64 / SECTOR_BYTES;
+            if is_zero(granule) {
+                self.layer.zeros(at, granule.len() as u64 / SECTOR_BYTES)?;
+            } else {
+                self.layer.data(at, granule)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which stacks run, what they are made of, and how they do.
+
+use std::{
+    fmt::{self, Write},
+    path::PathBuf,
+};
+
+use ovbd_image::lsmt::SECTOR_BYTES;
+use serde::Serialize;
+
+use crate::{
+    check_root,
+    dmsetup::{self, Target},
+    loops::backing_file,
+    running::{Role, Running},
+    users::{device_name, why_in_use},
+};
+use ovbd_layers::{error::Result, units::size};
+
+/// Running stacks. Sizes are in bytes.
+#[derive(Debug, Serialize)]
+pub struct List(Vec<Entry>);
+
+/// A running stack.
+#[derive(Debug, Serialize)]
+pub struct Entry {
+    /// Name.
+    pub name: String,
+    /// Device node; nothing if only parts of the stack exist.
+    pub device: Option<PathBuf>,
+    /// UUID of the device.
+    pub uuid: String,
+    /// Size of the device.
+    pub bytes: u64,
+    /// Where it is mounted, or the device that is made of it.
+    pub used: Option<String>,
+    /// Whether it is suspended.
+    pub suspended: bool,
+    /// Segments of the merged index.
+    pub segments: u64,
+    /// Memory of the merged index.
+    pub index_bytes: u64,
+    /// Bottom first.
+    pub layers: Vec<LayerEntry>,
+    /// Where writes go.
+    pub cow: Option<CowEntry>,
+}
+
+/// A layer of a running stack.
+#[derive(Debug, Serialize)]
+pub struct LayerEntry {
+    /// File or block device.
+    pub path: PathBuf,
+    /// Size of the blob.
+    pub stored_bytes: u64,
+    /// Bytes of the device that come from this layer.
+    pub owned_bytes: u64,
+    /// Compression and errors, if the layer is compressed.
+    pub zfile: Option<ZfileEntry>,
+}
+
+/// A compressed layer.
+#[derive(Debug, Serialize)]
+pub struct ZfileEntry {
+    /// `lz4` or `zstd`.
+    pub algorithm: String,
+    /// Blocks that had a wrong CRC.
+    pub crc_errors: u64,
+    /// Blocks that did not decompress.
+    pub decode_errors: u64,
+    /// Reads of the device below that failed.
+    pub read_errors: u64,
+}
+
+/// The COW store of a writable stack.
+#[derive(Debug, Serialize)]
+pub struct CowEntry {
+    /// File or block device.
+    pub path: PathBuf,
+    /// `valid`, or what dm-snapshot says about one that lost writes.
+    pub state: String,
+    /// Bytes in use.
+    pub used_bytes: u64,
+    /// Size.
+    pub bytes: u64,
+}
+
+impl List {
+    /// Looks at all stacks.
+    ///
+    /// # Errors
+    ///
+    /// Those of `dmsetup`.
+    pub fn new() -> Result<Self> {
+        check_root()?;
+        let stacks = Running::among(&dmsetup::all_with_tables()?);
+        let status = match stacks.as_slice() {
+            [] => Vec::new(),
+            _ => dmsetup::all_status()?,
+        };
+        let entries = stacks.iter().map(|stack| entry(stack, &status)).collect();
+        Ok(Self(entries))
+    }
+}
+
+fn entry(stack: &Running, status: &[(String, Target)]) -> Entry {
+    let find = |name: &str| {
+        status
+            .iter()
+            .find_map(|(found, target)| (found == name).then_some(target))
+    };
+    let of_role = |role| find(&stack.device(role)?.name);
+    let top = stack.top();
+    let overlaybd = of_role(Role::Stack);
+    let number = |position| overlaybd.and_then(|status| status.number(position));
+    let layer = |(position, layer): (usize, crate::running::RunningLayer)| LayerEntry {
+        path: layer.path,
+        stored_bytes: layer.stored_bytes,
+        owned_bytes: number(4 + position).unwrap_or(0) * SECTOR_BYTES,
+        zfile: layer.zfile.as_deref().and_then(find).and_then(zfile),
+    };
+    Entry {
+        name: stack.name.clone(),
+        device: top.map(|device| device.node()),
+        uuid: top.map_or_else(String::new, |device| device.uuid.clone()),
+        bytes: top.map_or(0, |device| device.sectors() * SECTOR_BYTES),
+        used: top.and_then(|device| why_in_use(device.number, &[])),
+        suspended: top.is_some_and(|device| device.suspended),
+        segments: number(1).unwrap_or(0),
+        index_bytes: number(3).unwrap_or(0),
+        layers: stack.layers().into_iter().enumerate().map(layer).collect(),
+        cow: stack
+            .snapshot()
+            .and_then(|table| cow(table, of_role(Role::Cow)?)),
+    }
+}
+
+fn zfile(status: &Target) -> Option<ZfileEntry> {
+    Some(ZfileEntry {
+        algorithm: status.words.first()?.clone(),
+        crc_errors: status.number(6)?,
+        decode_errors: status.number(7)?,
+        read_errors: status.number(8)?,
+    })
+}
+
+fn cow(table: &Target, status: &Target) -> Option<CowEntry> {
+    let device = table.device(1)?;
+    // "<used>/<all sectors> <sectors of metadata>", or words such as "Invalid".
+    let usage = status.words.first().and_then(|word| word.split_once('/'));
+    let sectors = |text: &str| text.parse::<u64>().unwrap_or(0) * SECTOR_BYTES;
+    Some(CowEntry {
+        path: backing_file(device).unwrap_or_else(|| device_name(device).into()),
+        state: match usage {
+            Some(_) => "valid".to_owned(),
+            None => status.words.join(" ").to_lowercase(),
+        },
+        used_bytes: usage.map_or(0, |(used, _)| sectors(used)),
+        bytes: usage.map_or(0, |(_, all)| sectors(all)),
+    })
+}
+
+impl fmt::Display for List {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|entry| write!(f, "{entry}"))
+    }
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match (&self.device, self.suspended, &self.used) {
+            (None, ..) => "incomplete",
+            (_, true, _) => "suspended",
+            (_, _, Some(used)) => used,
+            _ => "not in use",
+        };
+        let (bytes, index) = (size(self.bytes), size(self.index_bytes));
+        writeln!(
+            f,
+            "{}: {bytes}, {} segments in {index}, {state}",
+            self.name, self.segments
+        )?;
+        for (number, layer) in self.layers.iter().enumerate() {
+            let mut how = "lsmt".to_owned();
+            if let Some(zfile) = &layer.zfile {
+                let errors = zfile.crc_errors + zfile.decode_errors + zfile.read_errors;
+                how.clone_from(&zfile.algorithm);
+                if errors > 0 {
+                    write!(how, ", {errors} errors")?;
+                }
+            }
+            let (stored, owned) = (size(layer.stored_bytes), size(layer.owned_bytes));
+            let path = layer.path.display();
+            writeln!(
+                f,
+                "  layer {number}: {stored} ({how}), holds {owned}: {path}"
+            )?;
+        }
+        if let Some(cow) = &self.cow {
+            let (used, bytes) = (size(cow.used_bytes), size(cow.bytes));
+            let path = cow.path.display();
+            match cow.state.as_str() {
+                "valid" => writeln!(f, "  writes: {used} of {bytes}: {path}")?,
+                state => writeln!(f, "  writes: {state}: {path}")?,
+            }
+        }
+        Ok(())
+    }
+}

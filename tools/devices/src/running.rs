@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Running stacks, found by the UUIDs of their mapped devices.
+//!
+//! ```text
+//! NAME          OVERLAYBD-<uuid>-NAME          the stack, without --writable
+//! NAME          OVERLAYBD-COW-<uuid>-NAME      dm-snapshot over the stack, with --writable
+//! NAME-lower    OVERLAYBD-<uuid>-NAME          the stack then
+//! NAME-zfile<n> ZFILE-<uuid>-<n>-NAME          the content of layer n, if it is compressed
+//! NAME-blob<n>  OVERLAYBD-BLOB-<uuid>-<n>-NAME the blob of layer n, where one device does not give all of it
+//! ```
+//!
+//! The `<uuid>` is that of the layer, of the topmost for the whole stack, in 32 digits.
+
+use std::path::{Path, PathBuf};
+
+use ovbd_image::lsmt::UuidText;
+
+use crate::{
+    dmsetup::{node, Mapped, Number, Target},
+    loops::backing_file,
+    users::device_name,
+};
+use ovbd_layers::error::{Error, Result};
+
+/// Longest name of a stack, so that every UUID fits into the 128 bytes that device-mapper has.
+pub const MAX_NAME: usize = 64;
+
+/// What a mapped device is for. In the order in which they can be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// dm-snapshot over the stack.
+    Cow,
+    /// The stack.
+    Stack,
+    /// Content of a compressed layer.
+    Zfile(usize),
+    /// The blob of a layer.
+    Blob(usize),
+}
+
+impl Role {
+    /// Name of the device with this role in the stack `name`.
+    pub fn device_name(self, name: &str, writable: bool) -> String {
+        match self {
+            Role::Stack if writable => format!("{name}-lower"),
+            Role::Stack | Role::Cow => name.to_owned(),
+            Role::Zfile(layer) => format!("{name}-zfile{layer}"),
+            Role::Blob(layer) => format!("{name}-blob{layer}"),
+        }
+    }
+
+    /// UUID of the device with this role in the stack `name`, for a layer of UUID `uuid`.
+    pub fn device_uuid(self, name: &str, uuid: Option<UuidText>) -> String {
+        let digits = uuid.unwrap_or(UuidText::NIL).as_str().replace('-', "");
+        match self {
+            Role::Stack => format!("OVERLAYBD-{digits}-{name}"),
+            Role::Cow => format!("OVERLAYBD-COW-{digits}-{name}"),
+            Role::Zfile(layer) => format!("ZFILE-{digits}-{layer}-{name}"),
+            Role::Blob(layer) => format!("OVERLAYBD-BLOB-{digits}-{layer}-{name}"),
+        }
+    }
+
+    /// Role and name of the stack, from the UUID of a device.
+    fn parse(uuid: &str) -> Option<(Self, &str)> {
+        let digits = |text: &str| text.len() == 32 && text.bytes().all(|c| c.is_ascii_hexdigit());
+        let part = |rest: &'_ str| -> Option<usize> { rest.parse().ok() };
+        if let Some(rest) = uuid.strip_prefix("ZFILE-") {
+            let mut words = rest.splitn(3, '-');
+            words.next().filter(|word| digits(word))?;
+            return Some((Role::Zfile(part(words.next()?)?), words.next()?));
+        }
+        let rest = uuid.strip_prefix("OVERLAYBD-")?;
+        if let Some(rest) = rest.strip_prefix("BLOB-") {
+            let mut words = rest.splitn(3, '-');
+            words.next().filter(|word| digits(word))?;
+            return Some((Role::Blob(part(words.next()?)?), words.next()?));
+        }
+        let (role, rest) = match rest.strip_prefix("COW-") {
+            Some(rest) => (Role::Cow, rest),
+            None => (Role::Stack, rest),
+        };
+        let (uuid, name) = rest.split_once('-')?;
+        digits(uuid).then_some((role, name))
+    }
+}
+
+/// Refuses a name that device-mapper or a shell would have to quote.
+///
+/// # Errors
+///
+/// That one.
+pub fn check_name(name: &str) -> Result<()> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "+-._=:@".contains(c);
+    let what = if name.is_empty() || name.starts_with(['-', '.']) || !name.chars().all(plain) {
+        "not a name for a device: it consists of letters, digits and +-._=:@"
+    } else if name.len() > MAX_NAME {
+        "too long for the name of a device"
+    } else if name == "control" {
+        "reserved by device-mapper"
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(Path::new(name), what))
+}
+
+/// The mapped devices of a stack.
+#[derive(Debug)]
+pub struct Running {
+    /// Name of the stack.
+    pub name: String,
+    /// In the order in which they can be removed.
+    pub devices: Vec<(Role, Mapped)>,
+}
+
+/// A layer of a running stack.
+#[derive(Debug)]
+pub struct RunningLayer {
+    /// The device with the layer's uncompressed blob.
+    pub device: Number,
+    /// Bytes of the uncompressed blob.
+    pub bytes: u64,
+    /// Name of the dm-zfile device, if the layer is compressed.
+    pub zfile: Option<String>,
+    /// Bytes of the blob as it is stored.
+    pub stored_bytes: u64,
+    /// File or block device with the blob.
+    pub path: PathBuf,
+}
+
+impl Running {
+    /// The stacks that some mapped devices make, by name; also those of which only parts exist.
+    pub fn among(devices: &[Mapped]) -> Vec<Self> {
+        let mut stacks: Vec<Self> = Vec::new();
+        for device in devices {
+            let Some((role, name)) = Role::parse(&device.uuid) else {
+                continue;
+            };
+            match stacks.iter_mut().find(|stack| stack.name == name) {
+                Some(stack) => stack.devices.push((role, device.clone())),
+                None => stacks.push(Self {
+                    name: name.to_owned(),
+                    devices: vec![(role, device.clone())],
+                }),
+            }
+        }
+        stacks.sort_by(|a, b| a.name.cmp(&b.name));
+        for stack in &mut stacks {
+            stack.devices.sort_by_key(|(role, _)| *role);
+        }
+        stacks
+    }
+
+    /// The stack of a name among some mapped devices.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub fn find(name: &str, devices: &[Mapped]) -> Result<Self> {
+        check_name(name)?;
+        Self::among(devices)
+            .into_iter()
+            .find(|stack| stack.name == name)
+            .ok_or_else(|| Error::new(&node(name), "no such stack (ovbd ls lists them)"))
+    }
+
+    /// The device of a role.
+    pub fn device(&self, role: Role) -> Option<&Mapped> {
+        self.devices
+            .iter()
+            .find_map(|(found, device)| (*found == role).then_some(device))
+    }
+
+    /// The device that users of the stack see, if it was made.
+    pub fn top(&self) -> Option<&Mapped> {
+        let device = self.device(Role::Cow).or(self.device(Role::Stack))?;
+        (device.name == self.name).then_some(device)
+    }
+
+    /// The table of the stack.
+    pub fn stack(&self) -> Option<&Target> {
+        self.device(Role::Stack)?.target()
+    }
+
+    /// The table of the snapshot over it.
+    pub fn snapshot(&self) -> Option<&Target> {
+        self.device(Role::Cow)?.target()
+    }
+
+    /// The layers, bottom first.
+    pub fn layers(&self) -> Vec<RunningLayer> {
+        let words = self.stack().map_or(&[][..], |stack| &stack.words);
+        let count = words.first().and_then(|word| word.parse().ok());
+        words
+            .get(1..)
+            .unwrap_or_default()
+            .chunks_exact(2)
+            .take(count.unwrap_or(0))
+            .filter_map(|pair| Some(self.layer(pair[0].parse().ok()?, pair[1].parse().ok()?)))
+            .collect()
+    }
+
+    fn layer(&self, device: Number, bytes: u64) -> RunningLayer {
+        let by_number = |number| {
+            self.devices
+                .iter()
+                .find(|(_, device)| device.number == number)
+        };
+        let mut layer = RunningLayer {
+            device,
+            bytes,
+            zfile: None,
+            stored_bytes: bytes,
+            path: PathBuf::new(),
+        };
+        let mut blob = device;
+        if let Some((Role::Zfile(_), mapped)) = by_number(blob) {
+            layer.zfile = Some(mapped.name.clone());
+            if let Some(target) = mapped.target() {
+                blob = target.device(0).unwrap_or(blob);
+                layer.stored_bytes = target.number(1).unwrap_or(bytes);
+            }
+        }
+        if let Some((Role::Blob(_), mapped)) = by_number(blob) {
+            blob = mapped
+                .target()
+                .and_then(|target| target.device(0))
+                .unwrap_or(blob);
+        }
+        layer.path = backing_file(blob).unwrap_or_else(|| device_name(blob).into());
+        layer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uuids_tell_role_and_name() {
+        let uuid = UuidText::new(b"01234567-89ab-cdef-0123-456789ABCDEF");
+        for role in [Role::Stack, Role::Cow, Role::Zfile(0), Role::Blob(254)] {
+            for name in ["a", "a-0", "0-a-b", "COW-x"] {
+                let text = role.device_uuid(name, uuid);
+                assert_eq!(Role::parse(&text), Some((role, name)), "{text}");
+                assert!(role.device_uuid(&"n".repeat(MAX_NAME), None).len() <= 128);
+            }
+        }
+        for other in [
+            "",
+            "LVM-abc",
+            "OVERLAYBD-",
+            "OVERLAYBD-0123-a",
+            "ZFILE-x-y-z",
+        ] {
+            assert_eq!(Role::parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn names() {
+        for good in ["a", "root-1", "x_y.z", "a:b@c"] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "-a", ".", "a/b", "a b", "ü", "control", &"n".repeat(65)] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Bringing a stack up: what its layers need so that device-mapper can read them.
+//!
+//! A layer in a file gets a loop device from its first byte on. That leaves out the last partial sector of a
+//! file, so where a blob ends in one, dm-linear puts the loop device and a sector from memory together. A
+//! blob in a wrapper on a block device gets dm-linear as well. A compressed layer gets dm-zfile on top.
+
+use std::{
+    fs,
+    os::unix::fs::FileTypeExt,
+    path::{Path, PathBuf},
+};
+
+use ovbd_image::lsmt::{Trailer, UuidText, SECTOR_BYTES};
+
+use crate::{
+    check_root, cow,
+    dmsetup::{self, node, run},
+    loops::{self, Loop},
+    plan::{self, Device, Line, Step, Word},
+    running::{check_name, Role, Running},
+    users, Interrupt,
+};
+use ovbd_layers::{
+    blob::{Blob, Content},
+    error::{Error, Result},
+    layer::{read_header, read_trailer, LayerPath},
+    report::Report,
+    stack::check_count,
+};
+
+/// What to bring up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Name of the device.
+    pub name: String,
+    /// Layers, bottom first.
+    pub layers: Vec<LayerPath>,
+    /// Where writes go, for a writable device.
+    pub writable: Option<cow::Options>,
+    /// Ignore parent UUIDs that do not match, and overwrite what the COW file or device holds.
+    pub force: bool,
+}
+
+/// Makes the device; returns its node.
+///
+/// # Errors
+///
+/// All that is wrong with the layers, the names, the COW store and the system. Nothing is left behind then.
+pub fn up(options: &Options, interrupt: &Interrupt, report: &dyn Report) -> Result<PathBuf> {
+    check_root()?;
+    let steps = steps(options)?;
+    check_names(&options.name, &steps)?;
+    for step in &steps {
+        if let Step::Map { table, .. } = step {
+            for line in table {
+                if let Some(Word::Text(target)) = line.words.first() {
+                    check_target(target)?;
+                }
+            }
+        }
+    }
+    loops::prepare()?;
+    plan::run(&steps, interrupt, report)?;
+    Ok(node(&options.name))
+}
+
+/// The shell commands that make the device.
+///
+/// # Errors
+///
+/// As [`up`], as far as it shows without making anything.
+pub fn dry_run(options: &Options) -> Result<String> {
+    Ok(plan::print(&steps(options)?))
+}
+
+/// What a layer is and where its blob is.
+struct LayerPlace {
+    path: PathBuf,
+    is_device: bool,
+    file_bytes: u64,
+    /// First byte of the blob in the file.
+    start: u64,
+    /// Bytes of the blob.
+    bytes: u64,
+    /// Bytes of the uncompressed blob, if it is compressed.
+    original_bytes: Option<u64>,
+    trailer: Trailer,
+}
+
+impl LayerPlace {
+    fn open(layer: &LayerPath) -> Result<Self> {
+        let path = match layer {
+            LayerPath::Sealed(path) => path,
+            LayerPath::Writable { data, .. } => {
+                return Err(Error::new(
+                    data,
+                    "a writable pair cannot be mapped, only a sealed layer",
+                ))
+            }
+        };
+        let opened = Blob::open(path)?;
+        if matches!(opened.content, Content::Zfile(_)) && !opened.is_layer()? {
+            return Err(Error::new(path, "a ZFile that holds no layer"));
+        }
+        read_header(&opened.content)?;
+        let trailer = read_trailer(&opened.content)?;
+        let input = opened.content.input();
+        let kind = input.file().metadata();
+        Ok(Self {
+            path: path.clone(),
+            is_device: kind
+                .map_err(|e| Error::io(path, "look up", e))?
+                .file_type()
+                .is_block_device(),
+            file_bytes: opened.file_bytes,
+            start: input.start(),
+            bytes: input.bytes(),
+            original_bytes: match &opened.content {
+                Content::Plain(_) => None,
+                Content::Zfile(zfile) => Some(zfile.geometry().original_bytes()),
+            },
+            trailer,
+        })
+    }
+
+    /// Sectors that hold the blob.
+    fn sectors(&self) -> u64 {
+        self.bytes.div_ceil(SECTOR_BYTES)
+    }
+
+    /// Whether the last sector of the blob is one that a loop device leaves out.
+    fn has_tail(&self) -> bool {
+        self.start + self.sectors() * SECTOR_BYTES > self.file_bytes
+    }
+
+    /// Refuses a layer that somebody writes to.
+    fn check_not_written(&self, loops: &[Loop]) -> Result<()> {
+        let fail = |what: String| Err(Error::new(&self.path, what));
+        let metadata = fs::metadata(&self.path).map_err(|e| Error::io(&self.path, "look up", e))?;
+        if let Some(user) = loops
+            .iter()
+            .find(|user| !user.read_only && user.is_on(&metadata))
+        {
+            return fail(format!("can be written through {}", user.node.display()));
+        }
+        let mounts = users::block_number(&self.path).map(users::mounts);
+        if let Some(mount) = mounts.iter().flatten().find(|mount| !mount.read_only) {
+            return fail(format!("mounted for writing on {}", mount.point.display()));
+        }
+        Ok(())
+    }
+}
+
+/// Everything that has to be done.
+fn steps(options: &Options) -> Result<Vec<Step>> {
+    check_name(&options.name)?;
+    check_count(&options.layers)?;
+    let blobs = options
+        .layers
+        .iter()
+        .map(LayerPlace::open)
+        .collect::<Result<Vec<_>>>()?;
+    if !options.force {
+        check_parents(&blobs)?;
+    }
+    let loops = loops::all();
+    for blob in &blobs {
+        blob.check_not_written(&loops)?;
+    }
+    let virtual_bytes = blobs
+        .iter()
+        .rev()
+        .map(|blob| blob.trailer.virtual_size)
+        .find(|size| *size != 0)
+        .unwrap_or(0);
+    let sectors = virtual_bytes.div_ceil(SECTOR_BYTES);
+    let top = blobs.last().map(|blob| blob.path.as_path());
+    if sectors == 0 {
+        return Err(Error::new(
+            top.unwrap_or(Path::new("-")),
+            "no layer has a size",
+        ));
+    }
+
+    let mut steps = Vec::new();
+    let tails: Vec<usize> = (0..blobs.len()).filter(|i| blobs[*i].has_tail()).collect();
+    if !tails.is_empty() {
+        steps.push(Step::Tails {
+            variable: TAILS.to_owned(),
+            paths: tails.iter().map(|i| blobs[*i].path.clone()).collect(),
+        });
+    }
+    let mut words = vec!["overlaybd".into(), (blobs.len() as u64).into()];
+    for (number, blob) in blobs.iter().enumerate() {
+        let tail = tails.iter().position(|i| *i == number);
+        let device = layer_steps(&options.name, number, blob, tail, &mut steps);
+        words.push(device.into());
+        words.push(blob.original_bytes.unwrap_or(blob.bytes).into());
+    }
+    let uuid = blobs.last().and_then(|blob| blob.trailer.uuid);
+    let stack = Role::Stack.device_name(&options.name, options.writable.is_some());
+    steps.push(Step::Map {
+        name: stack.clone(),
+        uuid: Role::Stack.device_uuid(&options.name, uuid),
+        read_only: true,
+        table: vec![line(sectors, words)],
+    });
+    if let Some(writable) = &options.writable {
+        for blob in &blobs {
+            let metadata =
+                fs::metadata(&blob.path).map_err(|e| Error::io(&blob.path, "look up", e))?;
+            if cow::Store::is_same(writable, &metadata) {
+                return Err(Error::new(&blob.path, "both a layer and the COW store"));
+            }
+        }
+        let store = cow::Store::prepare(writable, sectors, options.force, &loops)?;
+        steps.extend(store.steps);
+        steps.push(Step::Map {
+            name: options.name.clone(),
+            uuid: Role::Cow.device_uuid(&options.name, uuid),
+            read_only: false,
+            table: vec![line(
+                sectors,
+                vec![
+                    "snapshot".into(),
+                    Device::Path(node(&stack)).into(),
+                    store.device.into(),
+                    "P".into(),
+                    u64::from(store.chunk_sectors).into(),
+                ],
+            )],
+        });
+    }
+    Ok(steps)
+}
+
+/// Variable of the loop device with the last sectors of all blobs that need it.
+const TAILS: &str = "tails";
+
+/// The steps for one layer; returns the device that holds its uncompressed blob. `tail` is the number of its
+/// sector among the tails.
+fn layer_steps(
+    name: &str,
+    number: usize,
+    blob: &LayerPlace,
+    tail: Option<usize>,
+    steps: &mut Vec<Step>,
+) -> Device {
+    let mut device = if blob.is_device {
+        Device::Path(blob.path.clone())
+    } else {
+        let variable = format!("layer{number}");
+        let sectors = blob.sectors() - u64::from(tail.is_some());
+        steps.push(Step::Layer {
+            variable: variable.clone(),
+            path: blob.path.clone(),
+            offset: blob.start,
+            bytes: sectors * SECTOR_BYTES,
+        });
+        Device::Loop(variable)
+    };
+    let mut map = |role: Role, table| {
+        let device = role.device_name(name, false);
+        let path = node(&device);
+        steps.push(Step::Map {
+            name: device,
+            uuid: role.device_uuid(name, blob.trailer.uuid),
+            read_only: true,
+            table,
+        });
+        Device::Path(path)
+    };
+    let linear =
+        |device: &Device, start: u64| vec!["linear".into(), device.clone().into(), start.into()];
+    if let Some(tail) = tail {
+        let whole = blob.sectors() - 1;
+        let tails = Device::Loop(TAILS.to_owned());
+        let table = vec![
+            line(whole, linear(&device, 0)),
+            Line {
+                start: whole,
+                ..line(1, linear(&tails, tail as u64))
+            },
+        ];
+        device = map(Role::Blob(number), table);
+    } else if blob.is_device && blob.start > 0 {
+        let start = blob.start / SECTOR_BYTES;
+        let table = vec![line(blob.sectors(), linear(&device, start))];
+        device = map(Role::Blob(number), table);
+    }
+    if let Some(original) = blob.original_bytes {
+        let words = vec!["zfile".into(), device.into(), blob.bytes.into()];
+        let table = vec![line(original.div_ceil(SECTOR_BYTES), words)];
+        device = map(Role::Zfile(number), table);
+    }
+    device
+}
+
+/// A line that starts a table.
+fn line(sectors: u64, words: Vec<Word>) -> Line {
+    Line {
+        start: 0,
+        sectors,
+        words,
+    }
+}
+
+/// Refuses a layer whose parent is not the layer below. Layers that do not say are not checked.
+fn check_parents(blobs: &[LayerPlace]) -> Result<()> {
+    let known = |uuid: Option<UuidText>| uuid.filter(|uuid| !uuid.is_nil());
+    for (number, blob) in blobs.iter().enumerate() {
+        let Some(wanted) = known(blob.trailer.parent_uuid) else {
+            continue;
+        };
+        let below = number.checked_sub(1).and_then(|below| blobs.get(below));
+        let found = below.map(|below| known(below.trailer.uuid));
+        let what = match (below, found) {
+            // Without a UUID below there is nothing to compare.
+            (Some(_), Some(None)) => continue,
+            (Some(_), Some(Some(found))) if found == wanted => continue,
+            (Some(below), _) => format!("not the one for {}", below.path.display()),
+            (None, _) => "not a base layer".to_owned(),
+        };
+        let other = blobs
+            .iter()
+            .find(|other| known(other.trailer.uuid) == Some(wanted));
+        let belongs = match other {
+            Some(other) => format!("it belongs on {}", other.path.display()),
+            None => format!("its parent is {}", wanted.as_str()),
+        };
+        let what = format!("{what}: {belongs} (--force ignores that)");
+        return Err(Error::new(&blob.path, what));
+    }
+    Ok(())
+}
+
+/// Refuses names of devices that exist.
+fn check_names(name: &str, steps: &[Step]) -> Result<()> {
+    let fail = |what| Err(Error::new(&node(name), what));
+    let existing = dmsetup::all();
+    let stacks = Running::among(&existing);
+    if let Some(stack) = stacks.iter().find(|stack| stack.name == name) {
+        return match stack.top() {
+            Some(_) => fail("exists already".to_owned()),
+            None => fail(format!(
+                "parts of it exist, \"ovbd down {name}\" removes them"
+            )),
+        };
+    }
+    for step in steps {
+        if let Step::Map { name: device, .. } = step {
+            if existing.iter().any(|existing| existing.name == *device) {
+                return fail(format!("a device {device} exists already"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Loads the module of one of our targets where it is missing; device-mapper finds its own.
+fn check_target(target: &str) -> Result<()> {
+    let module = match target {
+        "overlaybd" | "zfile" => format!("dm-{target}"),
+        _ => return Ok(()),
+    };
+    let loaded = Path::new("/sys/module").join(module.replace('-', "_"));
+    if loaded.exists() || run("modprobe", [&module]).is_ok() {
+        return Ok(());
+    }
+    let what = format!(
+        "the module is not loaded and modprobe does not find it; load it with insmod {module}.ko"
+    );
+    Err(Error::new(Path::new(&module), what))
+}

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a file holds once the tar wrapper and the compression are taken away.
+
+use std::path::Path;
+
+use ovbd_image::{
+    lsmt,
+    tar::{self, Member},
+};
+
+use crate::{
+    error::{Error, Place, Result},
+    file_range::FileRange,
+    zfile::{Cursor, Zfile},
+};
+
+/// The bytes of a layer, or of anything else in a ZFile.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// As they are in the file.
+    Plain(FileRange),
+    /// Compressed.
+    Zfile(Box<Zfile>),
+}
+
+/// A file whose wrapping is known.
+#[derive(Clone, Debug)]
+pub struct Blob {
+    /// Bytes of the file.
+    pub file_bytes: u64,
+    /// Where the blob is in its tar wrapper, if there is one.
+    pub tar: Option<Member>,
+    /// What is in it.
+    pub content: Content,
+}
+
+/// The part of a file that holds the blob, and where the tar wrapper put it, if there is one.
+///
+/// # Errors
+///
+/// A wrapper that is damaged, and those of reading.
+pub fn unwrap_tar(file: &FileRange) -> Result<(Option<Member>, FileRange)> {
+    let first = file.first(tar::LOOK_BYTES)?;
+    let member = tar::recognise(&first, file.bytes())
+        .map_err(|e| Error::format(file.path(), e, Place::File(e.offset())))?;
+    let blob = match member {
+        Some(member) => file.part(member.offset, member.bytes),
+        None => file.clone(),
+    };
+    Ok((member, blob))
+}
+
+impl Blob {
+    /// Opens a file and takes away what is around its content.
+    ///
+    /// # Errors
+    ///
+    /// A damaged wrapper or ZFile, and those of reading.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = FileRange::open(path)?;
+        let (tar, blob) = unwrap_tar(&file)?;
+        let first = blob.first(512)?;
+        let content = if Zfile::recognise(&first, blob.bytes()) {
+            Content::Zfile(Box::new(Zfile::open(blob)?))
+        } else {
+            Content::Plain(blob)
+        };
+        Ok(Self {
+            file_bytes: file.bytes(),
+            tar,
+            content,
+        })
+    }
+
+    /// Whether the content starts as a layer does.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Content::read`].
+    pub fn is_layer(&self) -> Result<bool> {
+        let mut first = [0; 24];
+        if self.content.bytes() < first.len() as u64 {
+            return Ok(false);
+        }
+        self.content.read(&mut Cursor::default(), &mut first, 0)?;
+        Ok(lsmt::Header::recognise(&first))
+    }
+}
+
+impl Content {
+    /// Bytes of the content.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Content::Plain(input) => input.bytes(),
+            Content::Zfile(zfile) => zfile.geometry().original_bytes(),
+        }
+    }
+
+    /// The part of the file that holds it.
+    pub fn input(&self) -> &FileRange {
+        match self {
+            Content::Plain(input) => input,
+            Content::Zfile(zfile) => zfile.input(),
+        }
+    }
+
+    /// How to name byte `offset` of the content to the user.
+    pub fn place(&self, offset: u64) -> Place {
+        match self {
+            Content::Plain(input) => Place::File(input.start().saturating_add(offset)),
+            Content::Zfile(_) => Place::Content(offset),
+        }
+    }
+
+    /// An error of the format of the content.
+    pub fn error(&self, error: ovbd_image::Error) -> Error {
+        Error::format(self.input().path(), error, self.place(error.offset()))
+    }
+
+    /// Fills `buffer` from byte `offset` of the content.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Zfile::read`] and [`FileRange::read`].
+    pub fn read(&self, cursor: &mut Cursor, buffer: &mut [u8], offset: u64) -> Result<()> {
+        match self {
+            Content::Plain(input) => input.read(buffer, offset),
+            Content::Zfile(zfile) => zfile.read(cursor, buffer, offset),
+        }
+    }
+
+    /// Reads `N` bytes from byte `offset` of the content.
+    ///
+    /// # Errors
+    ///
+    /// As [`Content::read`].
+    pub fn read_array<const N: usize>(&self, cursor: &mut Cursor, offset: u64) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.read(cursor, &mut bytes, offset)?;
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Reading a ZFile: the jump table in memory, blocks checked and decompressed on demand.
+
+use ovbd_image::{
+    jump_table::{Extent, JumpTable, JumpTableReader, JUMP_GROUP},
+    zfile::{trailer_position, Geometry, Header, HEADER_BYTES},
+    Reason,
+};
+
+use crate::{
+    codec::Decompressor,
+    crc::crc32c,
+    error::{Error, Place, Result},
+    file_range::{FileRange, CHUNK_BYTES},
+    pool::Pool,
+};
+
+/// Uncompressed bytes that one read covers: what is read then still is in the cache when it is
+/// decompressed.
+const SPAN_BYTES: u64 = 128 << 10;
+
+/// A jump table in memory.
+type Table = JumpTable<Vec<u32>, Vec<u64>>;
+
+/// An open ZFile.
+#[derive(Clone, Debug)]
+pub struct Zfile {
+    input: FileRange,
+    geometry: Geometry,
+    table: Table,
+    final_header: bool,
+    gap: u64,
+}
+
+impl Zfile {
+    /// Whether `first`, the first bytes of a file of `bytes`, are those of a ZFile.
+    pub fn recognise(first: &[u8], bytes: u64) -> bool {
+        bytes >= HEADER_BYTES as u64 && Header::recognise(first)
+    }
+
+    /// Reads header, trailer and jump table, and checks all that they say.
+    ///
+    /// # Errors
+    ///
+    /// Those of the format, and of reading.
+    pub fn open(input: FileRange) -> Result<Self> {
+        let fail = |e: ovbd_image::Error| Self::error(&input, e);
+        let bytes = input.bytes();
+        let header = Header::parse(&input.read_array(0)?, bytes, crc32c).map_err(fail)?;
+        let (geometry, final_header) = match header {
+            Header::Final(geometry) => (geometry, true),
+            Header::SeeTrailer => {
+                let at = trailer_position(bytes).map_err(fail)?;
+                let block = input.read_array(at)?;
+                let geometry = Geometry::parse_trailer(&block, bytes, crc32c).map_err(fail)?;
+                (geometry, false)
+            }
+        };
+        let (table, end) = Self::read_table(&input, &geometry)?;
+        Ok(Self {
+            final_header,
+            gap: geometry.index_offset() - end,
+            input,
+            geometry,
+            table,
+        })
+    }
+
+    /// The jump table, and the byte after the last block.
+    fn read_table(input: &FileRange, geometry: &Geometry) -> Result<(Table, u64)> {
+        let fail = |e: ovbd_image::Error| Self::error(input, e);
+        let mut reader = JumpTableReader::new(geometry, crc32c);
+        let (mut lengths, mut bases) = (Vec::new(), Vec::new());
+        let mut buffer = vec![0; geometry.index_bytes().min(CHUNK_BYTES as u64) as usize];
+        let mut at = 0;
+        while at < geometry.index_bytes() {
+            let want = (geometry.index_bytes() - at).min(CHUNK_BYTES as u64) as usize;
+            let chunk = &mut buffer[..want];
+            input.read(chunk, geometry.index_offset() + at)?;
+            reader
+                .feed(
+                    chunk,
+                    |extent| -> std::result::Result<(), ovbd_image::Error> {
+                        if lengths.len() % JUMP_GROUP == 0 {
+                            bases.push(extent.offset);
+                        }
+                        lengths.push(extent.bytes);
+                        Ok(())
+                    },
+                )
+                .map_err(fail)?;
+            at += want as u64;
+        }
+        reader.finish().map_err(fail)?;
+        let table = JumpTable::new(lengths, bases)
+            .ok_or_else(|| Error::new(input.path(), Reason::ZfileIndexTruncated.as_str()))?;
+        Ok((table, reader.data_end()))
+    }
+
+    /// An error of the format, at its byte of the file.
+    fn error(input: &FileRange, error: ovbd_image::Error) -> Error {
+        let at = Place::File(input.start().saturating_add(error.offset()));
+        Error::format(input.path(), error, at)
+    }
+
+    /// The file around it.
+    pub fn input(&self) -> &FileRange {
+        &self.input
+    }
+
+    /// What header or trailer say.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Whether the header was overwritten with the final values.
+    pub fn has_final_header(&self) -> bool {
+        self.final_header
+    }
+
+    /// Bytes between the last block and the jump table; the original leaves none.
+    pub fn gap(&self) -> u64 {
+        self.gap
+    }
+
+    /// Where a block is stored; `None` beyond the last.
+    pub fn extent(&self, block: u64) -> Option<Extent> {
+        self.table.extent(block)
+    }
+
+    /// Fills `buffer` from byte `offset` of the uncompressed content.
+    ///
+    /// # Errors
+    ///
+    /// A block with a wrong CRC or one that does not decompress, content that ends before the buffer is
+    /// full, and those of reading.
+    pub fn read(&self, cursor: &mut Cursor, mut buffer: &mut [u8], mut offset: u64) -> Result<()> {
+        let end = offset
+            .checked_add(buffer.len() as u64)
+            .filter(|end| *end <= self.geometry.original_bytes())
+            .ok_or_else(|| {
+                Error::new(self.input.path(), "ends too early")
+                    .at(Place::Content(self.geometry.original_bytes()))
+            })?;
+        let block_bytes = u64::from(self.geometry.block_bytes());
+        while offset < end {
+            let block = self.geometry.block_of(offset);
+            let inside = (offset % block_bytes) as usize;
+            if cursor.block != Some(block) && (inside != 0 || end - offset < self.decoded(block)) {
+                self.load(cursor, block)?;
+            }
+            if cursor.block == Some(block) {
+                let from = &cursor.data[inside..];
+                let n = from.len().min(buffer.len());
+                buffer[..n].copy_from_slice(&from[..n]);
+                buffer = &mut buffer[n..];
+                offset += n as u64;
+                continue;
+            }
+            // From here on whole blocks, decompressed in place.
+            let mut last = self.geometry.block_of(end - 1);
+            if end % block_bytes != 0 && end != self.geometry.original_bytes() {
+                last -= 1;
+            }
+            let last = last.min(block + (SPAN_BYTES / block_bytes) - 1);
+            let n = self.read_blocks(cursor, block, last, buffer)?;
+            buffer = &mut buffer[n..];
+            offset += n as u64;
+        }
+        Ok(())
+    }
+
+    fn decoded(&self, block: u64) -> u64 {
+        u64::from(self.geometry.decoded_bytes(block))
+    }
+
+    /// Decompresses the blocks `first..=last` to the start of `buffer`; returns the bytes filled.
+    fn read_blocks(
+        &self,
+        cursor: &mut Cursor,
+        first: u64,
+        last: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize> {
+        let (start, end) = self
+            .table
+            .span(first, last)
+            .ok_or_else(|| self.no_block(last))?;
+        let span = cursor
+            .stored
+            .fetch(&self.input, start, (end - start) as usize)?;
+        let mut done = 0;
+        let mut at = start;
+        for block in first..=last {
+            let extent = self.extent(block).ok_or_else(|| self.no_block(block))?;
+            let from = (extent.offset - start) as usize;
+            let stored = &span[from..from + extent.bytes as usize];
+            let size = self.decoded(block) as usize;
+            let to = &mut buffer[done..done + size];
+            self.decode(&mut cursor.decompressor, stored, at, to)?;
+            done += size;
+            at += u64::from(extent.bytes);
+        }
+        Ok(done)
+    }
+
+    /// Decompresses one block into the cursor, which keeps it.
+    fn load(&self, cursor: &mut Cursor, block: u64) -> Result<()> {
+        cursor.block = None;
+        let extent = self.extent(block).ok_or_else(|| self.no_block(block))?;
+        let stored = cursor
+            .stored
+            .fetch(&self.input, extent.offset, extent.bytes as usize)?;
+        cursor.data.resize(self.decoded(block) as usize, 0);
+        self.decode(
+            &mut cursor.decompressor,
+            stored,
+            extent.offset,
+            &mut cursor.data,
+        )?;
+        cursor.block = Some(block);
+        Ok(())
+    }
+
+    /// Checks and decompresses the `stored` block that was found at byte `at` of the ZFile.
+    fn decode(
+        &self,
+        decompressor: &mut Decompressor,
+        stored: &[u8],
+        at: u64,
+        block: &mut [u8],
+    ) -> Result<()> {
+        let fail = |e: ovbd_image::Error| Self::error(&self.input, e.shifted(at));
+        let data = self.geometry.payload(stored, crc32c).map_err(fail)?;
+        decompressor
+            .decompress(self.geometry.algorithm(), data, block)
+            .map_err(|_| fail(ovbd_image::Error::new(Reason::ZfileBlockData, 0)))
+    }
+
+    /// Reads, checks and decompresses the blocks `first..=last`, and hands every error to `report`.
+    pub fn check_blocks(
+        &self,
+        cursor: &mut Cursor,
+        first: u64,
+        last: u64,
+        mut report: impl FnMut(Error),
+    ) {
+        let span = self.table.span(first, last).and_then(|(start, end)| {
+            let bytes = usize::try_from(end - start).ok()?;
+            Some((start, cursor.stored.fetch(&self.input, start, bytes).ok()?))
+        });
+        let Some((start, span)) = span else {
+            // Something cannot be read: find out which blocks that concerns.
+            return (first..=last).for_each(|block| {
+                if let Err(e) = self.load(cursor, block) {
+                    report(e);
+                }
+            });
+        };
+        for block in first..=last {
+            cursor.data.resize(self.decoded(block) as usize, 0);
+            let checked = self.extent(block).ok_or_else(|| self.no_block(block));
+            let checked = checked.and_then(|Extent { offset, bytes }| {
+                let from = (offset - start) as usize;
+                let stored = &span[from..from + bytes as usize];
+                self.decode(&mut cursor.decompressor, stored, offset, &mut cursor.data)
+            });
+            if let Err(e) = checked {
+                report(e);
+            }
+        }
+        cursor.block = None;
+    }
+
+    /// Reads the blocks that hold the bytes `from..to` of the content, into memory from `pool`. What cannot be
+    /// read is left to whoever reads these bytes.
+    pub fn read_ahead(&self, from: u64, to: u64, pool: &Pool<Vec<u8>>) -> ReadAhead {
+        let mut stored = ReadAhead {
+            data: pool.take().unwrap_or_default(),
+            ..ReadAhead::default()
+        };
+        let to = to.min(self.geometry.original_bytes());
+        if from < to {
+            let (first, last) = (self.geometry.block_of(from), self.geometry.block_of(to - 1));
+            if let Some((start, end)) = self.table.span(first, last) {
+                let _ = stored.fetch(&self.input, start, (end - start) as usize);
+            }
+        }
+        stored
+    }
+
+    fn no_block(&self, block: u64) -> Error {
+        Error::new(self.input.path(), format!("there is no block {block}"))
+    }
+}
+
+/// What a thread keeps between reads: its buffers, its decompressor, and the block it read last in part.
+#[derive(Default)]
+pub struct Cursor {
+    block: Option<u64>,
+    data: Vec<u8>,
+    /// What was read last, or ahead.
+    stored: ReadAhead,
+    decompressor: Decompressor,
+}
+
+impl Cursor {
+    /// Takes what [`Zfile::read_ahead`] has read of the same ZFile; the memory that was used before goes to
+    /// `pool`.
+    pub fn take_ahead(&mut self, stored: ReadAhead, pool: &Pool<Vec<u8>>) {
+        pool.put(std::mem::replace(&mut self.stored, stored).data);
+    }
+}
+
+/// A piece of one ZFile in memory.
+#[derive(Default)]
+pub struct ReadAhead {
+    data: Vec<u8>,
+    /// Byte of the ZFile that the first byte of `data` is.
+    offset: u64,
+    /// Bytes of `data` that count.
+    bytes: usize,
+}
+
+impl ReadAhead {
+    /// The `bytes` bytes from byte `offset` on, which are read from `input`, always the same one, unless they
+    /// are there.
+    fn fetch(&mut self, input: &FileRange, offset: u64, bytes: usize) -> Result<&[u8]> {
+        let here = offset
+            .checked_sub(self.offset)
+            .and_then(|skip| usize::try_from(skip).ok())
+            .filter(|skip| skip.checked_add(bytes).is_some_and(|end| end <= self.bytes));
+        if let Some(skip) = here {
+            return Ok(&self.data[skip..skip + bytes]);
+        }
+        // Nothing is there if this fails.
+        self.bytes = 0;
+        if self.data.len() < bytes {
+            self.data.resize(bytes, 0);
+        }
+        input.read(&mut self.data[..bytes], offset)?;
+        (self.offset, self.bytes) = (offset, bytes);
+        Ok(&self.data[..bytes])
+    }
+}

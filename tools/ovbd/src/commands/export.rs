@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `ovbd export`.
+
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Result;
+use clap::{Args, ValueHint};
+use ovbd_layers::{export, layer::LayerPath, stack_or_zfile::StackOrZfile};
+
+use crate::{
+    cli::{self, Threads},
+    report::Report,
+};
+
+/// Write the content of a stack to a raw image.
+///
+/// The image is sparse where the stack is zero, and nothing is left behind on failure. A single ZFile that
+/// holds no layer gives its own content. With --force, OUT can be a block device.
+#[derive(Debug, Args)]
+pub struct Export {
+    /// Layers, bottom first
+    #[arg(required = true, value_name = "LAYER", value_parser = cli::layer(), value_hint = ValueHint::FilePath)]
+    pub layers: Vec<LayerPath>,
+    /// The file to make, or - for standard output
+    #[arg(short, long = "output", value_name = "OUT", value_hint = ValueHint::FilePath)]
+    pub output: PathBuf,
+    /// Replace OUT if it exists
+    #[arg(short, long)]
+    pub force: bool,
+    /// Threads.
+    #[command(flatten)]
+    pub threads: Threads,
+}
+
+impl Export {
+    /// Writes the image.
+    pub fn run(self, report: &Report) -> Result<ExitCode> {
+        let source = StackOrZfile::open(&self.layers)?;
+        report.begin("exporting", source.bytes());
+        self.threads.run(|| {
+            if self.output == Path::new("-") {
+                let mut out = io::stdout();
+                export::to_writer(&source, &mut out, Path::new("standard output"), report)?;
+                out.flush()?;
+                return Ok(());
+            }
+            Ok(export::to_file(&source, &self.output, self.force, report)?)
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

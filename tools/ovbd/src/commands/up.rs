@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `ovbd up`.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Args, ValueHint};
+use ovbd_devices::{cow, up, Interrupt};
+use ovbd_layers::{layer::LayerPath, units};
+
+use crate::{cli, report::Report};
+
+/// Map a stack of layers to a block device.
+///
+/// Attaches loop devices to the layers' files, read-only and with direct I/O where possible, puts dm-zfile over
+/// those that are compressed and dm-overlaybd over all, and prints the name of the device. Layers may also be
+/// block devices. Nothing is left behind on failure.
+///
+/// With --writable, dm-snapshot on top keeps what is written, for "ovbd commit". Without --cow it keeps it in a
+/// file in /var/tmp that goes with the device.
+#[derive(Debug, Args)]
+pub struct Up {
+    /// Make the device writable
+    #[arg(long)]
+    pub writable: bool,
+    /// Keep what is written in this file, which is made if it is missing, or block device. Both can be used again
+    /// with the same layers
+    #[arg(long, value_name = "FILE|DEVICE", requires = "writable", value_hint = ValueHint::FilePath)]
+    pub cow: Option<PathBuf>,
+    /// Room for what is written, for instance 500M or 2G, instead of enough for everything. The file is sparse
+    #[arg(long, value_name = "BYTES", requires = "writable", value_parser = units::parse)]
+    pub size: Option<u64>,
+    /// Print the commands that make the device, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Allow layers whose parent is not the layer below, and overwrite what --cow holds if it is not a snapshot
+    #[arg(short, long)]
+    pub force: bool,
+    /// Name of the device below /dev/mapper
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Layers, bottom first
+    #[arg(required = true, value_name = "LAYER", value_parser = cli::layer(), value_hint = ValueHint::FilePath)]
+    pub layers: Vec<LayerPath>,
+}
+
+impl Up {
+    /// Makes the device and prints its name.
+    pub fn run(self, report: &Report) -> Result<ExitCode> {
+        let options = up::Options {
+            name: self.name,
+            layers: self.layers,
+            writable: self.writable.then_some(cow::Options {
+                path: self.cow,
+                size: self.size,
+            }),
+            force: self.force,
+        };
+        if self.dry_run {
+            return report.print(&up::dry_run(&options)?);
+        }
+        let device = up::up(&options, &Interrupt::install()?, report)?;
+        report.print(&format!("{}\n", device.display()))
+    }
+}
