@@ -32,7 +32,7 @@ endif
 
 test: ## run all checks and tests; installs what it needs into the cache
 	@$(ENTER) test
-selftests: ## run the guest tests; T='dm-overlaybd/*' selects, KERNEL=debug or kcsan, CASES=<folder> runs all cases in it instead
+selftests: ## run the guest tests; T='dm-overlaybd/*' selects, KERNEL=oldest, debug or kcsan, CASES=<folder> runs all cases in it instead
 	@$(ENTER) selftests
 torture: ## 50,000 damaged images through the targets in the debug kernel (see docs/testing.md)
 	@T='hostile/*' KERNEL=debug OVBD_MUTANTS=1400 OVBD_TEST_LIMIT=14400 $(ENTER) selftests
@@ -102,7 +102,7 @@ endif
 
 shell: ## a shell in the toolchain root
 	@$(ENTER) shell
-kernel-update: ## prepare the newest stock kernel that Debian has
+kernel-update: ## prepare the newest stock kernels that Debian has
 	@$(ENTER) kernel-update
 distclean-cache: ## remove the toolchain root, kernels and everything else in the cache
 	@$(ENTER) remove-cache

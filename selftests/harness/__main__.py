@@ -47,21 +47,23 @@ def test(_arguments):
 
 def run_selftests(_arguments):
     """The guest tests that T selects; without T, where CASES was given, its cases through ovbd and the targets."""
-    kernel = kernels.ensure()
-    name = os.environ.get("KERNEL", kernel.name)
-    if name not in (kernel.name, *built_kernels.KINDS):
-        raise Failure(f"KERNEL is one of: {' '.join((kernel.name, *built_kernels.KINDS))}")
+    stock = kernels.ensure()
+    name = os.environ.get("KERNEL", stock.name)
+    names = (stock.name, kernels.OldestKernel.name, *built_kernels.KINDS)
+    if name not in names:
+        raise Failure(f"KERNEL is one of: {' '.join(names)}")
     only_cases = "OVBD_ONLY_CASES" in os.environ and "T" not in os.environ
     scripts = selftests.select(["*/fixtures"] if only_cases else os.environ.get("T", "*").split(), name)
+    kernel = stock
     if name in built_kernels.KINDS:
-        kernel = built_kernels.KINDS[name](kernel)
+        kernel = built_kernels.KINDS[name](stock)
         kernel.ensure()
-        built = kernel.build_modules()
-    else:
-        built = build.modules(kernel)
-    if built or build.make("ovbd"):
+    elif name != stock.name:
+        kernel = kernels.ensure_oldest()
+    if build.modules(kernel) or build.make("ovbd"):
         return 1
     counts = stages.cases() if only_cases else Counts()
+    counts.add(stages.shortfall(kernel))
     counts.add(selftests.run(kernel, scripts))
     print(f"\n{counts}", flush=True)
     return 1 if counts.failed else 0
@@ -109,9 +111,10 @@ def shell(arguments):
 
 
 def kernel_update(_arguments):
-    """Prepares the newest kernel that the archive holds."""
-    kernel = kernels.ensure(update=True)
-    print(f"{kernel.release} ({kernel.version})")
+    """Prepares the newest kernel that the archive holds, and the newest of the oldest supported series."""
+    for kernel in (kernels.ensure(update=True), kernels.ensure_oldest(update=True)):
+        print(f"{kernel.name}: {kernel.release} ({kernel.version})")
+        stages.shortfall(kernel)
     return 0
 
 

@@ -103,7 +103,7 @@ def _clocked(kernel, kind):
         return kernel
     kernel = kind(kernel)
     kernel.ensure()
-    if kernel.build_modules():
+    if build.modules(kernel):
         raise Failure(f"the modules do not build for the {kernel.name} kernel")
     return kernel
 

@@ -5,6 +5,10 @@ import subprocess
 
 from cache import SOURCE
 
+# What Kbuild takes of the checkout; the objects for other kernels stay apart from those for the stock kernel.
+PARTS = ["Kbuild", "rust", "dm-overlaybd", "dm-zfile", "selftests/dm-linear-twin", "selftests/dm-zfile-parts",
+         "selftests/dm-kunit"]
+
 
 def make(*targets, **variables):
     """Runs targets of the project's Makefile, which may come back here and then need the inherited lock."""
@@ -20,9 +24,25 @@ def kbuild(kernel, *arguments, source=SOURCE):
     return subprocess.run(command).returncode
 
 
-def modules(kernel):
-    """Builds the targets and the modules that only tests use."""
-    return kbuild(kernel, "DM_SELFTESTS=1", "modules")
+def modules(kernel, patch=None):
+    """Builds the targets and the modules that only tests use; returns the exit status. For other kernels than the
+    newest stock kernel that is in a copy, to which `patch` may be applied."""
+    if kernel.modules != SOURCE:
+        _copy_to(kernel.modules)
+    if patch:
+        apply = ["patch", "--strip=1", "--fuzz=0", "--directory", kernel.modules, "--input", patch]
+        if status := subprocess.run(apply).returncode:
+            return status
+    return kbuild(kernel, *kernel.module_make, "DM_SELFTESTS=1", "modules", source=kernel.modules)
+
+
+def _copy_to(directory):
+    directory.mkdir(parents=True, exist_ok=True)
+    # A file that a patch changed must come back newer than what was built of it, so times are not copied.
+    subprocess.run(["rsync", "--recursive", "--perms", "--checksum", "--relative", "--delete", "--include=*/",
+                    "--include=*.rs", "--include=*.c", "--include=*.h", "--include=Kbuild",
+                    "--include=bindgen_parameters", "--exclude=*_generated.rs", "--exclude=*",
+                    *PARTS, f"{directory}/"], cwd=SOURCE, check=True)
 
 
 def clippy(kernel):

@@ -5,22 +5,16 @@ Leaves `<cache>/kernel/<release>/<name>/` with a build tree in it, and the modul
 `<cache>/modules/`.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
-import subprocess
 
 import kernel as kernels
 import uml
 import vm
-from cache import CACHE, SOURCE, delete, fresh_directory, step
+from cache import CACHE, SOURCE, Failure, alone, delete, fresh_directory, step
 
 FRAGMENTS = SOURCE / "selftests/config"
-# What Kbuild takes of the checkout; the objects for such a kernel stay apart from those for the stock kernel.
-PARTS = ["Kbuild", "rust", "dm-overlaybd", "dm-zfile", "selftests/dm-linear-twin", "selftests/dm-zfile-parts",
-         "selftests/dm-kunit"]
 # What Makefile.kcsan gives the compiler of C; and no runtime library, which the kernel is itself.
 RACE_FLAGS = ["-Zsanitizer=thread", "-Zexternal-clangrt", "-Cllvm-args=-tsan-distinguish-volatile=1",
               "-Cllvm-args=-tsan-compound-read-before-write=1", "-Cllvm-args=-tsan-instrument-func-entry-exit=0"]
@@ -43,6 +37,8 @@ class BuiltKernel:
     # Variables for every make that uses its tree, and those for its modules alone.
     make = []
     module_make = []
+    # Why it is not the kernel that was meant: it always is.
+    shortfall = None
     # Headers in selftests/config that the compiler gets with a file of the kernel, by the name of that file's object.
     included = {}
 
@@ -72,20 +68,13 @@ class BuiltKernel:
         inputs = self._fragments() + "".join((FRAGMENTS / name).read_text() for name in self.included.values())
         wanted = hashlib.sha256((inputs + "\n".join(self.make)).encode())
         stamp = self.directory / "complete"
-        with self._alone():
+        with alone(self.name):
             if not (stamp.exists() and stamp.read_text() == wanted.hexdigest()):
                 self._build()
                 stamp.write_text(wanted.hexdigest())
 
     def _fragments(self):
         return "".join((FRAGMENTS / f"{name}.config").read_text() for name in self.config)
-
-    @contextlib.contextmanager
-    def _alone(self):
-        """One run at a time builds it, while others use the rest of the cache."""
-        with open(CACHE / f"{self.name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
 
     def _build(self):
         fresh_directory(self.directory)
@@ -112,23 +101,7 @@ class BuiltKernel:
         missing = [line for line in self._fragments().splitlines()
                    if line.startswith("CONFIG_") and not line.endswith("=n") and line not in got]
         if missing:
-            raise kernels.Failure(f"the {self.name} kernel cannot have {' '.join(missing)}")
-
-    def build_modules(self, patch=None):
-        """Builds the modules of this checkout for this kernel, in a copy, to which `patch` may be applied; returns the
-        exit status."""
-        self.modules.mkdir(parents=True, exist_ok=True)
-        # A file that a patch changed must come back newer than what was built of it, so times are not copied.
-        subprocess.run(["rsync", "--recursive", "--perms", "--checksum", "--relative", "--delete", "--include=*/",
-                        "--include=*.rs", "--include=*.c", "--include=*.h", "--include=Kbuild",
-                        "--include=bindgen_parameters", "--exclude=*_generated.rs", "--exclude=*",
-                        *PARTS, f"{self.modules}/"], cwd=SOURCE, check=True)
-        if patch:
-            apply = ["patch", "--strip=1", "--fuzz=0", "--directory", self.modules, "--input", patch]
-            if status := subprocess.run(apply).returncode:
-                return status
-        return subprocess.run(["make", "--no-print-directory", "-C", str(self.build), f"M={self.modules}",
-                               *self.make_arguments(), *self.module_make, "DM_SELFTESTS=1", "modules"]).returncode
+            raise Failure(f"the {self.name} kernel cannot have {' '.join(missing)}")
 
 
 class UserModeLinux(BuiltKernel):

@@ -68,6 +68,14 @@ def exclusive():
         share()
 
 
+@contextlib.contextmanager
+def alone(name):
+    """Lets one run at a time make the part of the cache of that name, while others use the rest."""
+    with open(CACHE / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def need_space(gigabytes, purpose):
     """Stops early where the file system cannot hold what is about to be made."""
     free = shutil.disk_usage(CACHE).free / 1e9

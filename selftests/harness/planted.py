@@ -37,7 +37,7 @@ def run(stock):
 
 def _found(kernel, patch, about):
     """The line of a log that tells of the bug, or None."""
-    if kernel.build_modules(patch):
+    if build.modules(kernel, patch):
         print(f"{patch.name} does not apply or build", flush=True)
         return None
     tests = selftests.select(about["Test"].split(), kernel.name)
