@@ -8,13 +8,23 @@
  * to one module only.
  */
 
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/btf.h>
 #include <linux/completion.h>
+#include <linux/device-mapper.h>
 #include <linux/highmem.h>
 #include <linux/mempool.h>
 #include <linux/ratelimit.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
+#include <linux/utsname.h>
 #include <linux/version.h>
+
+/* Trees in which no kernel was built may lack it. */
+#if __has_include(<generated/utsversion.h>)
+#include <generated/utsversion.h>
+#endif
 
 #include "helpers.h"
 
@@ -159,4 +169,40 @@ struct task_struct *rust_helper_current_task(void)
 bool rust_helper_task_may_work_here(const struct task_struct *task)
 {
 	return current == task && !bio_in_atomic() && task_is_running(current);
+}
+
+/*
+ * The kernel's structures that Rust code takes apart. Where the kernel and the
+ * module have their types (BTF), the loader compares the sizes of those that are
+ * part of a structure of the module.
+ */
+struct dm_rust_structures {
+	struct bio bio;
+	struct bio_vec bio_vec;
+	struct block_device block_device;
+	struct bvec_iter bvec_iter;
+	struct completion completion;
+	struct module module;
+	struct page page;
+	struct queue_limits queue_limits;
+	struct work_struct work_struct;
+};
+
+/*
+ * Where symbols have no versions the loader takes a module that was built for
+ * another build of the same release, in which structures may be different. So
+ * what `uname -v` says, which has the number and date of the build, must be what
+ * it was in the headers.
+ */
+int rust_helper_dm_register_target(struct target_type *type)
+{
+	BTF_TYPE_EMIT(struct dm_rust_structures);
+#ifdef UTS_VERSION
+	if (strcmp(init_uts_ns.name.version, UTS_VERSION)) {
+		pr_err("built for the kernel \"%s\", but this is \"%s\": build the module for this one\n",
+		       UTS_VERSION, init_uts_ns.name.version);
+		return -ENOEXEC;
+	}
+#endif
+	return dm_register_target(type);
 }

@@ -8,6 +8,7 @@
 
 #include <linux/bio.h>
 #include <linux/blkdev.h>
+#include <linux/device-mapper.h>
 #include <linux/mempool.h>
 #include <linux/workqueue.h>
 
@@ -35,5 +36,6 @@ unsigned int rust_helper_num_online_cpus_now(void);
 bool rust_helper_cpu_is_online(unsigned int cpu);
 struct task_struct *rust_helper_current_task(void);
 bool rust_helper_task_may_work_here(const struct task_struct *task);
+int rust_helper_dm_register_target(struct target_type *type);
 
 #endif /* _DM_RUST_HELPERS_H */

@@ -3,7 +3,8 @@
 
 `scripts/kernel-tree` makes the build tree out of the headers and the source package, and compares the Rust symbols that
 the kernel exports with those that come out. That shows that compiler and crates are the same. Of the configuration and
-of C types the symbols say nothing: those are the shipped .config and headers themselves.
+of C types the symbols say nothing: those are the shipped .config and headers themselves, and modules carry what the
+loader (BTF) and they (UTS_VERSION, see rust/bindings/helpers.c) compare where they are loaded.
 
 Runs inside the toolchain root. Leaves `<cache>/modules/<release>/` (what the package installs in
 /usr/lib/modules, with vmlinuz) and `<cache>/kernel/<release>/{headers,build}`, and for the newest kernel `source`.

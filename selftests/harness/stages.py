@@ -25,7 +25,7 @@ DEBUG_TESTS = ["kunit/*", "faults/*", "device-mapper/*", "hostile/*", "dm-overla
 # Damaged images of each base there. The stock kernel's guest takes twice as many, `make torture` 1400.
 DEBUG_MUTANTS = os.environ.get("OVBD_MUTANTS", "11")
 # What runs under the oldest kernel, in one short boot: each part of what the modules ask of a kernel once.
-OLDEST_TESTS = ["device-mapper/io", "dm-overlaybd/io", "dm-zfile/io"]
+OLDEST_TESTS = ["device-mapper/io", "device-mapper/stale", "dm-overlaybd/io", "dm-zfile/io"]
 DEBUG_LOG = SOURCE / "build/debug-pass.log"
 COUNTS = re.compile(r"(\d+) passed, (\d+) failed, (\d+) skipped")
 CARGO_RESULT = re.compile(r"test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored")
