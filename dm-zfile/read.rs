@@ -33,8 +33,6 @@ use super::{
 };
 use kernel::prelude::*;
 
-use super::device_mapper::dm_err;
-
 /// What a bio wants of the file.
 ///
 /// # Invariants

@@ -84,7 +84,7 @@ macro_rules! dm_info {
 macro_rules! dm_err_limit {
     ($target:ty, $($arg:tt)*) => {
         if $crate::device_mapper::log::may_print() {
-            dm_err!($target, $($arg)*)
+            $crate::device_mapper::dm_err!($target, $($arg)*)
         }
     };
 }

@@ -53,18 +53,9 @@
 //! A target that shows a part of a device, like dm-linear. Its table line is
 //! `<start> <sectors> part <device> <first sector>`.
 //!
-//! ```ignore
+//! ```
 //! use core::{fmt::{self, Write}, ops::ControlFlow};
-//! use device_mapper::*;
-//! use kernel::prelude::*;
-//!
-//! module_dm! {
-//!     target: Part,
-//!     name: "dm_part",
-//!     authors: ["Rust for Linux Contributors"],
-//!     description: "part of a device",
-//!     license: "GPL",
-//! }
+//! use kernel::{device_mapper::*, prelude::*};
 //!
 //! struct Part {
 //!     device: TargetDevice,
@@ -120,6 +111,14 @@
 //!         devices.visit(&self.device, self.start, len)
 //!     }
 //! }
+//!
+//! // A module has `module_dm!` do this.
+//! static PART: TargetType<Part> = TargetType::new();
+//! # // SAFETY: What is built into the kernel has a null pointer for a module.
+//! # static THIS_MODULE: ThisModule = unsafe { ThisModule::from_ptr(core::ptr::null_mut()) };
+//! let registered = Registration::new(&PART, &THIS_MODULE)?;
+//! # drop(registered);
+//! # Ok::<(), Error>(())
 //! ```
 //!
 //! # Use outside of the kernel tree
@@ -128,7 +127,7 @@
 //! as a module of its own, and the bindings as another. Both must be at the root of the crate and be
 //! named so:
 //!
-//! ```ignore
+//! ```text
 //! #![deny(unsafe_code)]
 //!
 //! #[allow(unsafe_code)]
@@ -202,16 +201,17 @@ pub use self::{
         Target, //
     },
 };
+pub(crate) use self::per_bio::{
+    PerBioArea,
+    Workqueue, //
+};
+// Macros of the kernel crate are exported, those of another crate are not.
 pub(crate) use self::{
     log::{
         dm_err,
         dm_err_limit,
         dm_info,
         dm_warn, //
-    },
-    per_bio::{
-        PerBioArea,
-        Workqueue, //
     },
     registration::module_dm,
 };

@@ -89,19 +89,8 @@ impl<T: Target> Drop for Registration<T> {
 
 /// Declares a module that registers one target type and does nothing else.
 ///
-/// After `target:` come the fields of [`module!`](kernel::prelude::module), without `type`.
-///
-/// # Examples
-///
-/// ```ignore
-/// module_dm! {
-///     target: Linear,
-///     name: "dm_linear",
-///     authors: ["..."],
-///     description: "linear mapping",
-///     license: "GPL",
-/// }
-/// ```
+/// `target:` names the type. After it come the fields of [`module!`](kernel::prelude::module),
+/// without `type`.
 macro_rules! module_dm {
     (target: $target:ty, $($info:tt)*) => {
         ::kernel::prelude::module! {
