@@ -12,9 +12,10 @@ import subprocess
 import time
 
 from measure import DATA, drop_caches, ram_disk, row, skipped, write_image
-import dm
-import zfiles
-from devices import CommandFailed, Devices, load
+import dm_ioctl
+import zfile_writer
+from block_devices import Devices
+from test_script import CommandFailed, load
 
 SUITE = "debian"
 MOUNT = "/tmp/bench-mount"
@@ -35,7 +36,7 @@ def plain(name):
 def zfile(name):
     """The file system's image as a ZFile."""
     length = write_image(ram_disk(0), DATA / name)
-    with dm.Mapped("bench", f"0 {sectors('root.ext4')} zfile {ram_disk(0)} {length}") as device:
+    with dm_ioctl.Mapped("bench", f"0 {sectors('root.ext4')} zfile {ram_disk(0)} {length}") as device:
         yield device.node, length
 
 
@@ -50,11 +51,11 @@ def stack(kind):
             length = write_image(disk, path)
             total += length
             if kind == "zfile":
-                inner = zfiles.original_bytes(path.read_bytes())
-                mapped = dm.Mapped(f"bench-{number}", f"0 {-(-inner // 512)} zfile {disk} {length}")
+                inner = zfile_writer.original_bytes(path.read_bytes())
+                mapped = dm_ioctl.Mapped(f"bench-{number}", f"0 {-(-inner // 512)} zfile {disk} {length}")
                 disk, length = devices.enter_context(mapped).node, inner
             table += f" {disk} {length}"
-        yield devices.enter_context(dm.Mapped("bench", table)).node, total
+        yield devices.enter_context(dm_ioctl.Mapped("bench", table)).node, total
 
 
 FORMS = {

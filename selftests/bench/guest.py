@@ -14,7 +14,7 @@ import sys
 import time
 
 import measure
-from devices import run
+from test_script import run
 
 # RAM disks take memory for what is written to them only. dm-vdo wants 4829 MiB for its least volume.
 DISKS, DISK_BYTES = 251, 4900 << 20

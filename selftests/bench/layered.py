@@ -14,9 +14,10 @@ import tempfile
 import time
 
 from measure import DATA, ram_disk
-import dm
-import layers
-from devices import Devices, load, run
+import dm_ioctl
+import lsmt_writer
+from block_devices import Devices
+from test_script import load, run
 
 SEGMENT = 64 << 10
 SECTORS = SEGMENT // 512
@@ -48,7 +49,7 @@ def overlaybd(data, count):
     for number in range(count):
         # An LSMT segment holds 16,383 sectors at most, so neighbours stay apart.
         segments = [(at * SECTORS, SECTORS, bytes_) for at, bytes_ in share(data, number, count)]
-        blob = layers.layer(segments, len(data) // 512)
+        blob = lsmt_writer.layer(segments, len(data) // 512)
         write_all(ram_disk(number), [(0, blob)])
         table += f" {ram_disk(number)} {len(blob)}"
     yield lambda: mapped(table)
@@ -56,7 +57,7 @@ def overlaybd(data, count):
 
 @contextlib.contextmanager
 def mapped(table, readonly=True):
-    with dm.Mapped("bench", table, readonly) as device:
+    with dm_ioctl.Mapped("bench", table, readonly) as device:
         yield device.node
 
 
@@ -81,7 +82,7 @@ def snapshot(data, count):
             below = ram_disk(0)
             for number in range(1, count + 1):
                 table = f"0 {len(data) // 512} snapshot {below} {ram_disk(number)} P {SECTORS}"
-                below = stack.enter_context(dm.Mapped(f"bench-{number}", table, readonly=False)).node
+                below = stack.enter_context(dm_ioctl.Mapped(f"bench-{number}", table, readonly=False)).node
             yield below
 
     yield activate
@@ -94,7 +95,7 @@ def thin(data, count):
     write_all(ram_disk(0), [(0, bytes(1 << 20))])
     size = len(data) // 512
     pool_table = f"0 {size + 64 * SECTORS} thin-pool {ram_disk(0)} {ram_disk(1)} {SECTORS} {NO_LOW_WATER_MARK}"
-    with dm.Mapped("bench-pool", pool_table, readonly=False) as pool:
+    with dm_ioctl.Mapped("bench-pool", pool_table, readonly=False) as pool:
         pool.message("create_thin 0")
         for number in range(count):
             if number:
@@ -105,7 +106,7 @@ def thin(data, count):
 
     @contextlib.contextmanager
     def activate():
-        with (dm.Mapped("bench-pool", pool_table, readonly=False) as pool,
+        with (dm_ioctl.Mapped("bench-pool", pool_table, readonly=False) as pool,
               mapped(f"0 {size} thin {pool.node} {count - 1}", readonly=False) as volume):
             yield volume
 

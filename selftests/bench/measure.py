@@ -10,9 +10,8 @@ import os
 import pathlib
 import sys
 
-# Behind this folder: both have modules of some names.
-sys.path.append(os.environ["SRC"] + "/selftests")
-from devices import SOURCE, run
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+from test_script import SOURCE, run
 
 READS = SOURCE / "tools/target/release/ovbd-reads"
 DATA = SOURCE / "build/bench/data"

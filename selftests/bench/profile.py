@@ -11,9 +11,9 @@ import re
 import time
 
 from measure import DATA, READS, per_mebibyte, per_read, ram_disk, report, write_image
-import dm
+import dm_ioctl
 import segments
-from devices import load, run
+from test_script import load, run
 
 PERIOD = 100003
 SAMPLES = 8000
@@ -57,7 +57,7 @@ def functions_of(*command):
 
 def profile_reads(name):
     table, arguments = WORKLOADS[name]
-    with dm.Mapped("bench", table(ram_disk(0))) as device:
+    with dm_ioctl.Mapped("bench", table(ram_disk(0))) as device:
         figure, unit = (per_read, "read") if arguments is RANDOM else (per_mebibyte, "MiB")
         alone = figure(device.node, *arguments, "--count=64", count=1)[0]
         reads = max(64, int(SAMPLES * PERIOD / alone))
@@ -71,7 +71,7 @@ def profile_activation():
     table = segments.spread_table()
     command = ["dmsetup", "create", "--noudevsync", "bench", "--table", table]
     start = time.perf_counter_ns()
-    with dm.Mapped("bench", table):
+    with dm_ioctl.Mapped("bench", table):
         alone = time.perf_counter_ns() - start
     functions = functions_of(*command)
     run("dmsetup", "remove", "--noudevsync", "bench")

@@ -13,8 +13,8 @@ import subprocess
 import time
 
 from measure import DATA, READS, per_mebibyte, ram_disk, row, write_image
-import dm
-from devices import OVBD, load
+import dm_ioctl
+from test_script import OVBD, load
 
 SUITE = "scaling"
 MEBIBYTES = 64
@@ -51,7 +51,7 @@ def one_reader(device, size):
 def main(chosen):
     write_image(ram_disk(1), DATA / "data")
     measure("raw, two programs, 1 MiB reads", lambda: two_readers(ram_disk(1)))
-    with dm.Mapped("bench", f"0 {MEBIBYTES << 11} zero") as device:
+    with dm_ioctl.Mapped("bench", f"0 {MEBIBYTES << 11} zero") as device:
         measure("dm-zero, one program, 1 MiB reads", lambda: one_reader(device.node, 1))
     load("dm-zfile")
     for name in filter(chosen, ("lz4-4k", "zstd-64k")):
@@ -59,7 +59,7 @@ def main(chosen):
         measure(f"ovbd verify {what}, two programs",
                 lambda: two_programs(MEBIBYTES, OVBD, "verify", "--threads=1", path))
         length = write_image(ram_disk(0), path)
-        with dm.Mapped("bench", f"0 {MEBIBYTES << 11} zfile {ram_disk(0)} {length}") as device:
+        with dm_ioctl.Mapped("bench", f"0 {MEBIBYTES << 11} zfile {ram_disk(0)} {length}") as device:
             measure(f"dm-zfile {what}, two programs, 1 MiB reads", lambda: two_readers(device.node))
             for size in (1, 8):
                 measure(f"dm-zfile {what}, one program, {size} MiB reads", lambda: one_reader(device.node, size))

@@ -8,9 +8,9 @@ everywhere. `random` is for each 4 KiB direct read; `split`, for each bio that a
 import time
 
 from measure import per_read, ram_disk, random_reads, row
-import dm
-import layers
-from devices import load
+import dm_ioctl
+import lsmt_writer
+from test_script import load
 
 SUITE = "segments"
 # A layer may have a million entries with the padding to a multiple of 256; "1M" below is nearly that.
@@ -24,37 +24,37 @@ BIOS = 256
 
 
 def write(device, virtual, data, index):
-    return f"{device} {layers.write_sparse(device, virtual, data, index)}"
+    return f"{device} {lsmt_writer.write_sparse(device, virtual, data, index)}"
 
 
 def one_segment(device):
-    return write(device, ONE, ONE, layers.uniform_index(1, ONE, 0, ONE, 8))
+    return write(device, ONE, ONE, lsmt_writer.uniform_index(1, ONE, 0, ONE, 8))
 
 
 def many_in_one(device, segments):
     """Neighbours are stored apart, in two halves that alternate; they would become one segment otherwise."""
     half = segments // 2
-    even = layers.uniform_index(half, LENGTH, 0, 2 * LENGTH, 8)[:16 * half]
-    odd = layers.uniform_index(half, LENGTH, LENGTH, 2 * LENGTH, 8 + half * LENGTH)[:16 * half]
-    words = layers.array.array("Q", bytes(16 * segments))
+    even = lsmt_writer.uniform_index(half, LENGTH, 0, 2 * LENGTH, 8)[:16 * half]
+    odd = lsmt_writer.uniform_index(half, LENGTH, LENGTH, 2 * LENGTH, 8 + half * LENGTH)[:16 * half]
+    words = lsmt_writer.array.array("Q", bytes(16 * segments))
     for at, index in ((0, even), (2, odd)):
-        source = layers.array.array("Q", index)
+        source = lsmt_writer.array.array("Q", index)
         words[at::4], words[at + 1::4] = source[0::2], source[1::2]
     sectors = segments * LENGTH
-    return write(device, sectors, sectors, words.tobytes() + layers.PADDING * (-segments % 256))
+    return write(device, sectors, sectors, words.tobytes() + lsmt_writer.PADDING * (-segments % 256))
 
 
 def share(device, number, count, segments):
     """Layer `number` of `count` that hold the segments in turn."""
     each = segments // count
-    index = layers.uniform_index(each, LENGTH, number * LENGTH, count * LENGTH, 8)
+    index = lsmt_writer.uniform_index(each, LENGTH, number * LENGTH, count * LENGTH, 8)
     return write(device, segments * LENGTH, each * LENGTH, index)
 
 
 def mapped(name, table, sectors):
     """A row of 4 KiB random reads, with what activation took and the size of the index."""
     start = time.perf_counter_ns()
-    with dm.Mapped("bench", table) as device:
+    with dm_ioctl.Mapped("bench", table) as device:
         activation = time.perf_counter_ns() - start
         reads = random_reads(device.node, "--direct", f"--length={sectors * 512}")
         # <start> <sectors> overlaybd <#layers> <#segments> <mapped sectors> <bytes of memory> ...
@@ -74,7 +74,7 @@ def overlaybd(name, sectors, stack):
 
 def split_reads(name, table, sectors):
     """A row of 1 MiB reads over segments of 4 KiB, for each of the bios that they become."""
-    with dm.Mapped("bench", table) as device:
+    with dm_ioctl.Mapped("bench", table) as device:
         times = per_read(device.node, "--direct", "--order=sequential", "--size=1048576",
                          f"--length={sectors * 512}", "--count=64")
         row(SUITE, name, split=[time / BIOS for time in times])

@@ -9,8 +9,8 @@ import contextlib
 import pathlib
 
 from measure import DATA, MEBIBYTE, per_mebibyte, require_content, row, skipped, write_image
-import dm
-from devices import CommandFailed, load, run
+import dm_ioctl
+from test_script import CommandFailed, load, run
 
 SUITE = "slow"
 LENGTH = 64 * MEBIBYTE
@@ -51,7 +51,7 @@ def main(chosen):
             row(SUITE, "raw", **reads(disk), stored=[stored])
             for name in filter(chosen, ("lz4-4k", "lz4-64k", "zstd-64k")):
                 stored = write_image(disk, DATA / f"{name}.zfile")
-                with dm.Mapped("bench", f"0 {LENGTH // 512} zfile {disk} {stored}") as device:
+                with dm_ioctl.Mapped("bench", f"0 {LENGTH // 512} zfile {disk} {stored}") as device:
                     row(SUITE, f"dm-zfile {name.replace('-', ' ')}", **reads(device.node), stored=[stored])
     except (CommandFailed, OSError) as error:
         skipped(SUITE, "null_blk", error)

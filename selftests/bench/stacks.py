@@ -11,7 +11,7 @@ import time
 
 import layered
 from measure import drop_caches, per_read, random_reads, require_content, row, sequential_reads, skipped
-from devices import CommandFailed
+from test_script import CommandFailed
 
 SUITE = "stacks"
 # Lists of free pages and caches of the kernel grow and shrink by some MiB meanwhile: less than this is not shown.

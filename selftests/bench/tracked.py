@@ -5,10 +5,10 @@ import pathlib
 import random
 
 from measure import ram_disk, random_reads, row, sequential_reads, write_image
-import dm
+import dm_ioctl
 import segments
 import zfile
-from devices import OVBD, load, run
+from test_script import OVBD, load, run
 
 SUITE = "tracked"
 BYTES = 16 << 20
@@ -30,7 +30,7 @@ def random_row(name, device, sectors, **more):
 
 
 def overlaybd(name, blob, sectors):
-    with dm.Mapped("bench", f"0 {sectors} overlaybd 1 {blob}") as device:
+    with dm_ioctl.Mapped("bench", f"0 {sectors} overlaybd 1 {blob}") as device:
         random_row(name, device.node, sectors)
 
 
@@ -39,7 +39,7 @@ def compressed(disk, name):
     run(OVBD, "build", "--raw", "--force", "--algo", name, "-o", WORK / name, WORK / "content")
     length = write_image(disk, WORK / name)
     parts = zfile.parts(disk, WORK / name) | {"lower": zfile.lower_read(disk, length, BYTES)}
-    with dm.Mapped("bench", f"0 {SECTORS} zfile {disk} {length}") as device:
+    with dm_ioctl.Mapped("bench", f"0 {SECTORS} zfile {disk} {length}") as device:
         random_row(f"dm-zfile {name}", device.node, SECTORS,
                    sequential=sequential_reads(device.node, "--direct"), **parts)
 
@@ -50,7 +50,7 @@ def main(_chosen):
     (WORK / "content").write_bytes(content())
     # Reads of a RAM disk cost less where nothing was written, as below dm-overlaybd here.
     empty, disk = ram_disk(0), ram_disk(1)
-    with dm.Mapped("bench", f"0 {SECTORS} linear {empty} 0") as device:
+    with dm_ioctl.Mapped("bench", f"0 {SECTORS} linear {empty} 0") as device:
         random_row("dm-linear", device.node, SECTORS)
     overlaybd("dm-overlaybd, 1 segment", segments.one_segment(empty), segments.ONE)
     overlaybd("dm-overlaybd, 100k segments", segments.many_in_one(empty, MANY), MANY * segments.LENGTH)

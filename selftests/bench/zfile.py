@@ -13,9 +13,10 @@ import struct
 from layered import write_all
 from measure import (DATA, MEBIBYTE, drop_caches, ram_disk, random_reads, require_content, row, sequential_reads,
                      skipped, write_image)
-import dm
-import zfiles
-from devices import MODULES, Devices, CommandFailed, load, run
+import dm_ioctl
+import zfile_writer
+from block_devices import Devices
+from test_script import MODULES, CommandFailed, load, run
 
 SUITE = "zfile"
 LENGTH = 64 * MEBIBYTE
@@ -33,7 +34,7 @@ def all_reads(device):
 
 def fields(path):
     """What the ZFile at `path` says of itself."""
-    values = zfiles.values(path.read_bytes())
+    values = zfile_writer.values(path.read_bytes())
     index_offset, blocks, original = struct.unpack_from("<QQQ", values, 40)
     block_bytes, algorithm = struct.unpack_from("<IB", values, 72)
     return {"index_offset": index_offset, "blocks": blocks, "original_bytes": original, "block_bytes": block_bytes,
@@ -68,7 +69,7 @@ def zfile(disk, name):
     """The row of one ZFile."""
     length = write_image(disk, DATA / name)
     figures = parts(disk, DATA / name) | {"lower": lower_read(disk, length, LENGTH)}
-    with dm.Mapped("bench", f"0 {SECTORS} zfile {disk} {length}") as device:
+    with dm_ioctl.Mapped("bench", f"0 {SECTORS} zfile {disk} {length}") as device:
         row(SUITE, f"dm-zfile {name.removesuffix('.zfile').replace('-', ' ')}", stored=[length],
             **all_reads(device.node), **figures)
 
@@ -90,7 +91,7 @@ def vdo(disk, data):
     write_all(disk, [(0, bytes(1 << 20))])
     blocks = int(run("blockdev", "--getsize64", disk)) // 4096
     table = f"0 {SECTORS} vdo V4 {disk} {blocks} 512 32768 16380 deduplication off compression on"
-    with dm.Mapped("bench", table, readonly=False) as device:
+    with dm_ioctl.Mapped("bench", table, readonly=False) as device:
         # Without what it takes for itself. Blocks of which no two fit into one, it stores as they are.
         used = -int(device.status().split()[-2])
         run("dd", f"if={data}", f"of={device.node}", "bs=1M", "oflag=direct", "conv=fsync", "status=none")
@@ -103,7 +104,7 @@ def main(chosen):
     disk = ram_disk(0)
     write_image(disk, DATA / "data")
     row(SUITE, "raw brd", **all_reads(disk))
-    with dm.Mapped("bench", f"0 {SECTORS} linear {disk} 0") as device:
+    with dm_ioctl.Mapped("bench", f"0 {SECTORS} linear {disk} 0") as device:
         row(SUITE, "dm-linear", **all_reads(device.node))
     # Not those of the Debian root.
     for name in filter(chosen, sorted(path.name for path in DATA.glob("[lz]*.zfile"))):

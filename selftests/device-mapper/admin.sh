@@ -4,7 +4,7 @@
 # What an administrator sees of a target: table, status, messages, limits, and the
 # error for each kind of bad table line.
 
-. "$(dirname "$0")/../lib.sh"
+. "$(dirname "$0")/../lib/shell.sh"
 
 check "module loads" load_module selftests/dm-linear-twin/dm-rust-linear
 

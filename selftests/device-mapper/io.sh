@@ -4,7 +4,7 @@
 # I/O through the self-test target is what it is through dm-linear, in all ways that
 # a target can answer a bio.
 
-. "$(dirname "$0")/../lib.sh"
+. "$(dirname "$0")/../lib/shell.sh"
 
 check "module loads" load_module selftests/dm-linear-twin/dm-rust-linear
 check_like "target is registered" 'rust-linear +v1\.2\.3' \

@@ -4,7 +4,7 @@
 # Reads of constructors: any range of bytes, any logical block size, many at once,
 # and devices that fail.
 
-. "$(dirname "$0")/../lib.sh"
+. "$(dirname "$0")/../lib/shell.sh"
 
 check "module loads" load_module selftests/dm-linear-twin/dm-rust-linear
 

@@ -3,7 +3,7 @@
 #
 # Suspend, resume and table reload under load, and the lifetime of the module.
 
-. "$(dirname "$0")/../lib.sh"
+. "$(dirname "$0")/../lib/shell.sh"
 
 check "module loads" load_module selftests/dm-linear-twin/dm-rust-linear
 use_loop lower 2M

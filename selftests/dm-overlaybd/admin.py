@@ -9,32 +9,33 @@ import os
 import random
 import sys
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-import dm
-import layers
-from devices import Devices, Tap, load, read_direct, run, stack_table
-from module import check_autoload, versions
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+import dm_ioctl
+import lsmt_writer
+from block_devices import Devices, read_direct, stack_table
+from module_life import check_autoload, versions
+from test_script import Tap, load, run
 
 SECTORS = 4096
 
 
 def check_status(tap, mapped, table, stack, model):
-    reported = mapped.status(dm.TABLE)
+    reported = mapped.status(dm_ioctl.TABLE)
     numbers = [f"{os.major(number)}:{os.minor(number)}"
                for number in (os.stat(word).st_rdev for word in table.split() if word.startswith("/dev/"))]
     wanted = table
     for path, number in zip([word for word in table.split() if word.startswith("/dev/")], numbers):
         wanted = wanted.replace(path + " ", number + " ")
     tap.equal(reported, wanted, "table: the parameters, with device numbers")
-    with dm.Mapped("again", reported) as again:
-        tap.equal(again.status(dm.TABLE), reported, "table: reloads verbatim")
+    with dm_ioctl.Mapped("again", reported) as again:
+        tap.equal(again.status(dm_ioctl.TABLE), reported, "table: reloads verbatim")
 
     fields = [int(word) for word in mapped.status().split()[3:]]
     owned = [sum(source[0] == number for source in model.source) for number in range(len(stack))]
     # Runs of one source that are not longer than a segment can be are one segment each after the merge.
     segments, sector = 0, 0
     while sector < SECTORS:
-        segments += model.source[sector] != layers.HOLE
+        segments += model.source[sector] != lsmt_writer.HOLE
         sector += model.run(sector)
     tap.equal(fields[:3], [len(stack), segments, sum(owned)], "status: layers, segments and mapped sectors")
     tap.equal(fields[4:], owned, "status: sectors of each layer")
@@ -44,7 +45,7 @@ def check_status(tap, mapped, table, stack, model):
     wanted = f"target_name=overlaybd,target_version=1.0.0,layers={len(stack)}" + "".join(
         f",layer_{number}_device={numbers[number]},layer_{number}_bytes={words[2 * number + 1]}"
         for number in range(len(stack))) + ";"
-    tap.equal(mapped.status(dm.IMA).split(" ", 3)[3], wanted, "IMA: layers with devices and lengths")
+    tap.equal(mapped.status(dm_ioctl.IMA).split(" ", 3)[3], wanted, "IMA: layers with devices and lengths")
 
 
 def check_lookup(tap, mapped, model, numbers):
@@ -54,11 +55,12 @@ def check_lookup(tap, mapped, model, numbers):
         if number is not None:
             wanted = f"{number} {numbers[number]} {place} {model.run(sector)}"
         else:
-            wanted = "hole" if (number, place) == layers.HOLE else "zero"
+            wanted = "hole" if (number, place) == lsmt_writer.HOLE else "zero"
         if (got := mapped.message(f"lookup {sector}")) != wanted:
             wrong.append(f"sector {sector}: {got}, wanted {wanted}")
     tap.result(not wrong, f"lookup: all {SECTORS} sectors", "\n".join(wrong[:10]))
-    answers = {"hole" if source == layers.HOLE else "zero" if source[0] is None else "data" for source in model.source}
+    answers = {"hole" if source == lsmt_writer.HOLE else "zero" if source[0] is None else "data"
+               for source in model.source}
     tap.equal(answers, {"data", "hole", "zero"}, "lookup: all three answers occurred")
     for text, wanted in [(f"lookup {SECTORS}", errno.ERANGE), (f"lookup {(1 << 64) - 1}", errno.ERANGE),
                          (f"lookup {1 << 64}", errno.EINVAL), ("lookup", errno.EINVAL), ("lookup -1", errno.EINVAL),
@@ -75,20 +77,20 @@ tap = Tap()
 generator = random.Random(4)
 load("loop")
 run("modprobe", "dm-mod")
-stack = layers.random_stack(generator, SECTORS, 3)
-blobs = [layers.layer(segments, SECTORS) for segments in stack]
-model = layers.Model(stack, SECTORS)
+stack = lsmt_writer.random_stack(generator, SECTORS, 3)
+blobs = [lsmt_writer.layer(segments, SECTORS) for segments in stack]
+model = lsmt_writer.Model(stack, SECTORS)
 with Devices() as devices:
     line = stack_table(devices, blobs, SECTORS)
     check_autoload(tap, "dm-overlaybd", line, model.content)
     load("dm-overlaybd")
     tap.equal(versions("overlaybd"), ["v1.0.0"], "dmsetup targets: the version")
-    with dm.Mapped("status", line) as mapped:
+    with dm_ioctl.Mapped("status", line) as mapped:
         check_status(tap, mapped, line, stack, model)
-        words = mapped.status(dm.TABLE).split()
+        words = mapped.status(dm_ioctl.TABLE).split()
         check_lookup(tap, mapped, model, words[4::2])
 
-    with dm.Mapped("one", line) as one, dm.Mapped("two", line) as two:
+    with dm_ioctl.Mapped("one", line) as one, dm_ioctl.Mapped("two", line) as two:
         good = all(read_direct(mapped.node, 0, SECTORS * 512) == model.content for mapped in (one, two, one))
         tap.result(good, "two devices over the same layers: content")
         one.remove()
@@ -96,13 +98,14 @@ with Devices() as devices:
 
     _, _, _, _, device, size, *others = line.split()
     double = f"0 {SECTORS} overlaybd 3 {device} {size} {device} {size} {device} {size}"
-    with dm.Mapped("double", double) as mapped:
-        single = layers.Model(stack[:1], SECTORS)
+    with dm_ioctl.Mapped("double", double) as mapped:
+        single = lsmt_writer.Model(stack[:1], SECTORS)
         tap.result(read_direct(mapped.node, 0, SECTORS * 512) == single.content, "one layer three times: content")
         tap.equal([int(word) for word in mapped.status().split()[7:9]], [0, 0], "the topmost of them owns everything")
     many = f"0 {SECTORS} overlaybd 255" + f" {device} {size}" * 255
-    with dm.Mapped("many", many) as mapped:
+    with dm_ioctl.Mapped("many", many) as mapped:
         tap.result(read_direct(mapped.node, 0, SECTORS * 512) == single.content, "255 layers: content")
-        with dm.Mapped("reloaded", mapped.status(dm.TABLE)) as again:
-            tap.equal(again.status(dm.TABLE), mapped.status(dm.TABLE), "255 layers: the table reloads verbatim")
+        with dm_ioctl.Mapped("reloaded", mapped.status(dm_ioctl.TABLE)) as again:
+            tap.equal(again.status(dm_ioctl.TABLE), mapped.status(dm_ioctl.TABLE),
+                      "255 layers: the table reloads verbatim")
 tap.finish()

@@ -10,9 +10,10 @@ import shutil
 import subprocess
 import sys
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-import dm
-from devices import OVBD, SCRATCH, CommandFailed, Devices, Tap, load, run, sha256
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+import dm_ioctl
+from block_devices import Devices, sha256
+from test_script import OVBD, SCRATCH, CommandFailed, Tap, load, run
 
 MIB = 1 << 20
 # Size of the image, the command that makes the file system, and options for the read-only mount.
@@ -129,7 +130,7 @@ def check(tap, kind, generator):
         for state in (0, 1):
             table = f"0 {images[state].stat().st_size // 512} overlaybd {state + 1} {' '.join(words[:2 * state + 2])}"
             name = f"{kind}, {'base' if state == 0 else 'base and difference'}"
-            with dm.Mapped("filesystem", table) as mapped:
+            with dm_ioctl.Mapped("filesystem", table) as mapped:
                 process = subprocess.run(["cmp", mapped.node, images[state]], stdout=subprocess.PIPE, text=True)
                 tap.result(process.returncode == 0, f"{name}: the device is the image", process.stdout)
                 with Devices() as mounts:

@@ -6,10 +6,11 @@ the device has the expected content and probes, or the table is refused."""
 import os
 import sys
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-import dm
-from devices import Devices, Tap, load, sectors, sha256
-from cases import WHOLE_DEVICE_LIMIT, blob, cases, probe_errors
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+import dm_ioctl
+from block_devices import Devices, sectors, sha256
+from fixture_cases import WHOLE_DEVICE_LIMIT, blob, cases, probe_errors
+from test_script import Tap, load
 
 
 def plain(case):
@@ -42,11 +43,11 @@ def check(tap, log, directory, case):
     with Devices() as devices:
         line = table(devices, directory, case)
         if expect == "error":
-            dm.table_refused(tap, log, name, line, "overlaybd: ")
+            dm_ioctl.table_refused(tap, log, name, line, "overlaybd: ")
             return
         try:
             device = devices.mapped("fixture", line).node
-        except dm.Refused as error:
+        except dm_ioctl.Refused as error:
             tap.result(expect.startswith("undetected"), f"{name}: table", error)
             return
         tap.equal(sectors(device), case["virtual_size"] // 512, f"{name}: size")
@@ -59,7 +60,7 @@ def check(tap, log, directory, case):
 
 tap = Tap()
 load("loop", "dm-overlaybd")
-log = dm.KernelLog()
+log = dm_ioctl.KernelLog()
 found = [(directory, chosen) for directory, case in cases() if (chosen := plain(case))]
 if not found:
     print("1..0 # SKIP the fixtures are not beside the checkout")

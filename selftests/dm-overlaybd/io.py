@@ -10,11 +10,12 @@ import random
 import subprocess
 import sys
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-import dm
-import layers
-from devices import SCRATCH, Devices, Tap, load, read_direct, run, stack_table
-from reader import Reader, check_writes, fio
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+import dm_ioctl
+import lsmt_writer
+from block_devices import Devices, read_direct, stack_table
+from read_checks import Reader, check_writes, fio
+from test_script import SCRATCH, Tap, load, run
 
 SECTORS = 8192
 SIZE = SECTORS * 512
@@ -62,11 +63,11 @@ def check_targets(tap, line, model):
     words = line.split(" ", 2)[2]
     table = f"0 1001 {words}\n1001 2000 {words}\n3001 77 zero\n3078 1 {words}"
     wanted = model.read(0, 1001 * 512) + model.read(0, 2000 * 512) + bytes(77 * 512) + model.read(0, 512)
-    with dm.Mapped("several", table) as mapped:
+    with dm_ioctl.Mapped("several", table) as mapped:
         tap.result(read_direct(mapped.node, 0, len(wanted)) == wanted, "several targets in one table: content")
         tap.equal(mapped.message("lookup 5", 1006), mapped.message("lookup 5", 0),
                   "lookup counts from the target's start")
-        with Reader(mapped.node) as reader, dm.Mapped("whole", line) as whole, Reader(whole.node) as flat:
+        with Reader(mapped.node) as reader, dm_ioctl.Mapped("whole", line) as whole, Reader(whole.node) as flat:
             good = all(reader.read(at * 512, 512) == wanted[at * 512:at * 512 + 512]
                        for at in (0, 1000, 1001, 3000, 3001))
             tap.result(good and flat.read(0, 512) == model.read(0, 512), "sectors at the ends of targets")
@@ -81,9 +82,9 @@ def check_failing(tap, line, stack, model, generator):
     bad = sorted(generator.sample(range(8, 8 + data), 12))
     failing = {sector for sector, source in enumerate(model.source) if source in {(1, place) for place in bad}}
     assert failing
-    with dm.Mapped("lower", dm.with_errors(device, total, [(sector, 1) for sector in bad])) as lower:
+    with dm_ioctl.Mapped("lower", dm_ioctl.with_errors(device, total, [(sector, 1) for sector in bad])) as lower:
         words[6] = lower.node
-        with dm.Mapped("upper", " ".join(words)) as upper, Reader(upper.node) as reader:
+        with dm_ioctl.Mapped("upper", " ".join(words)) as upper, Reader(upper.node) as reader:
             affected = sorted({sector + near for sector in failing for near in range(-20, 21)} & set(range(SECTORS)))
             wrong = [sector for sector in affected
                      if reader.error(sector * 512, 512) != (errno.EIO if sector in failing else 0)]
@@ -136,9 +137,9 @@ def check_fio(tap, devices, generator):
     content = path.read_bytes()
     tables = []
     for count in (3, 5):
-        blobs = [layers.layer(segments, len(content) // 512) for segments in scattered(generator, content, count)]
+        blobs = [lsmt_writer.layer(segments, len(content) // 512) for segments in scattered(generator, content, count)]
         tables.append(stack_table(devices, blobs, len(content) // 512))
-    with dm.Mapped("fio", tables[0]) as mapped:
+    with dm_ioctl.Mapped("fio", tables[0]) as mapped:
         read = fio(f"--filename={mapped.node}", "--rw=randread", "--bssplit=4k/40:8k/20:12k/10:64k/20:1m/10",
                    "--ioengine=libaio", "--direct=1", "--iodepth=16", "--norandommap", "--size=8M", "--readonly")
         tap.attempt("fio verifies mixed sizes and depth", run, *read, "--io_size=32M")
@@ -148,7 +149,7 @@ def check_fio(tap, devices, generator):
         while process.poll() is None:
             rounds += 1
             mapped.load(tables[rounds % 2])
-            mapped.suspend(dm.NOFLUSH if rounds % 3 == 0 else 0)
+            mapped.suspend(dm_ioctl.NOFLUSH if rounds % 3 == 0 else 0)
             mapped.resume()
             mapped.suspend()
             mapped.resume()
@@ -161,11 +162,11 @@ def check_fio(tap, devices, generator):
 tap = Tap()
 generator = random.Random(6)
 load("loop", "dm-overlaybd")
-stack = layers.random_stack(generator, SECTORS, 4)
-model = layers.Model(stack, SECTORS)
+stack = lsmt_writer.random_stack(generator, SECTORS, 4)
+model = lsmt_writer.Model(stack, SECTORS)
 with Devices() as devices:
-    line = stack_table(devices, [layers.layer(segments, SECTORS) for segments in stack], SECTORS)
-    with dm.Mapped("io", line) as mapped, Reader(mapped.node) as reader:
+    line = stack_table(devices, [lsmt_writer.layer(segments, SECTORS) for segments in stack], SECTORS)
+    with dm_ioctl.Mapped("io", line) as mapped, Reader(mapped.node) as reader:
         tap.attempt("direct reads of one sector", check_each_sector, reader, model)
         tap.attempt("direct reads up to 1 MiB, into one or many places", check_direct, reader, model, generator)
         tap.attempt("reads that must not wait", check_nowait, reader, model)

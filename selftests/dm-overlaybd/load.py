@@ -8,10 +8,11 @@ import random
 import sys
 import time
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-import dm
-import layers
-from devices import SCRATCH, Devices, Tap, load, read_direct
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+import dm_ioctl
+import lsmt_writer
+from block_devices import Devices, read_direct
+from test_script import SCRATCH, Tap, load
 
 LAYERS = 250
 EACH = 4000
@@ -28,8 +29,8 @@ def write_layer(path, number, samples, generator, content):
         if block % LAYERS == number:
             content[block] = generator.randbytes(LENGTH * 512)
             pieces.append((8 + block // LAYERS * LENGTH, content[block]))
-    index = layers.uniform_index(EACH, LENGTH, number * LENGTH, LAYERS * LENGTH, 8)
-    return layers.write_sparse(path, SECTORS, EACH * LENGTH, index, pieces)
+    index = lsmt_writer.uniform_index(EACH, LENGTH, number * LENGTH, LAYERS * LENGTH, 8)
+    return lsmt_writer.write_sparse(path, SECTORS, EACH * LENGTH, index, pieces)
 
 
 tap = Tap()
@@ -45,7 +46,7 @@ with Devices() as devices:
         words += [devices.loop(path), str(size)]
     line = f"0 {SECTORS} overlaybd {LAYERS} {' '.join(words)}"
     start = time.monotonic()
-    with dm.Mapped("million", line) as mapped:
+    with dm_ioctl.Mapped("million", line) as mapped:
         seconds = time.monotonic() - start
         fields = [int(word) for word in mapped.status().split()[3:]]
         print(f"# {SEGMENTS} segments in {LAYERS} layers: {seconds:.2f} s to load, {fields[3]} bytes")

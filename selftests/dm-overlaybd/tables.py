@@ -11,10 +11,11 @@ import struct
 import subprocess
 import sys
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-import dm
-import layers
-from devices import MODULES, Devices, Tap, load, read_direct, run, stack_table
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+import dm_ioctl
+import lsmt_writer
+from block_devices import Devices, read_direct, stack_table
+from test_script import MODULES, Tap, load, run
 
 SECTORS = 256
 SEGMENTS = [(0, 8), (8, 24), (40, 1), (50, 30), (120, 64), (200, 56)]
@@ -74,19 +75,19 @@ def check_failing(tap, log, device, size, model):
     for what, first, refused in [("header", 0, True), ("data", 8, False), ("index", index, True),
                                  ("trailer", trailer, True), ("end of the trailer", total - 1, True)]:
         count = 1 if what == "data" else min(8, total - first)
-        with dm.Mapped("failing", dm.with_errors(device, total, [(first, count)])) as failing:
+        with dm_ioctl.Mapped("failing", dm_ioctl.with_errors(device, total, [(first, count)])) as failing:
             line = f"0 {SECTORS} overlaybd 1 {failing.node} {size}"
             if refused:
-                dm.table_refused(tap, log, f"a device that fails in the {what}", line, "layer 0", "Cannot read")
+                dm_ioctl.table_refused(tap, log, f"a device that fails in the {what}", line, "layer 0", "Cannot read")
                 continue
-            with dm.Mapped("mapped", line) as mapped:
+            with dm_ioctl.Mapped("mapped", line) as mapped:
                 tap.result(read_direct(mapped.node, 512, (SECTORS - 1) * 512) == model.content[512:],
                            f"a device that fails in the {what}: accepted")
 
 
 def mutants(blob):
     """Pairs of a description and a changed copy of the layer."""
-    trailer = len(blob) - layers.BLOCK
+    trailer = len(blob) - lsmt_writer.BLOCK
     index, = struct.unpack_from("<Q", blob, trailer + INDEX_OFFSET)
 
     def changed(at, data):
@@ -139,14 +140,14 @@ def mutants(blob):
 
 def interpret(blob):
     """The content of the first SECTORS sectors of a layer, or None where it must be refused."""
-    magic, _, flags, *_ = layers.RAW.unpack_from(blob, 0)
-    if magic != layers.MAGIC or flags & 3 != 3:
+    magic, _, flags, *_ = lsmt_writer.RAW.unpack_from(blob, 0)
+    if magic != lsmt_writer.MAGIC or flags & 3 != 3:
         return None
-    end = len(blob) - layers.BLOCK
-    magic, _, flags, index, count, size, *_ = layers.RAW.unpack_from(blob, end)
-    if magic != layers.MAGIC or flags & 7 != 6 or count > 1000000:
+    end = len(blob) - lsmt_writer.BLOCK
+    magic, _, flags, index, count, size, *_ = lsmt_writer.RAW.unpack_from(blob, end)
+    if magic != lsmt_writer.MAGIC or flags & 7 != 6 or count > 1000000:
         return None
-    if index < layers.BLOCK or index % 512 or index + 16 * count > end or size > ((1 << 50) - 1) * 512:
+    if index < lsmt_writer.BLOCK or index % 512 or index + 16 * count > end or size > ((1 << 50) - 1) * 512:
         return None
     # A size that is no multiple of a sector is rounded up.
     if -(-size // 512) < SECTORS:
@@ -190,7 +191,7 @@ def check_mutants(tap, log, blob):
         with Devices() as devices:
             line = stack_table(devices, [mutant], SECTORS)
             try:
-                mapped = dm.Mapped("mutant", line)
+                mapped = dm_ioctl.Mapped("mutant", line)
             except OSError:
                 refused += 1
                 text = log.new()
@@ -212,19 +213,19 @@ def check_mutants(tap, log, blob):
 tap = Tap()
 generator = random.Random(5)
 load("loop", "dm-overlaybd")
-log = dm.KernelLog()
+log = dm_ioctl.KernelLog()
 segments = [(start, sectors, None if number == DISCARDED else generator.randbytes(sectors * 512))
             for number, (start, sectors) in enumerate(SEGMENTS)]
-blob = layers.layer(segments, SECTORS)
+blob = lsmt_writer.layer(segments, SECTORS)
 with Devices() as devices:
     line = stack_table(devices, [blob], SECTORS)
     device = line.split()[4]
-    model = layers.Model([segments], SECTORS)
-    with dm.Mapped("good", line) as mapped:
+    model = lsmt_writer.Model([segments], SECTORS)
+    with dm_ioctl.Mapped("good", line) as mapped:
         content = read_direct(mapped.node, 0, SECTORS * 512)
         tap.result(content == model.content == interpret(blob), "the layer unchanged")
     for line, what, reasons in bad_lines(device, len(blob)):
-        dm.table_refused(tap, log, what, line, *reasons)
+        dm_ioctl.table_refused(tap, log, what, line, *reasons)
     check_failing(tap, log, device, len(blob), model)
 check_mutants(tap, log, blob)
 tap.equal(subprocess.run(["rmmod", "dm-overlaybd"]).returncode, 0, "the module can be unloaded")
@@ -232,16 +233,16 @@ tap.equal(subprocess.run(["rmmod", "dm-overlaybd"]).returncode, 0, "the module c
 with loaded_with_limit(511), Devices() as devices:
     line = stack_table(devices, [blob, blob], SECTORS)
     one = line.split(" ", 4)[4].rsplit(" ", 2)[0]
-    with dm.Mapped("fits", f"0 {SECTORS} overlaybd 1 {one}"):
+    with dm_ioctl.Mapped("fits", f"0 {SECTORS} overlaybd 1 {one}"):
         tap.result(True, "max_segments: as many entries are allowed")
-    dm.table_refused(tap, log, "max_segments: an entry more", line, "512 index entries, max_segments allows 511")
+    dm_ioctl.table_refused(tap, log, "max_segments: an entry more", line, "512 index entries, max_segments allows 511")
 # Two full layers: what is below shows on both sides of every segment above.
-pair = [layers.layer([(at * 8 + first, sectors, None) for at in range(256)], 2048)
+pair = [lsmt_writer.layer([(at * 8 + first, sectors, None) for at in range(256)], 2048)
         for first, sectors in ((0, 6), (2, 2))]
 with loaded_with_limit(767), Devices() as devices:
-    dm.table_refused(tap, log, "max_segments: a merged segment more", stack_table(devices, pair, 2048),
-                     "more segments than max_segments allows, 767")
+    dm_ioctl.table_refused(tap, log, "max_segments: a merged segment more", stack_table(devices, pair, 2048),
+                           "more segments than max_segments allows, 767")
 with (loaded_with_limit(768), Devices() as devices,
-      dm.Mapped("fits", stack_table(devices, pair, 2048)) as mapped):
+      dm_ioctl.Mapped("fits", stack_table(devices, pair, 2048)) as mapped):
     tap.equal(mapped.status().split()[4], "768", "max_segments: as many merged segments are allowed")
 tap.finish()

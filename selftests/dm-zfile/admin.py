@@ -7,11 +7,12 @@ import errno
 import os
 import sys
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-import dm
-import zfiles
-from devices import SCRATCH, Devices, Tap, load, read_direct, run
-from module import check_autoload, versions
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+import dm_ioctl
+import zfile_writer
+from block_devices import Devices, read_direct
+from module_life import check_autoload, versions
+from test_script import SCRATCH, Tap, load, run
 
 BLOCK = 4096
 FIELDS = ["decompressed", "cache_hits", "crc_errors", "decode_errors", "read_errors"]
@@ -23,18 +24,19 @@ def check(tap, loop, blob, content):
     sectors = len(content) // 512
     for options in ("", " 1 ignore_crc", " 2 cache_blocks 0", " 3 ignore_crc cache_blocks 256"):
         line = f"0 {sectors} zfile {device} {len(blob)}{options}"
-        with dm.Mapped("table", line) as mapped:
-            tap.equal(mapped.status(dm.TABLE), line, f"table with '{options}': as it was given")
+        with dm_ioctl.Mapped("table", line) as mapped:
+            tap.equal(mapped.status(dm_ioctl.TABLE), line, f"table with '{options}': as it was given")
             ignored = "y" if "ignore" in options else "n"
-            tap.equal(mapped.status(dm.IMA).split(" ", 3)[3],
+            tap.equal(mapped.status(dm_ioctl.IMA).split(" ", 3)[3],
                       f"target_name=zfile,target_version=1.0.0,device={device},bytes={len(blob)},algorithm=lz4,"
                       f"block_bytes={BLOCK},original_bytes={len(content)},ignore_crc={ignored};", "IMA")
     # What is the default is not printed.
-    with dm.Mapped("table", f"0 {sectors} zfile {device} {len(blob)} 2 cache_blocks 8") as mapped:
-        tap.equal(mapped.status(dm.TABLE), f"0 {sectors} zfile {device} {len(blob)}", "table: defaults are left out")
+    with dm_ioctl.Mapped("table", f"0 {sectors} zfile {device} {len(blob)} 2 cache_blocks 8") as mapped:
+        tap.equal(mapped.status(dm_ioctl.TABLE), f"0 {sectors} zfile {device} {len(blob)}",
+                  "table: defaults are left out")
 
-    stored = zfiles.offset_of(content, len(content) // BLOCK) - 512
-    with dm.Mapped("status", f"0 {sectors} zfile {device} {len(blob)}") as mapped:
+    stored = zfile_writer.offset_of(content, len(content) // BLOCK) - 512
+    with dm_ioctl.Mapped("status", f"0 {sectors} zfile {device} {len(blob)}") as mapped:
         before = [int(word) for word in mapped.status().split()[7:]]
         fixed = ["lz4", str(BLOCK), str(len(content) // BLOCK), str(stored)]
         tap.equal(mapped.status().split()[3:7], fixed, "status: algorithm, block size, blocks, compressed bytes")
@@ -56,8 +58,8 @@ def check(tap, loop, blob, content):
 tap = Tap()
 load("loop")
 run("modprobe", "dm-mod")
-content = zfiles.content(64 * BLOCK, BLOCK)
-blob = zfiles.build(content, block=BLOCK)
+content = zfile_writer.content(64 * BLOCK, BLOCK)
+blob = zfile_writer.build(content, block=BLOCK)
 path = SCRATCH / "admin.zfile"
 path.write_bytes(blob + bytes(-len(blob) % 512))
 with Devices() as devices:

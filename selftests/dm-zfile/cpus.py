@@ -9,10 +9,11 @@ import re
 import subprocess
 import sys
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-import dm
-import zfiles
-from devices import Tap, load, read_direct, run
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+import dm_ioctl
+import zfile_writer
+from block_devices import read_direct
+from test_script import Tap, load, run
 
 BYTES = 4 << 20
 LARGE, PIECE = 1 << 20, 128 << 10
@@ -48,11 +49,11 @@ load("dm-zfile")
 run("modprobe", "brd", "rd_nr=1", f"rd_size={2 * BYTES >> 10}")
 if not EVENT.exists():
     run("mount", "-t", "tracefs", "tracefs", TRACING)
-content = zfiles.content(BYTES, 4096, seed=5)
-blob = zfiles.build(content)
+content = zfile_writer.content(BYTES, 4096, seed=5)
+blob = zfile_writer.build(content)
 with open("/dev/ram0", "r+b") as disk:
     disk.write(blob)
-with dm.Mapped("cpus", f"0 {BYTES // 512} zfile /dev/ram0 {len(blob)} 2 cache_blocks 0") as device:
+with dm_ioctl.Mapped("cpus", f"0 {BYTES // 512} zfile /dev/ram0 {len(blob)} 2 cache_blocks 0") as device:
     ran = workers(tap, device.node, content, LARGE)
     tap.result(set(ran) == {1} and BYTES // PIECE // 4 < ran[1] < BYTES // PIECE,
                "large reads: the other CPU works on some of the pieces", ran)

@@ -8,11 +8,12 @@ import os
 import shutil
 import sys
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-import dm
-import zfiles
-from devices import SCRATCH, Devices, Tap, load, read_direct, sectors, sha256
-from cases import WHOLE_DEVICE_LIMIT, blob, cases, probe_errors
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+import dm_ioctl
+import zfile_writer
+from block_devices import Devices, read_direct, sectors, sha256
+from fixture_cases import WHOLE_DEVICE_LIMIT, blob, cases, probe_errors
+from test_script import SCRATCH, Tap, load
 
 
 def chosen(case):
@@ -40,7 +41,7 @@ def layer_device(devices, directory, layer, name):
         file.seek(offset)
         magic = file.read(6)
         file.seek(offset)
-        content = zfiles.original_bytes(file.read(size)) if magic == b"ZFile\0" else None
+        content = zfile_writer.original_bytes(file.read(size)) if magic == b"ZFile\0" else None
     if not layer.get("zfile"):
         return loop, size
     # A header that does not say how long the content is must be refused before the length matters.
@@ -50,7 +51,7 @@ def layer_device(devices, directory, layer, name):
 
 def make_device(devices, directory, case):
     if not case["layers"]:
-        raise dm.Refused("no layers")
+        raise dm_ioctl.Refused("no layers")
     words = []
     for number, layer in enumerate(case["layers"]):
         device, size = layer_device(devices, directory, layer, f"layer{number}")
@@ -94,7 +95,7 @@ def check(tap, directory, case):
     with Devices() as devices:
         try:
             device = make_device(devices, directory, case)
-        except (dm.Refused, ValueError, IndexError) as error:
+        except (dm_ioctl.Refused, ValueError, IndexError) as error:
             good = (expect == "error" and where == "open") or expect.startswith("undetected")
             tap.result(good, f"{name}: refused", error)
             return

@@ -11,11 +11,12 @@ import random
 import subprocess
 import sys
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-import dm
-import zfiles
-from devices import OVBD, SCRATCH, Devices, Tap, load, read_direct, run
-from reader import Reader, check_writes, fio
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+import dm_ioctl
+import zfile_writer
+from block_devices import Devices, read_direct
+from read_checks import Reader, check_writes, fio
+from test_script import OVBD, SCRATCH, Tap, load, run
 
 BLOCK = 4096
 BLOCKS = 96
@@ -40,9 +41,9 @@ def touching(starts, sectors):
 
 def check_lower(tap, devices):
     """The lower device loses sectors, its content changes, and it becomes shorter."""
-    content = zfiles.content(BLOCKS * BLOCK, BLOCK, seed=3)
-    blob = zfiles.build(content, block=BLOCK)
-    starts = [zfiles.offset_of(content, block, block=BLOCK) for block in range(BLOCKS + 1)]
+    content = zfile_writer.content(BLOCKS * BLOCK, BLOCK, seed=3)
+    blob = zfile_writer.build(content, block=BLOCK)
+    starts = [zfile_writer.offset_of(content, block, block=BLOCK) for block in range(BLOCKS + 1)]
     loop = devices.loop(padded(SCRATCH / "lower.zfile", blob))
     total = -(-len(blob) // 512)
     linear = f"0 {total} linear {loop} 0"
@@ -51,8 +52,8 @@ def check_lower(tap, devices):
     bad = sorted(random.Random(9).sample(range(1, total - 8), 6))
     failing = touching(starts, bad)
 
-    with dm.Mapped("lower", linear) as lower, dm.Mapped("upper", table.format(lower.node)) as upper:
-        lower.reload(dm.with_errors(loop, total, [(sector, 1) for sector in bad]))
+    with dm_ioctl.Mapped("lower", linear) as lower, dm_ioctl.Mapped("upper", table.format(lower.node)) as upper:
+        lower.reload(dm_ioctl.with_errors(loop, total, [(sector, 1) for sector in bad]))
         wanted = [errno.EIO if block in failing else 0 for block in range(BLOCKS)]
         tap.equal(block_errors(upper.node), wanted, f"sectors that fail: exactly {len(failing)} blocks fail")
         errors = int(upper.status().split()[-1])
@@ -84,23 +85,23 @@ def check_lower(tap, devices):
 
 def check_failing_metadata(tap, devices, log):
     """A table over a device that fails where header, jump table or trailer are is refused."""
-    content = zfiles.content(64 * BLOCK, BLOCK)
-    blob = zfiles.build(content, block=BLOCK)
+    content = zfile_writer.content(64 * BLOCK, BLOCK)
+    blob = zfile_writer.build(content, block=BLOCK)
     loop = devices.loop(padded(SCRATCH / "metadata.zfile", blob))
     total = -(-len(blob) // 512)
     for what, sector in (("header", 0), ("jump table", (len(blob) - 512 - 8) // 512), ("trailer", total - 1)):
-        with dm.Mapped("lower", dm.with_errors(loop, total, [(sector, 1)])) as lower:
-            dm.table_refused(tap, log, f"a device that fails in the {what}",
-                             f"0 {len(content) // 512} zfile {lower.node} {len(blob)}", "Cannot read")
+        with dm_ioctl.Mapped("lower", dm_ioctl.with_errors(loop, total, [(sector, 1)])) as lower:
+            dm_ioctl.table_refused(tap, log, f"a device that fails in the {what}",
+                                   f"0 {len(content) // 512} zfile {lower.node} {len(blob)}", "Cannot read")
 
 
 def check_blocks(tap, devices):
     """A lower device with blocks of 4096 bytes serves reads of 512."""
-    content = zfiles.content(40 * BLOCK + 100, BLOCK, seed=2)
-    blob = zfiles.build(content, block=BLOCK)
+    content = zfile_writer.content(40 * BLOCK + 100, BLOCK, seed=2)
+    blob = zfile_writer.build(content, block=BLOCK)
     loop = devices.loop(padded(SCRATCH / "large.zfile", blob, 4096), block_size=4096)
     wanted = content + bytes(-len(content) % 512)
-    with dm.Mapped("blocks", f"0 {len(wanted) // 512} zfile {loop} {len(blob)}") as mapped:
+    with dm_ioctl.Mapped("blocks", f"0 {len(wanted) // 512} zfile {loop} {len(blob)}") as mapped:
         queue = pathlib.Path(f"/sys/block/dm-{mapped.minor}/queue")
         hints = [int((queue / name).read_text()) for name in ("logical_block_size", "minimum_io_size",
                                                               "optimal_io_size")]
@@ -130,17 +131,17 @@ def check_fio(tap, devices):
         path = SCRATCH / f"{len(tables)}.zfile"
         size = build(path, raw, *options)
         tables.append(f"0 {8 << 11} zfile {devices.loop(path)} {size}")
-        with dm.Mapped("fio", tables[-1]) as mapped:
+        with dm_ioctl.Mapped("fio", tables[-1]) as mapped:
             tap.attempt(f"fio verifies mixed sizes and depth: {' '.join(options)}", run, *reads(mapped),
                         "--io_size=8M", "--numjobs=2")
-    with dm.Mapped("fio", tables[0]) as mapped:
+    with dm_ioctl.Mapped("fio", tables[0]) as mapped:
         process = subprocess.Popen([*reads(mapped), "--time_based", "--runtime=8", "--numjobs=2"],
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         rounds = 0
         while process.poll() is None:
             rounds += 1
             mapped.load(tables[rounds % 3])
-            mapped.suspend(dm.NOFLUSH if rounds % 2 else 0)
+            mapped.suspend(dm_ioctl.NOFLUSH if rounds % 2 else 0)
             mapped.resume()
         output = process.stdout.read()
         tap.result(process.returncode == 0, "fio verifies while tables are replaced", output[-2000:])
@@ -156,7 +157,7 @@ def reads(mapped):
 
 def check_removal(tap, table):
     """dmsetup removes the device by force, then for good when its readers are gone."""
-    mapped = dm.Mapped("removed", table)
+    mapped = dm_ioctl.Mapped("removed", table)
     process = subprocess.Popen([*reads(mapped), "--time_based", "--runtime=60", "--numjobs=2"],
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     with Reader(mapped.node) as reader:
@@ -173,7 +174,7 @@ def check_removal(tap, table):
 
 tap = Tap()
 load("loop", "dm-zfile")
-log = dm.KernelLog()
+log = dm_ioctl.KernelLog()
 with Devices() as devices:
     check_lower(tap, devices)
     check_failing_metadata(tap, devices, log)

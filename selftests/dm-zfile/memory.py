@@ -8,9 +8,10 @@ import pathlib
 import subprocess
 import sys
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-from devices import SCRATCH, Devices, Tap, load
-from images import BYTES, Images
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+from block_devices import Devices
+from target_images import BYTES, Images
+from test_script import SCRATCH, Tap, load
 
 GROUP = pathlib.Path("/sys/fs/cgroup/ovbd-memory")
 # A Python with four threads needs some ten; what is left is less than the file it reads.

@@ -10,10 +10,11 @@ import sys
 import threading
 import time
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-import dm
-import zfiles
-from devices import (DMSETUP, SCRATCH, CommandFailed, Devices, Tap, load, read_direct, run)
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+import dm_ioctl
+import zfile_writer
+from block_devices import DMSETUP, Devices, read_direct
+from test_script import SCRATCH, CommandFailed, Tap, load, run
 
 MIB = 1 << 20
 
@@ -26,7 +27,7 @@ def status(name):
 
 def make(devices, name, content, options="", damage=None, **how):
     """A dm-zfile device over `content`; `damage` flips the byte at that offset of the file."""
-    blob = bytearray(zfiles.build(content, **how))
+    blob = bytearray(zfile_writer.build(content, **how))
     if damage is not None:
         blob[damage] ^= 1
     path = SCRATCH / f"{name}.zfile"
@@ -52,7 +53,7 @@ def shapes(tap):
         for block in (512, 4096, 16384, 65536):
             for crc in (True, False):
                 with Devices() as devices:
-                    content = zfiles.content(MIB + 1337, block, seed=block)
+                    content = zfile_writer.content(MIB + 1337, block, seed=block)
                     what = f"{algorithm} {block} {'with' if crc else 'without'} CRC"
                     device = make(devices, "shape", content, algorithm=algorithm, block=block, crc=crc)
                     tap.attempt(f"{what}: direct reads", random_reads, device, content, 15, block)
@@ -62,7 +63,7 @@ def shapes(tap):
 
 def sequential(tap):
     """4 KiB after 4 KiB, each block of 64 KiB is decompressed once."""
-    content = zfiles.content(MIB, 65536)
+    content = zfile_writer.content(MIB, 65536)
     for options, wanted in (("", 16), (" 2 cache_blocks 1", 16), (" 2 cache_blocks 0", 256)):
         with Devices() as devices:
             device = make(devices, "seq", content, options, block=65536)
@@ -77,9 +78,9 @@ def sequential(tap):
 
 def damage(tap):
     """One flipped byte in block 5."""
-    content = zfiles.content(64 * 4096, 4096)
+    content = zfile_writer.content(64 * 4096, 4096)
     with Devices() as devices:
-        offset = zfiles.offset_of(content, 5, block=4096) + 100
+        offset = zfile_writer.offset_of(content, 5, block=4096) + 100
         device = make(devices, "flip", content, block=4096, damage=offset)
         event = int(run("dmsetup", "info", "-c", "--noheadings", "-o", "events", "flip"))
         waiter = subprocess.Popen(["dmsetup", "wait", "--noflush", "flip", str(event)], stdout=subprocess.DEVNULL)
@@ -118,11 +119,11 @@ def damage(tap):
 
 
 def tables(tap):
-    content = zfiles.content(40960, 4096)
-    blob = zfiles.build(content, block=4096)
+    content = zfile_writer.content(40960, 4096)
+    blob = zfile_writer.build(content, block=4096)
     path = SCRATCH / "table.zfile"
     path.write_bytes(blob + bytes(-len(blob) % 512))
-    log = dm.KernelLog()
+    log = dm_ioctl.KernelLog()
     with Devices() as devices:
         loop = devices.loop(path)
         size = len(blob)
@@ -141,8 +142,9 @@ def tables(tap):
             (f"zfile {loop} {size} 9 ignore_crc", "Invalid number of optional"),
             (f"zfile {loop} {size} 0 ignore_crc", "Too many arguments"),
         ):
-            dm.table_refused(tap, log, f"table '{line.replace(loop, 'DEV')}'", f"0 80 {line}", reason)
-        dm.table_refused(tap, log, "a table that is too long", f"0 81 zfile {loop} {size}", "longer than the file")
+            dm_ioctl.table_refused(tap, log, f"table '{line.replace(loop, 'DEV')}'", f"0 80 {line}", reason)
+        dm_ioctl.table_refused(tap, log, "a table that is too long", f"0 81 zfile {loop} {size}",
+                               "longer than the file")
 
         device = devices.map("reload", f"0 80 zfile {loop} {size} 3 ignore_crc cache_blocks 2", readonly=False)
         table = run("dmsetup", "table", "reload")
@@ -169,7 +171,7 @@ def tables(tap):
 
 def under_load(tap):
     """Two readers while the table is replaced again and again; then removal right after they stop."""
-    content = zfiles.content(2 * MIB, 16384)
+    content = zfile_writer.content(2 * MIB, 16384)
     with Devices() as devices:
         device = make(devices, "load", content, block=16384)
         table = run("dmsetup", "table", "load")

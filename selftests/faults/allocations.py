@@ -6,13 +6,14 @@ error or the right result, and afterwards everything works and nothing is lost."
 import os
 import sys
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-import dm
-from checkers import Nth, no_leaks, quiet_faults, require, unload
-from devices import Devices, Tap, load, read_direct
-from images import BYTES, Images
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+import dm_ioctl
+from block_devices import Devices, read_direct
+from debug_kernel import Nth, no_leaks, quiet_faults, require, unload
+from target_images import BYTES, Images
+from test_script import Tap, load
 
-STATUS = {"info": 0, "table": dm.TABLE, "ima": dm.IMA}
+STATUS = {"info": 0, "table": dm_ioctl.TABLE, "ima": dm_ioctl.IMA}
 
 
 class Walk:

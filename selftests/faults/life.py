@@ -10,11 +10,12 @@ import sys
 import threading
 import time
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-import dm
-from devices import DMSETUP, CommandFailed, Devices, Tap, load, read_direct, run
-from images import BYTES, Images
-from readers import Readers
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+import dm_ioctl
+from block_devices import DMSETUP, Devices, read_direct
+from reader_threads import Readers
+from target_images import BYTES, Images
+from test_script import CommandFailed, Tap, load, run
 
 ROUNDS = 15
 
@@ -32,7 +33,7 @@ def check(tap, name, devices, table, content):
             mapped.reload(table)
     tap.result(readers.only() and readers.good, f"{name}: reads while the table is reloaded", readers)
 
-    for what, flags in (("flush", 0), ("noflush", dm.NOFLUSH)):
+    for what, flags in (("flush", 0), ("noflush", dm_ioctl.NOFLUSH)):
         with Readers(mapped.node, content) as readers:
             for _ in range(ROUNDS):
                 readers.wait(5)
@@ -42,7 +43,7 @@ def check(tap, name, devices, table, content):
 
     with Readers(mapped.node, content) as readers:
         refused = [refuses_unload(module) for _ in range(5)]
-        for flags in (0, dm.TABLE, dm.IMA) * ROUNDS:
+        for flags in (0, dm_ioctl.TABLE, dm_ioctl.IMA) * ROUNDS:
             mapped.status(flags)
     tap.result(all(refused) and readers.only(), f"{name}: {module} stays loaded under load", readers)
 

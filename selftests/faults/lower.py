@@ -11,12 +11,13 @@ import pathlib
 import subprocess
 import sys
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-import dm
-from checkers import DEBUG, attribute, no_leaks, unload
-from devices import Devices, Tap, load, run, sectors
-from images import Images
-from readers import Readers
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+import dm_ioctl
+from block_devices import Devices, sectors
+from debug_kernel import DEBUG, attribute, no_leaks, unload
+from reader_threads import Readers
+from target_images import Images
+from test_script import Tap, load, run
 
 LOOP_SET_CAPACITY = 0x4C07
 
@@ -43,7 +44,7 @@ def errors_instead(below, run_of):
     """Replaces sectors of the lower devices by the error target: `run_of(sectors)` says which."""
     for device, loop in below.made:
         size = sectors(loop)
-        device.reload(dm.with_errors(loop, size, [run_of(size)]))
+        device.reload(dm_ioctl.with_errors(loop, size, [run_of(size)]))
 
 
 def constructors(tap, images):

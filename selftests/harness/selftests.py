@@ -66,7 +66,7 @@ def _boot(kernel, scripts, directory, number):
     passed_on = [f"{name}={value}" for name, value in os.environ.items()
                  if name == "CASES" or name.startswith("OVBD_")]
     command = shlex.join(["env", *passed_on, f"KO_DIR={kernel.modules}",
-                          str(SOURCE / "selftests" / "guest.py"), str(LIMIT), *scripts])
+                          "python3", str(SOURCE / "selftests/lib/run_tests.py"), str(LIMIT), *scripts])
     guest = kernel.guest(command, console, silence=LIMIT + 90)
     total = Counts()
     done = 0

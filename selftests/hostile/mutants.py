@@ -14,10 +14,11 @@ import subprocess
 import sys
 import threading
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-from cases import FIXTURES
-from devices import SCRATCH, SOURCE, Devices, load
-from dm import Mapped
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+from block_devices import Devices
+from dm_ioctl import Mapped
+from fixture_cases import FIXTURES
+from test_script import SCRATCH, SOURCE, load
 
 PARTS = 4
 # More than any base has.

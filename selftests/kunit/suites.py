@@ -6,9 +6,9 @@ import os
 import re
 import sys
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-from checkers import DEBUG, require
-from devices import MODULES, Tap, run
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+from debug_kernel import DEBUG, require
+from test_script import MODULES, Tap, run
 
 SUITES = ("ovbd_codec", "ovbd_args", "ovbd_image")
 RESULT = re.compile(r"\s+(not )?ok \d+ (\S+)(.*)")

@@ -10,9 +10,10 @@ import random
 import subprocess
 import sys
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-from devices import SCRATCH, Tap, load, read_direct, run, sha256
-from stacks import MIB, Images, listed, make_image, ovbd, refused, settled
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+from block_devices import read_direct, sha256
+from ovbd_command import MIB, Images, listed, make_image, ovbd, refused, settled
+from test_script import SCRATCH, Tap, load, run
 
 
 def json_info(*paths):

@@ -10,9 +10,9 @@ import subprocess
 import sys
 import textwrap
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-from devices import OVBD, SCRATCH, SOURCE, Tap, load, run
-from stacks import MIB, existing, settled
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+from ovbd_command import MIB, existing, settled
+from test_script import OVBD, SCRATCH, SOURCE, Tap, load, run
 
 ENVIRONMENT = os.environ | {"PATH": f"{OVBD.parent}:{os.environ['PATH']}"}
 MOUNT = pathlib.Path("/mnt")

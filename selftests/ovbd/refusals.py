@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-from devices import OVBD, SCRATCH, Devices, Tap, load, run, sha256
-from stacks import MIB, Images, listed, ovbd, ovbd_fails, refused, settled
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+from block_devices import Devices, sha256
+from ovbd_command import MIB, Images, listed, ovbd, ovbd_fails, refused, settled
+from test_script import OVBD, SCRATCH, Tap, load, run
 
 
 def check_names(tap, images):

@@ -7,10 +7,11 @@ import os
 import random
 import sys
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-from devices import SCRATCH, Tap, load, read_direct
-from layers import SECTOR
-from stacks import existing, make_image, ovbd, settled
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+from block_devices import read_direct
+from lsmt_writer import SECTOR
+from ovbd_command import existing, make_image, ovbd, settled
+from test_script import SCRATCH, Tap, load
 
 ROUNDS = 50
 SIZE = 3 << 20

@@ -6,9 +6,9 @@ import os
 import pathlib
 import sys
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-from devices import Tap, load, run
-from stacks import Images, ovbd, refused, settled
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+from ovbd_command import Images, ovbd, refused, settled
+from test_script import Tap, load, run
 
 
 def check_user(tap, images):

@@ -9,9 +9,10 @@ import re
 import subprocess
 import sys
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-from devices import SCRATCH, CommandFailed, Devices, Tap, load, run, sectors, sha256
-from stacks import MIB, Images, existing, leaves_nothing, listed, ovbd, refused, settled
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+from block_devices import Devices, sectors, sha256
+from ovbd_command import MIB, Images, existing, leaves_nothing, listed, ovbd, refused, settled
+from test_script import SCRATCH, CommandFailed, Tap, load, run
 
 
 def same(device, raw):

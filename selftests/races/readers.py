@@ -7,11 +7,11 @@ import os
 import sys
 import threading
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-import dm
-import layers
-import zfiles
-from devices import SOURCE, CommandFailed, Tap, load, run
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+import dm_ioctl
+import lsmt_writer
+import zfile_writer
+from test_script import SOURCE, CommandFailed, Tap, load, run
 
 BYTES = 4 << 20
 READS = SOURCE / "tools/target/release/ovbd-reads"
@@ -59,12 +59,14 @@ load("dm-zfile", "dm-overlaybd")
 run("modprobe", "brd", "rd_nr=2", f"rd_size={2 * BYTES >> 10}")
 sectors = BYTES // 512
 for block in (4096, 65536):
-    content = zfiles.content(BYTES, block, seed=block)
-    with dm.Mapped("races", f"0 {sectors} zfile {blob_on('/dev/ram0', zfiles.build(content, block=block))}") as device:
+    content = zfile_writer.content(BYTES, block, seed=block)
+    blob = blob_on("/dev/ram0", zfile_writer.build(content, block=block))
+    with dm_ioctl.Mapped("races", f"0 {sectors} zfile {blob}") as device:
         read_all(tap, f"dm-zfile, blocks of {block}", device, ["stats"])
-stack = [blob_on(disk, layers.layer([(start, 16, bytes(16 * 512)) for start in range(first, sectors, 64)], sectors))
+stack = [blob_on(disk, lsmt_writer.layer([(start, 16, bytes(16 * 512)) for start in range(first, sectors, 64)],
+                                         sectors))
          for disk, first in (("/dev/ram0", 0), ("/dev/ram1", 32))]
-with dm.Mapped("races", f"0 {sectors} overlaybd 2 {' '.join(stack)}") as device:
+with dm_ioctl.Mapped("races", f"0 {sectors} overlaybd 2 {' '.join(stack)}") as device:
     read_all(tap, "dm-overlaybd", device, ["lookup", "40"])
 run("rmmod", "brd")
 tap.finish()

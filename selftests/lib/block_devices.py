@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What the guest tests share: TAP output, loop and mapped devices that are always removed, reads and probes."""
+"""Loop and mapped devices that are always removed, and reads of block devices."""
 
 import atexit
 import errno
@@ -10,85 +10,19 @@ import os
 import pathlib
 import struct
 import subprocess
-import sys
 import tempfile
 
-import dm
-
-SOURCE = pathlib.Path(os.environ["SRC"])
-MODULES = pathlib.Path(os.environ.get("KO_DIR") or SOURCE)
-SCRATCH = pathlib.Path(os.environ.get("TMPDIR") or tempfile.mkdtemp())
-OVBD = SOURCE / "tools/target/release/ovbd"
+import dm_ioctl
+from test_script import SCRATCH, CommandFailed, run
 
 # Not waiting for udev saves seconds under emulation; devtmpfs has the nodes at once.
 DMSETUP = ["dmsetup", "--noudevsync", "--noudevrules"]
-
 
 # linux/loop.h: struct loop_config holds the file, the block size and a loop_info64, of which only the offset, the
 # limit and the flags are set here.
 LOOP_CTL_GET_FREE, LOOP_CONFIGURE, LOOP_CLR_FD = 0x4C82, 0x4C0A, 0x4C01
 LO_FLAGS_READ_ONLY = 1
 LOOP_CONFIG = struct.Struct("=II24xQQ12xI176x64x")
-
-
-class CommandFailed(Exception):
-    """A command that had to succeed did not; the text is what it said."""
-
-
-def run(*command, **options):
-    """Runs a command and returns its standard output; raises `CommandFailed` where it fails."""
-    result = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, errors="replace", **options)
-    if result.returncode:
-        raise CommandFailed(f"{' '.join(map(str, command))}: exit status {result.returncode}: {result.stderr.strip()}")
-    return result.stdout
-
-
-class Tap:
-    """Numbers and prints results; the plan comes last, so that a script that breaks off has none."""
-
-    def __init__(self):
-        self.count = 0
-        self.failed = 0
-
-    def result(self, good, what, why=""):
-        self.count += 1
-        self.failed += not good
-        print(f"{'ok' if good else 'not ok'} {self.count} - {what}", flush=True)
-        if not good and why:
-            print("\n".join(f"# {line}" for line in str(why).splitlines()), flush=True)
-
-    def equal(self, got, wanted, what):
-        """Passes where both values are equal."""
-        self.result(got == wanted, what, f"got    {got}\nwanted {wanted}")
-
-    def attempt(self, what, function, *arguments):
-        """Passes where `function` returns; an exception fails the test with its text."""
-        try:
-            function(*arguments)
-        except (AssertionError, CommandFailed, OSError) as error:
-            self.result(False, what, f"{type(error).__name__}: {error}")
-        else:
-            self.result(True, what)
-
-    def skip(self, what, why):
-        self.count += 1
-        print(f"ok {self.count} - {what} # SKIP {why}", flush=True)
-
-    def finish(self):
-        print(f"1..{self.count}", flush=True)
-        sys.exit(1 if self.failed else 0)
-
-
-def load(*modules):
-    """Loads modules of this repository, or of the kernel, where they are not loaded yet."""
-    loaded = {line.split()[0] for line in open("/proc/modules")}
-    for name in modules:
-        if name.replace("-", "_") in loaded:
-            continue
-        built = MODULES / name / f"{name}.ko"
-        run("modprobe", "dm-mod")
-        run(*(["insmod", built] if built.exists() else ["modprobe", name]))
 
 
 def configure_free_loop(config):
@@ -170,8 +104,8 @@ class Devices:
         return "/dev/" + run("dmsetup", "info", "--columns", "--noheadings", "-o", "blkdevname", name).strip()
 
     def mapped(self, name, table):
-        """As `map`, by ioctl; returns a `dm.Mapped`."""
-        device = dm.Mapped(name, table)
+        """As `map`, by ioctl; returns a `dm_ioctl.Mapped`."""
+        device = dm_ioctl.Mapped(name, table)
         self._undo.append([device.remove])
         return device
 

@@ -4,7 +4,8 @@
 import os
 import subprocess
 
-from devices import MODULES, Devices, read_direct, run
+from block_devices import Devices, read_direct
+from test_script import MODULES, run
 
 
 def loaded(module):

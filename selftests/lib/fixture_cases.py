@@ -8,7 +8,8 @@ import os
 import pathlib
 import shutil
 
-from devices import SCRATCH, SOURCE, read_direct
+from block_devices import read_direct
+from test_script import SCRATCH, SOURCE
 
 FIXTURES = SOURCE.parent / "shared" / "fixtures"
 # Larger devices are checked by their probes alone.

@@ -7,8 +7,8 @@ import mmap
 import os
 import struct
 
-import dm
-from devices import read_direct
+import dm_ioctl
+from block_devices import read_direct
 
 BLKDISCARD, BLKZEROOUT = 0x1277, 0x127F
 
@@ -61,12 +61,12 @@ def refuses(number, function, *arguments):
 
 def check_writes(tap, line, content):
     """Writes, discards and zeroing of a device made from the table `line` fail and change nothing of `content`."""
-    with dm.Mapped("writes", line) as mapped:
+    with dm_ioctl.Mapped("writes", line) as mapped:
         device = os.open(mapped.node, os.O_RDWR | os.O_DIRECT)
         tap.attempt("a read-only device cannot be written", refuses, (errno.EPERM,), os.pwrite, device,
                     mmap.mmap(-1, 4096), 0)
         os.close(device)
-    with dm.Mapped("writes", line, readonly=False) as mapped:
+    with dm_ioctl.Mapped("writes", line, readonly=False) as mapped:
         device = os.open(mapped.node, os.O_RDWR | os.O_DIRECT)
         try:
             for what, first in [("data", 0), ("the end", len(content) - 4096)]:

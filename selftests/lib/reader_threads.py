@@ -6,7 +6,7 @@ import os
 import random
 import threading
 
-from devices import read_direct
+from block_devices import read_direct
 
 LENGTHS = (512, 4096, 4096, 5120, 65536, 131072)
 

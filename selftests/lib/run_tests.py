@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
 """Runs test scripts inside the guest and reports what they print, one JSON object a line.
 
@@ -18,7 +17,7 @@ import tempfile
 import threading
 import time
 
-SOURCE = pathlib.Path(__file__).resolve().parents[1]
+SOURCE = pathlib.Path(__file__).resolve().parents[2]
 
 
 # The tests that are also about udev. For the others its rules would be a large part of the time under emulation; the

@@ -8,8 +8,8 @@ import random
 import subprocess
 import time
 
-import layers
-from devices import OVBD, SCRATCH, run
+import lsmt_writer
+from test_script import OVBD, SCRATCH, run
 
 MIB = 1 << 20
 
@@ -83,8 +83,8 @@ def change_image(path, generator, count):
     size = os.path.getsize(path)
     with open(path, "r+b") as file:
         for _ in range(count):
-            length = generator.randrange(1, 100) * layers.SECTOR
-            file.seek(generator.randrange((size - length) // layers.SECTOR) * layers.SECTOR)
+            length = generator.randrange(1, 100) * lsmt_writer.SECTOR
+            file.seek(generator.randrange((size - length) // lsmt_writer.SECTOR) * lsmt_writer.SECTOR)
             file.write(generator.choice([generator.randbytes(length), bytes(length), b"text" * (length // 4)]))
 
 

@@ -4,8 +4,8 @@ about the formats."""
 
 import random
 
-import zfiles
-from devices import OVBD, SCRATCH, run
+import zfile_writer
+from test_script import OVBD, SCRATCH, run
 
 BYTES = 2 << 20
 BLOCK = 4096
@@ -80,7 +80,7 @@ class Images:
             words.append(self._device(devices, f"{kind} {number}", below))
             if kind == "compressed":
                 path, size = self._files[f"compressed {number}"]
-                inner = zfiles.original_bytes(path.read_bytes()[:size])
+                inner = zfile_writer.original_bytes(path.read_bytes()[:size])
                 mapped = devices.mapped(f"layer{number}", f"0 {-(-inner // 512)} zfile {words.pop()}")
                 words.append(f"{mapped.node} {inner}")
         return f"0 {sectors} overlaybd 2 {' '.join(words)}"
