@@ -10,8 +10,8 @@ import struct
 import subprocess
 import sys
 
-sys.path.insert(0, os.environ["SRC"] + "/selftests")
-from devices import MODULES, SCRATCH, Tap, run
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+from test_script import MODULES, SCRATCH, Tap, run
 
 NAME = "dm-rust-linear"
 BUILT = MODULES / "selftests/dm-linear-twin" / f"{NAME}.ko"
