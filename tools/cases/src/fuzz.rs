@@ -9,6 +9,7 @@ use std::{fs::File, io, os::unix::fs::FileExt, path::PathBuf};
 use ovbd_layers::{
     info::Info,
     layer::LayerPath,
+    parents::Parents,
     stack::WINDOW_BYTES,
     stack_or_zfile::StackOrZfile,
     verify::{verify, Finding},
@@ -98,7 +99,7 @@ fn replace(file: &File, data: &[u8]) -> io::Result<()> {
 
 fn read(layers: &[LayerPath]) {
     let mut problem = None;
-    verify(layers, &(), &mut |finding| {
+    verify(layers, Parents::Ignored, &(), &mut |finding| {
         if let Finding::Problem(e) = finding {
             problem.get_or_insert(e.to_string());
         }
@@ -109,7 +110,7 @@ fn read(layers: &[LayerPath]) {
 }
 
 fn open_and_read(layers: &[LayerPath]) -> ovbd_layers::Result<()> {
-    let image = StackOrZfile::open(layers)?;
+    let image = StackOrZfile::open(layers, Parents::Ignored)?;
     let _ = Info::new(&image).to_string();
     let mut reader = image.reader();
     let mut buffer = vec![0; WINDOW_BYTES as usize];

@@ -23,6 +23,8 @@ use std::{
 use ovbd_layers::{
     export,
     layer::LayerPath,
+    output::Rules,
+    parents::Parents,
     stack_or_zfile::StackOrZfile,
     verify::{verify, Finding},
 };
@@ -114,12 +116,12 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn open(&self) -> ovbd_layers::Result<StackOrZfile> {
-        StackOrZfile::open(self.layers)
+        StackOrZfile::open(self.layers, Parents::Ignored)
     }
 
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        verify(self.layers, &(), &mut |finding| {
+        verify(self.layers, Parents::Ignored, &(), &mut |finding| {
             if let Finding::Problem(e) = finding {
                 problems.push(e.to_string());
             }
@@ -137,7 +139,8 @@ impl Run<'_> {
         }
         self.probes(&image)?;
         let out = self.scratch.join("out");
-        export::to_file(&image, &out, false, &()).map_err(|e| format!("does not export: {e}"))?;
+        export::to_file(&image, &out, Rules::default(), &())
+            .map_err(|e| format!("does not export: {e}"))?;
         let mut file = File::open(&out).map_err(|e| e.to_string())?;
         let size = file.metadata().map_err(|e| e.to_string())?.len();
         if size != self.case.virtual_size {
@@ -179,7 +182,7 @@ impl Run<'_> {
             Err(e) => e,
             Ok(image) => {
                 let out = folder.join("out");
-                match export::to_file(&image, &out, false, &()) {
+                match export::to_file(&image, &out, Rules::default(), &()) {
                     Err(e) => e,
                     Ok(()) => return Err("export succeeds".to_owned()),
                 }
@@ -218,7 +221,7 @@ impl Run<'_> {
             return self.export_fails().map(|_| ());
         };
         let out = self.scratch.join("out");
-        if export::to_file(&image, &out, false, &()).is_err() {
+        if export::to_file(&image, &out, Rules::default(), &()).is_err() {
             return Ok(());
         }
         let mut file = File::open(&out).map_err(|e| e.to_string())?;

@@ -32,7 +32,7 @@ use ovbd_layers::{
     file_range::FileRange,
     layer::read_trailer,
     layer_writer::LayerWriter,
-    output::Output,
+    output::{Output, Rules},
     report::Report,
     zeros::{is_zero, GRANULE_BYTES},
 };
@@ -74,7 +74,11 @@ pub fn commit(
         .ok_or_else(|| Error::new(&device.node(), "an unknown table"))?;
     check_elsewhere(device, out)?;
     let lower = Lower::new(&stack)?;
-    let output = Output::create_file(out, options.replace)?;
+    let rules = Rules {
+        replace: options.replace,
+        ..Rules::default()
+    };
+    let output = Output::create_file(out, rules)?;
 
     let suspended = Suspended::new(device, report)?;
     check_valid(device)?;

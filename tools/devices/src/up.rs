@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ovbd_image::lsmt::{Trailer, UuidText, SECTOR_BYTES};
+use ovbd_image::lsmt::{Trailer, SECTOR_BYTES};
 
 use crate::{
     check_root, cow,
@@ -26,8 +26,9 @@ use ovbd_layers::{
     blob::{Blob, Content},
     error::{Error, Result},
     layer::{read_header, read_trailer, LayerPath},
+    parents::{self, Ancestry, Parents},
     report::Report,
-    stack::check_count,
+    stack::{check_count, topmost_size},
 };
 
 /// What to bring up.
@@ -39,7 +40,9 @@ pub struct Options {
     pub layers: Vec<LayerPath>,
     /// Where writes go, for a writable device.
     pub writable: Option<cow::Options>,
-    /// Ignore parent UUIDs that do not match, and overwrite what the COW file or device holds.
+    /// What is demanded of the layers' parents.
+    pub parents: Parents,
+    /// Overwrite what the COW file or device holds.
     pub force: bool,
 }
 
@@ -125,6 +128,14 @@ impl LayerPlace {
         })
     }
 
+    fn ancestry(&self) -> Ancestry<'_> {
+        Ancestry {
+            path: &self.path,
+            uuid: self.trailer.uuid,
+            parent: self.trailer.parent_uuid,
+        }
+    }
+
     /// Sectors that hold the blob.
     fn sectors(&self) -> u64 {
         self.bytes.div_ceil(SECTOR_BYTES)
@@ -162,19 +173,13 @@ fn steps(options: &Options) -> Result<Vec<Step>> {
         .iter()
         .map(LayerPlace::open)
         .collect::<Result<Vec<_>>>()?;
-    if !options.force {
-        check_parents(&blobs)?;
-    }
+    let ancestry: Vec<_> = blobs.iter().map(LayerPlace::ancestry).collect();
+    parents::check(&ancestry, options.parents)?;
     let loops = loops::all();
     for blob in &blobs {
         blob.check_not_written(&loops)?;
     }
-    let virtual_bytes = blobs
-        .iter()
-        .rev()
-        .map(|blob| blob.trailer.virtual_size)
-        .find(|size| *size != 0)
-        .unwrap_or(0);
+    let virtual_bytes = topmost_size(blobs.iter().map(|blob| blob.trailer.virtual_size));
     let sectors = virtual_bytes.div_ceil(SECTOR_BYTES);
     let top = blobs.last().map(|blob| blob.path.as_path());
     if sectors == 0 {
@@ -305,35 +310,6 @@ fn line(sectors: u64, words: Vec<Word>) -> Line {
         sectors,
         words,
     }
-}
-
-/// Refuses a layer whose parent is not the layer below. Layers that do not say are not checked.
-fn check_parents(blobs: &[LayerPlace]) -> Result<()> {
-    let known = |uuid: Option<UuidText>| uuid.filter(|uuid| !uuid.is_nil());
-    for (number, blob) in blobs.iter().enumerate() {
-        let Some(wanted) = known(blob.trailer.parent_uuid) else {
-            continue;
-        };
-        let below = number.checked_sub(1).and_then(|below| blobs.get(below));
-        let found = below.map(|below| known(below.trailer.uuid));
-        let what = match (below, found) {
-            // Without a UUID below there is nothing to compare.
-            (Some(_), Some(None)) => continue,
-            (Some(_), Some(Some(found))) if found == wanted => continue,
-            (Some(below), _) => format!("not the one for {}", below.path.display()),
-            (None, _) => "not a base layer".to_owned(),
-        };
-        let other = blobs
-            .iter()
-            .find(|other| known(other.trailer.uuid) == Some(wanted));
-        let belongs = match other {
-            Some(other) => format!("it belongs on {}", other.path.display()),
-            None => format!("its parent is {}", wanted.as_str()),
-        };
-        let what = format!("{what}: {belongs} (--force ignores that)");
-        return Err(Error::new(&blob.path, what));
-    }
-    Ok(())
 }
 
 /// Refuses names of devices that exist.

@@ -22,6 +22,8 @@ use ovbd_layers::{
     crc::crc32c,
     export,
     layer::LayerPath,
+    output::Rules,
+    parents::Parents,
     stack_or_zfile::StackOrZfile,
 };
 use rayon::prelude::*;
@@ -45,6 +47,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let data = sample(mib << 20);
     fs::write(path("raw"), &data)?;
 
+    let rules = Rules {
+        replace: true,
+        ..Rules::default()
+    };
     let [mut alone, mut copied, mut built] = [Time::MAX; 3];
     let [mut decoded, mut piped, mut unpacked, mut exported] = [Time::MAX; 4];
     for _ in 0..rounds {
@@ -78,12 +84,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
         let layers = [LayerPath::from(path("layer").as_path())];
         let start = Stopwatch::start();
-        let image = StackOrZfile::open(&layers)?;
-        export::to_file(&image, &path("out"), true, &())?;
+        let image = StackOrZfile::open(&layers, Parents::Ignored)?;
+        export::to_file(&image, &path("out"), rules, &())?;
         exported.improve(start.stop());
 
         let start = Stopwatch::start();
-        let image = StackOrZfile::open(&layers)?;
+        let image = StackOrZfile::open(&layers, Parents::Ignored)?;
         let name = Path::new("nowhere");
         export::to_writer(&image, &mut std::io::sink(), name, &())?;
         piped.improve(start.stop());

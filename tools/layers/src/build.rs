@@ -6,7 +6,11 @@
 //! thread reads ahead and one writes behind all those that compare and compress, a batch of windows at a
 //! time. Memory is bounded by the batch, plus 16 bytes per segment and 4 per compressed block of the result.
 
-use std::{path::Path, sync::mpsc::sync_channel, thread};
+use std::{
+    path::{Path, PathBuf},
+    sync::mpsc::sync_channel,
+    thread,
+};
 
 use ovbd_image::{
     lsmt::{Identity, UuidText, SECTOR_BYTES},
@@ -22,7 +26,8 @@ use crate::{
     error::{Error, Result},
     layer::LayerPath,
     layer_writer::{BlobWriter, LayerWriter},
-    output::{Output, Stream},
+    output::{Output, Rules, Stream},
+    parents::Parents,
     pool::Pool,
     report::Report,
     source::RawSource,
@@ -56,6 +61,8 @@ pub struct Options {
     pub parent_uuid: Option<UuidText>,
     /// Replace an existing file.
     pub replace: bool,
+    /// Take the layers of the base as they are given, whatever their parents.
+    pub parents: Parents,
 }
 
 impl Default for Options {
@@ -74,6 +81,7 @@ impl Default for Options {
             uuid: None,
             parent_uuid: None,
             replace: false,
+            parents: Parents::All,
         }
     }
 }
@@ -120,17 +128,21 @@ impl Options {
 pub fn build(source: &Path, path: &Path, options: &Options, report: &dyn Report) -> Result<()> {
     options.check().map_err(|what| Error::new(path, what))?;
     let raw = RawSource::open(source)?;
-    if raw.is(path) {
-        return Err(Error::new(path, "is the source itself"));
-    }
     if raw.bytes() == 0 && !options.raw {
         return Err(Error::new(source, "is empty"));
     }
     let base = match options.base.as_slice() {
         [] => None,
-        layers => Some(Stack::open(layers)?),
+        layers => Some(Stack::open(layers, options.parents)?),
     };
-    let output = Output::create_file(path, options.replace)?;
+    let base_files = options.base.iter().flat_map(LayerPath::files);
+    let inputs: Vec<PathBuf> = base_files.chain([source]).map(Path::to_owned).collect();
+    let rules = Rules {
+        replace: options.replace,
+        inputs: &inputs,
+        ..Rules::default()
+    };
+    let output = Output::create_file(path, rules)?;
     let (blob, start) = start_blob(&output, path, options)?;
     let input = Windows {
         source: &raw,

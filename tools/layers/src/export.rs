@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use crate::{
     error::Result,
-    output::{Output, Stream},
+    output::{Output, Rules, Stream},
     pool::Pool,
     report::Report,
     stack::WINDOW_BYTES,
@@ -20,9 +20,9 @@ use crate::{
 /// Windows of a batch per thread; one batch is read while the one before it is written.
 const WINDOWS_PER_THREAD: usize = 2;
 
-/// Writes `image` to the file or block device `path`; a file is sparse where the image is zero.
+/// Writes `image` to the file, block device or pipe `path`; a file is sparse where the image is zero.
 ///
-/// Nothing is left behind on failure, except on a block device. `replace` as for [`Output::create`].
+/// Nothing is left behind on failure, except on a block device. `rules` as for [`Output::create`].
 ///
 /// # Errors
 ///
@@ -30,10 +30,13 @@ const WINDOWS_PER_THREAD: usize = 2;
 pub fn to_file(
     image: &StackOrZfile,
     path: &Path,
-    replace: bool,
+    rules: Rules<'_>,
     report: &dyn Report,
 ) -> Result<()> {
-    let output = Output::create(path, replace)?;
+    let output = Output::create(path, rules)?;
+    if output.is_stream() {
+        return in_order(image, Stream::new(&output, 0), report);
+    }
     output.set_size(image.bytes())?;
     each_window(image, report, |start, data| {
         non_zero_runs(data, |at, run| output.write_at(run, start + at as u64))
@@ -52,7 +55,11 @@ pub fn to_writer(
     name: &Path,
     report: &dyn Report,
 ) -> Result<()> {
-    let mut stream = Stream::to_writer(writer, name);
+    in_order(image, Stream::to_writer(writer, name), report)
+}
+
+/// Writes every byte of `image`.
+fn in_order(image: &StackOrZfile, mut stream: Stream<'_>, report: &dyn Report) -> Result<()> {
     each_window(image, report, |start, data| {
         zeros_until(&mut stream, start)?;
         stream.write(data)

@@ -38,6 +38,15 @@ pub enum LayerPath {
 }
 
 impl LayerPath {
+    /// The files, also those that are not read as data.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let index = match self {
+            LayerPath::Sealed(_) => None,
+            LayerPath::Writable { index, .. } => Some(index.as_path()),
+        };
+        std::iter::once(self.data()).chain(index)
+    }
+
     /// The file with the data.
     pub fn data(&self) -> &Path {
         match self {

@@ -12,19 +12,24 @@
 //! [`report::Report`].
 
 pub mod blob;
+pub mod block_device;
 pub mod build;
 pub mod codec;
 pub mod crc;
 pub mod error;
 pub mod export;
+pub mod file_id;
 pub mod file_range;
 pub mod info;
 pub mod layer;
 pub mod layer_writer;
 pub mod map;
 pub mod output;
+pub mod overwrite;
+pub mod parents;
 pub mod pool;
 pub mod report;
+pub mod signature;
 pub mod source;
 pub mod stack;
 pub mod stack_or_zfile;

@@ -1,24 +1,41 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A new file that appears under its name only when it is complete and on the disk.
+//! Where a result goes: a new file, a block device, or a pipe.
 //!
-//! Until then it has no name at all (`O_TMPFILE`), so that nothing is left behind however the program
-//! ends; where the filesystem cannot do that, it has a temporary name that is removed on failure.
+//! A new file appears under its name only when it is complete and on the disk. Until then it has no name at all
+//! (`O_TMPFILE`), so that nothing is left behind however the program ends; where the filesystem cannot do that, it
+//! has a temporary name, which is removed on failure and by [`remove_temporaries`].
 
 use std::{
     fs::{self, File},
     io::{self, Write},
+    mem,
     os::{
-        fd::AsRawFd,
+        fd::{AsFd, AsRawFd},
         unix::fs::{FileExt, FileTypeExt, PermissionsExt},
     },
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, CWD};
-use tempfile::{NamedTempFile, TempPath};
+use tempfile::TempPath;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    overwrite,
+};
+
+/// What a result may replace, and what it is made of.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rules<'a> {
+    /// Replace a file that exists.
+    pub replace: bool,
+    /// Overwrite what a block device holds.
+    pub overwrite_device: bool,
+    /// The files and devices that are read: none of them may be the output, nor be less readable.
+    pub inputs: &'a [PathBuf],
+}
 
 /// Where a result is written.
 pub enum Output {
@@ -26,36 +43,49 @@ pub enum Output {
     File(NewFile),
     /// A block device, overwritten in place.
     Device(File, PathBuf),
+    /// A pipe or the like: every byte goes after the one before it.
+    Stream(File, PathBuf),
 }
 
 impl Output {
-    /// Prepares to write `path`. `replace` allows an existing file, or the content of a block device, to
-    /// be overwritten.
+    /// Prepares to write `path`: a file, a block device, a pipe or a character device.
     ///
     /// # Errors
     ///
-    /// Something is there and must not be replaced, and the system's.
-    pub fn create(path: &Path, replace: bool) -> Result<Self> {
-        let kind = match fs::metadata(path) {
-            Ok(found) => Some(found.file_type()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+    /// Something is there that must not be replaced, or that is read; a device in use; a link to nothing; and the
+    /// system's.
+    pub fn create(path: &Path, rules: Rules<'_>) -> Result<Self> {
+        let found = match fs::metadata(path) {
+            Ok(found) => found,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                if fs::symlink_metadata(path).is_ok() {
+                    return Err(Error::new(path, "a link to nothing"));
+                }
+                return NewFile::create(path, rules, 0o666).map(Output::File);
+            }
             Err(e) => return Err(Error::io(path, "look up", e)),
         };
-        match kind {
-            Some(kind) if !kind.is_file() && !kind.is_block_device() => Err(Error::new(
-                path,
-                "exists and is neither a regular file nor a block device",
-            )),
-            Some(_) if !replace => Err(Error::new(path, "already exists (--force replaces it)")),
-            Some(kind) if kind.is_block_device() => {
-                let file = File::options()
-                    .write(true)
-                    .open(path)
-                    .map_err(|e| Error::io(path, "open", e))?;
-                Ok(Output::Device(file, path.to_owned()))
-            }
-            _ => NewFile::create(path, replace).map(Output::File),
+        let kind = found.file_type();
+        if kind.is_dir() {
+            return Err(Error::new(path, "a directory"));
         }
+        let inputs = rules.inputs.iter().map(PathBuf::as_path);
+        overwrite::check_is_no_input(path, inputs)?;
+        if kind.is_block_device() {
+            let file = overwrite::open_device(path, rules.overwrite_device)?;
+            return Ok(Output::Device(file, path.to_owned()));
+        }
+        if !kind.is_file() {
+            let file = File::options().write(true).open(path);
+            let file = file.map_err(|e| Error::io(path, "open", e))?;
+            return Ok(Output::Stream(file, path.to_owned()));
+        }
+        if !rules.replace {
+            return Err(Error::new(path, "already exists (--force replaces it)"));
+        }
+        // A link stays one: what it points to is replaced.
+        let path = fs::canonicalize(path).map_err(|e| Error::io(path, "look up", e))?;
+        NewFile::create(&path, rules, found.permissions().mode()).map(Output::File)
     }
 
     /// As [`Output::create`], for something whose end must be the end of its file.
@@ -63,11 +93,28 @@ impl Output {
     /// # Errors
     ///
     /// As [`Output::create`], and a block device.
-    pub fn create_file(path: &Path, replace: bool) -> Result<Self> {
-        match Self::create(path, replace)? {
-            Output::Device(..) => Err(Error::new(path, "is a block device, not a file")),
-            output => Ok(output),
+    pub fn create_file(path: &Path, rules: Rules<'_>) -> Result<Self> {
+        if fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device()) {
+            return Err(Error::new(path, "is a block device, not a file"));
         }
+        Self::create(path, rules)
+    }
+
+    /// Standard output.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn standard() -> Result<Self> {
+        let path = Path::new("standard output");
+        let file = io::stdout().as_fd().try_clone_to_owned();
+        let file = file.map_err(|e| Error::io(path, "open", e))?;
+        Ok(Output::Stream(file.into(), path.to_owned()))
+    }
+
+    /// Whether bytes can only be appended.
+    pub fn is_stream(&self) -> bool {
+        matches!(self, Output::Stream(..))
     }
 
     /// Gives the output its size; what is not written reads as zeros.
@@ -80,38 +127,48 @@ impl Output {
             Output::File(new) => new
                 .file
                 .set_len(bytes)
-                .map_err(|e| Error::io(&new.path, "set the size", e)),
+                .map_err(|e| Error::io(&new.path, "set the size of", e)),
             Output::Device(file, path) => clear_device(file, path, bytes),
+            Output::Stream(_, path) => Err(Error::new(path, "a pipe has no size")),
         }
     }
 
-    /// Writes `data` at byte `offset`.
+    /// Writes `data` at byte `offset`, which for a stream is the end of what was written before.
     ///
     /// # Errors
     ///
     /// The system's.
     pub fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
-        let (file, path) = self.file();
-        file.write_all_at(data, offset)
-            .map_err(|e| Error::io(path, "write", e).at_byte(offset))
+        let (mut file, path) = self.file();
+        let written = match self {
+            Output::Stream(..) => file.write_all(data),
+            _ => file.write_all_at(data, offset),
+        };
+        written.map_err(|e| Error::io(path, "write", e).at_byte(offset))
     }
 
-    /// The same file under another descriptor, and what it is called in errors.
+    /// The same under another descriptor, for another thread.
     ///
     /// # Errors
     ///
     /// The system's.
-    pub fn duplicate(&self) -> Result<(File, PathBuf)> {
+    pub fn duplicate(&self) -> Result<Self> {
         let (file, path) = self.file();
         let file = file.try_clone().map_err(|e| Error::io(path, "open", e))?;
-        Ok((file, path.to_owned()))
+        Ok(match self {
+            Output::Stream(_, path) => Output::Stream(file, path.clone()),
+            // The name is given by the original.
+            Output::File(NewFile { path, .. }) | Output::Device(_, path) => {
+                Output::Device(file, path.clone())
+            }
+        })
     }
 
     /// What is written, and what it is called in errors.
     fn file(&self) -> (&File, &Path) {
         match self {
             Output::File(new) => (&new.file, &new.path),
-            Output::Device(file, path) => (file, path),
+            Output::Device(file, path) | Output::Stream(file, path) => (file, path),
         }
     }
 
@@ -124,6 +181,7 @@ impl Output {
         match self {
             Output::File(new) => new.finish(),
             Output::Device(file, path) => file.sync_all().map_err(|e| Error::io(&path, "sync", e)),
+            Output::Stream(..) => Ok(()),
         }
     }
 }
@@ -168,24 +226,27 @@ pub struct NewFile {
     path: PathBuf,
     replace: bool,
     /// The temporary name, where it needs one; dropping it removes the file.
-    temporary: Option<TempPath>,
+    temporary: Option<Temporary>,
 }
 
 impl NewFile {
-    fn create(path: &Path, replace: bool) -> Result<Self> {
+    /// `limit` has the bits of the access mode that the file can have at most.
+    fn create(path: &Path, rules: Rules<'_>, limit: u32) -> Result<Self> {
         let fail = |e| Error::io(path, "create", e);
+        let inputs = rules.inputs.iter().map(PathBuf::as_path);
+        let mode = overwrite::common_mode(inputs)? & (0o600 | limit);
         let directory = directory(path);
-        let (file, temporary) = match unnamed(directory) {
+        let (file, temporary) = match unnamed(directory, mode) {
             Some(file) => (file, None),
             None => {
-                let (file, name) = named(directory).map_err(fail)?.into_parts();
+                let (file, name) = Temporary::create(directory, mode).map_err(fail)?;
                 (file, Some(name))
             }
         };
         Ok(Self {
             file,
             path: path.to_owned(),
-            replace,
+            replace: rules.replace,
             temporary,
         })
     }
@@ -202,21 +263,81 @@ impl NewFile {
                 .map_err(io::Error::from)
         };
         match (self.temporary, self.replace) {
-            (Some(name), true) => name.persist(path).map_err(|e| fail(e.error))?,
-            (Some(name), false) => name.persist_noclobber(path).map_err(|e| fail(e.error))?,
+            (Some(name), replace) => name.persist(path, replace).map_err(fail)?,
             (None, false) => link(path).map_err(fail)?,
             (None, true) => {
                 // A link cannot replace a name, a rename can; borrow a name for the time between.
-                let name = named(directory(path)).map_err(fail)?.into_temp_path();
-                fs::remove_file(&name).map_err(fail)?;
-                link(&name).map_err(fail)?;
-                name.persist(path).map_err(|e| fail(e.error))?;
+                let (_, name) = Temporary::create(directory(path), 0o600).map_err(fail)?;
+                fs::remove_file(name.path()).map_err(fail)?;
+                link(name.path()).map_err(fail)?;
+                name.persist(path, true).map_err(fail)?;
             }
         }
         File::open(directory(path))
             .and_then(|directory| directory.sync_all())
             .map_err(|e| Error::io(path, "sync the directory of", e))
     }
+}
+
+/// The temporary names that exist now.
+static TEMPORARIES: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Removes all files that still have a temporary name, for a program that is about to end: no more are made.
+pub fn remove_temporaries() {
+    let names = TEMPORARIES.lock().unwrap_or_else(PoisonError::into_inner);
+    for name in names.iter() {
+        // There is nobody left to tell.
+        let _ = fs::remove_file(name);
+    }
+    mem::forget(names);
+}
+
+/// A temporary name. The file is removed when this is dropped.
+struct Temporary(Option<TempPath>);
+
+impl Temporary {
+    fn create(directory: &Path, mode: u32) -> io::Result<(File, Self)> {
+        let mut names = TEMPORARIES.lock().unwrap_or_else(PoisonError::into_inner);
+        let (file, name) = tempfile::Builder::new()
+            .prefix(".ovbd-")
+            .permissions(fs::Permissions::from_mode(mode))
+            .tempfile_in(directory)?
+            .into_parts();
+        names.push(name.to_path_buf());
+        Ok((file, Self(Some(name))))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.as_deref().unwrap_or(Path::new(""))
+    }
+
+    fn persist(mut self, path: &Path, replace: bool) -> io::Result<()> {
+        let own = self.path().to_owned();
+        let Some(name) = self.0.take() else {
+            return Ok(());
+        };
+        let result = match replace {
+            true => name.persist(path),
+            false => name.persist_noclobber(path),
+        };
+        forget_temporary(&own);
+        result.map_err(|e| e.error)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Some(name) = self.0.take() {
+            let own = name.to_path_buf();
+            drop(name);
+            forget_temporary(&own);
+        }
+    }
+}
+
+fn forget_temporary(name: &Path) {
+    let mut names = TEMPORARIES.lock().unwrap_or_else(PoisonError::into_inner);
+    names.retain(|other| other != name);
 }
 
 fn directory(path: &Path) -> &Path {
@@ -227,21 +348,14 @@ fn directory(path: &Path) -> &Path {
 }
 
 /// A file without a name, where the filesystem and /proc allow to give it one later.
-fn unnamed(directory: &Path) -> Option<File> {
+fn unnamed(directory: &Path, mode: u32) -> Option<File> {
     if !Path::new("/proc/self/fd").exists() {
         return None;
     }
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let mode = Mode::from_raw_mode(0o666);
+    let mode = Mode::from_raw_mode(mode);
     let file = rustix::fs::open(directory, flags, mode).ok()?;
     Some(File::from(file))
-}
-
-fn named(directory: &Path) -> io::Result<NamedTempFile> {
-    tempfile::Builder::new()
-        .prefix(".ovbd-")
-        .permissions(fs::Permissions::from_mode(0o666))
-        .tempfile_in(directory)
 }
 
 /// A stream of bytes into an [`Output`] or a pipe, in order.

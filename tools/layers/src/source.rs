@@ -35,12 +35,6 @@ impl RawSource {
         self.input.bytes()
     }
 
-    /// Whether `path` is the same file.
-    pub fn is(&self, path: &Path) -> bool {
-        std::fs::metadata(path)
-            .is_ok_and(|other| (other.dev(), other.ino()) == (self.before.dev(), self.before.ino()))
-    }
-
     /// Fills `buffer` from byte `offset`.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use crate::{
     blob::Content,
     error::{Error, Result},
     layer::{Layer, LayerKind, LayerPath},
+    parents::{self, Ancestry, Parents},
     pool::Pool,
     zfile::{Cursor, ReadAhead},
 };
@@ -34,16 +35,16 @@ impl Stack {
     ///
     /// # Errors
     ///
-    /// Those of [`Layer::open`] for any of them, too many layers or segments, and a writable layer that is
-    /// not on top.
-    pub fn open(paths: &[LayerPath]) -> Result<Self> {
+    /// Those of [`Layer::open`] for any of them, too many layers or segments, a writable layer that is not on top,
+    /// and those of [`parents::check`].
+    pub fn open(paths: &[LayerPath], parents: Parents) -> Result<Self> {
         check_count(paths)?;
         let layers = paths
             .iter()
             .zip(0..=u8::MAX)
             .map(|(path, position)| Layer::open(path, position))
             .collect::<Result<Vec<_>>>()?;
-        Self::new(layers)
+        Self::new(layers, parents)
     }
 
     /// Merges the indexes of `layers`, whose positions are their places in the vector.
@@ -51,7 +52,7 @@ impl Stack {
     /// # Errors
     ///
     /// As [`Stack::open`].
-    pub fn new(layers: Vec<Layer>) -> Result<Self> {
+    pub fn new(layers: Vec<Layer>, parents: Parents) -> Result<Self> {
         let top = layers.last().map_or(Path::new(""), |layer| layer.path());
         if let Some(below) = layers.split_last().and_then(|(_, below)| {
             below
@@ -63,6 +64,8 @@ impl Stack {
                 "a writable layer must be the top of the stack",
             ));
         }
+        let ancestry: Vec<_> = layers.iter().map(Ancestry::of).collect();
+        parents::check(&ancestry, parents)?;
         let slices: Vec<&[PackedSegment]> = layers.iter().map(Layer::segments).collect();
         let mut lanes = vec![Lane::default(); lanes_needed(layers.len())];
         let mut segments = Vec::new();
@@ -81,12 +84,7 @@ impl Stack {
         let directory = vec![0; directory_len(&segments)];
         let index = Index::build(segments, directory)
             .map_err(|_| Error::new(top, "cannot index the merged stack"))?;
-        let virtual_bytes = layers
-            .iter()
-            .rev()
-            .map(Layer::virtual_bytes)
-            .find(|size| *size != 0)
-            .unwrap_or(0);
+        let virtual_bytes = topmost_size(layers.iter().map(Layer::virtual_bytes));
         tracing::debug!(
             layers = layers.len(),
             segments = index.segments().len(),
@@ -186,6 +184,11 @@ impl Stack {
             cursors: (0..self.layers.len()).map(|_| None).collect(),
         }
     }
+}
+
+/// Virtual size of a stack, in bytes, of those that its layers record, bottom first: the topmost that is not 0.
+pub fn topmost_size(bottom_first: impl DoubleEndedIterator<Item = u64>) -> u64 {
+    bottom_first.rev().find(|size| *size != 0).unwrap_or(0)
 }
 
 /// Refuses an empty stack and one of too many layers, before any file is opened.

@@ -6,6 +6,7 @@ use crate::{
     blob::{Blob, Content},
     error::Result,
     layer::{Layer, LayerPath},
+    parents::Parents,
     pool::Pool,
     stack::{check_count, Stack, StackReader, WINDOW_BYTES},
     zfile::{Cursor, ReadAhead, Zfile},
@@ -25,7 +26,7 @@ impl StackOrZfile {
     /// # Errors
     ///
     /// Those of [`Stack::open`] and [`Blob::open`].
-    pub fn open(paths: &[LayerPath]) -> Result<Self> {
+    pub fn open(paths: &[LayerPath], parents: Parents) -> Result<Self> {
         check_count(paths)?;
         if let [LayerPath::Sealed(path)] = paths {
             let opened = Blob::open(path)?;
@@ -34,10 +35,10 @@ impl StackOrZfile {
                     return Ok(StackOrZfile::Zfile(zfile.clone()));
                 }
             }
-            let stack = Stack::new(vec![Layer::sealed(opened, 0)?])?;
+            let stack = Stack::new(vec![Layer::sealed(opened, 0)?], parents)?;
             return Ok(StackOrZfile::Stack(Box::new(stack)));
         }
-        Ok(StackOrZfile::Stack(Box::new(Stack::open(paths)?)))
+        Ok(StackOrZfile::Stack(Box::new(Stack::open(paths, parents)?)))
     }
 
     /// Bytes of the content.

@@ -19,6 +19,7 @@ use crate::{
     error::{Error, Place, Result},
     file_range::{FileRange, CHUNK_BYTES},
     layer::{each_chunk, read_header, read_trailer, Layer, LayerPath},
+    parents::Parents,
     report::Report,
     stack::{check_count, Stack},
     zfile::{Cursor, Zfile},
@@ -61,7 +62,12 @@ impl Findings<'_> {
 /// Checks the layers `paths`, bottom first, and their stack; returns the number of problems.
 ///
 /// A single ZFile may hold anything; everything else must be layers.
-pub fn verify(paths: &[LayerPath], report: &dyn Report, sink: &mut dyn FnMut(Finding)) -> u64 {
+pub fn verify(
+    paths: &[LayerPath],
+    parents: Parents,
+    report: &dyn Report,
+    sink: &mut dyn FnMut(Finding),
+) -> u64 {
     let mut findings = Findings { sink, problems: 0 };
     findings.note(check_count(paths));
     for path in paths {
@@ -72,12 +78,12 @@ pub fn verify(paths: &[LayerPath], report: &dyn Report, sink: &mut dyn FnMut(Fin
     }
     // Only a stack whose layers are right can be wrong as a stack.
     if findings.problems == 0 {
-        stack(paths, &mut findings);
+        stack(paths, parents, &mut findings);
     }
     findings.problems
 }
 
-fn stack(paths: &[LayerPath], findings: &mut Findings<'_>) {
+fn stack(paths: &[LayerPath], parents: Parents, findings: &mut Findings<'_>) {
     if let [LayerPath::Sealed(path)] = paths {
         match Blob::open(path).and_then(|opened| opened.is_layer()) {
             Ok(true) => {}
@@ -86,23 +92,9 @@ fn stack(paths: &[LayerPath], findings: &mut Findings<'_>) {
             Err(e) => return findings.problem(e),
         }
     }
-    let Some(stack) = findings.note(Stack::open(paths)) else {
+    let Some(stack) = findings.note(Stack::open(paths, parents)) else {
         return;
     };
-    for pair in stack.layers().windows(2) {
-        let [below, above] = pair else { continue };
-        if let Some((uuid, parent)) = below.uuid().zip(above.parent_uuid()) {
-            if !uuid.as_str().eq_ignore_ascii_case(parent.as_str()) {
-                let what = format!(
-                    "names the parent {}, but lies on {} ({})",
-                    parent.as_str(),
-                    uuid.as_str(),
-                    below.path().display()
-                );
-                findings.warning(Error::new(above.path(), what));
-            }
-        }
-    }
     if stack
         .layers()
         .iter()

@@ -3,7 +3,6 @@
 //! Writing on a thread of its own, so that the threads that compress do not wait for the file.
 
 use std::{
-    os::unix::fs::FileExt,
     sync::{
         mpsc::{sync_channel, Receiver, SyncSender},
         Arc,
@@ -11,11 +10,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use crate::{
-    error::{Error, Result},
-    output::Output,
-    pool::Pool,
-};
+use crate::{error::Result, output::Output, pool::Pool};
 
 /// A buffer, and how many of its bytes count.
 type Part = (Vec<u8>, usize);
@@ -41,13 +36,12 @@ impl WriteBehind {
         ahead: usize,
         written: Arc<Pool<Vec<u8>>>,
     ) -> Result<Self> {
-        let (file, path) = output.duplicate()?;
+        let output = output.duplicate()?;
         let (queue, parts) = sync_channel(ahead);
         let write = move |parts: Receiver<Part>| {
             let mut at = start;
             for (data, used) in parts {
-                file.write_all_at(&data[..used], at)
-                    .map_err(|e| Error::io(&path, "write", e).at_byte(at))?;
+                output.write_at(&data[..used], at)?;
                 at += used as u64;
                 written.put(data);
             }

@@ -17,6 +17,7 @@ use ovbd_layers::{
     build::{build, Options},
     codec::Compressor,
     layer::LayerPath,
+    parents::Parents,
     pool::Pool,
     stack_or_zfile::StackOrZfile,
     zfile::Cursor,
@@ -161,7 +162,7 @@ fn differences_stack_up() {
             "round {round}"
         );
     }
-    let StackOrZfile::Stack(image) = StackOrZfile::open(&stack).unwrap() else {
+    let StackOrZfile::Stack(image) = StackOrZfile::open(&stack, Parents::Ignored).unwrap() else {
         panic!("not a stack");
     };
     for pair in image.layers().windows(2) {
@@ -180,7 +181,9 @@ fn nothing_changed_is_an_empty_layer() {
         ..Options::default()
     };
     make(&raw, &top, &options);
-    let StackOrZfile::Stack(stack) = StackOrZfile::open(&layers(&[&top])).unwrap() else {
+    let StackOrZfile::Stack(stack) =
+        StackOrZfile::open(&layers(&[&top]), Parents::Ignored).unwrap()
+    else {
         panic!("not a stack");
     };
     assert_eq!(stack.segments().len(), 0);
@@ -207,7 +210,7 @@ fn uuid_follows_the_content() {
     let folder = tempdir().unwrap();
     let [raw, one, two] = ["raw", "one", "two"].map(|name| folder.path().join(name));
     raw_image(&raw, BYTES, 5);
-    let uuid = |path: &Path| match StackOrZfile::open(&layers(&[path])).unwrap() {
+    let uuid = |path: &Path| match StackOrZfile::open(&layers(&[path]), Parents::Ignored).unwrap() {
         StackOrZfile::Stack(stack) => stack.top().unwrap().uuid().unwrap(),
         StackOrZfile::Zfile(_) => panic!("not a layer"),
     };
@@ -291,7 +294,9 @@ fn scattered_blocks_are_kept_apart() {
         file.write_all_at(&[1; 4096], block * 8192).unwrap();
     }
     make(&raw, &out, &Options::default());
-    let StackOrZfile::Stack(stack) = StackOrZfile::open(&layers(&[&out])).unwrap() else {
+    let StackOrZfile::Stack(stack) =
+        StackOrZfile::open(&layers(&[&out]), Parents::Ignored).unwrap()
+    else {
         panic!("not a stack");
     };
     assert_eq!(stack.segments().len(), 600);

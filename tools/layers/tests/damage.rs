@@ -13,7 +13,7 @@ use std::{
 
 use common::{content, layers, make, problems, raw_image, Random};
 use ovbd_image::zfile::{Algorithm, Options as ZfileOptions};
-use ovbd_layers::build::Options;
+use ovbd_layers::{build::Options, output::Rules, parents::Parents};
 use tempfile::tempdir;
 
 fn small(folder: &Path, options: &Options) -> (Vec<u8>, Vec<u8>) {
@@ -162,9 +162,11 @@ fn a_failed_export_leaves_nothing() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&blob, bytes).unwrap();
-    let image = ovbd_layers::stack_or_zfile::StackOrZfile::open(&layers(&[&blob])).unwrap();
+    let image =
+        ovbd_layers::stack_or_zfile::StackOrZfile::open(&layers(&[&blob]), Parents::Ignored)
+            .unwrap();
     let out = folder.path().join("out");
-    let error = ovbd_layers::export::to_file(&image, &out, false, &()).unwrap_err();
+    let error = ovbd_layers::export::to_file(&image, &out, Rules::default(), &()).unwrap_err();
     assert!(
         error.to_string().contains("CRC mismatch at byte"),
         "{error}"

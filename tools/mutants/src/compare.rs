@@ -9,6 +9,7 @@ use ovbd_image::lsmt::SECTOR_BYTES;
 use ovbd_layers::{
     blob::{Blob, Content},
     layer::LayerPath,
+    parents::Parents,
     stack::Stack,
     zfile::{Cursor, Zfile},
 };
@@ -85,7 +86,7 @@ impl Reader {
             }
         }
         let layers: Vec<LayerPath> = paths.iter().map(|p| LayerPath::Sealed(p.clone())).collect();
-        let stack = Stack::open(&layers);
+        let stack = Stack::open(&layers, Parents::Ignored);
         // A device has at least a sector; there is none of an empty stack.
         let sectors = stack.as_ref().map_or(1, Stack::sectors).max(1);
         let mapped = Mapper.create("mutant", sectors, "overlaybd", &params)?;

@@ -11,7 +11,7 @@ use clap::{
     Args, CommandFactory, Parser, ValueEnum, ValueHint,
 };
 use ovbd_image::zfile::{Algorithm, Options as ZfileOptions};
-use ovbd_layers::{build, layer::LayerPath, units};
+use ovbd_layers::{build, layer::LayerPath, parents, units};
 
 use crate::{commands::Command, report};
 
@@ -55,6 +55,32 @@ impl Threads {
             .build()
             .context("cannot start threads")?
             .install(work)
+    }
+}
+
+/// Whether a stack is checked, for verbs that take one.
+#[derive(Debug, Args)]
+pub struct Parents {
+    /// Take layers whose parent is not the layer below
+    #[arg(long)]
+    pub ignore_parents: bool,
+}
+
+impl Parents {
+    /// For a stack that becomes a device or an image.
+    pub fn of_device(&self) -> parents::Parents {
+        match self.ignore_parents {
+            true => parents::Parents::Ignored,
+            false => parents::Parents::All,
+        }
+    }
+
+    /// For layers that are only looked at.
+    pub fn unless_alone(&self) -> parents::Parents {
+        match self.ignore_parents {
+            true => parents::Parents::Ignored,
+            false => parents::Parents::UnlessAlone,
+        }
     }
 }
 
@@ -131,6 +157,7 @@ impl NewLayer {
             uuid: self.uuid.map(build::uuid_text),
             parent_uuid: self.parent_uuid.map(build::uuid_text),
             replace: self.force,
+            parents: parents::Parents::All,
         };
         if let Err(what) = options.check() {
             wrong_usage(verb, what);

@@ -273,11 +273,11 @@ fn up_wants_the_parents() {
     good(at, "up --dry-run a one two three");
     assert_eq!(
         bad(at, "up --dry-run a one three two", 1),
-        "ovbd: three: not the one for one: it belongs on two (--force ignores that)\n"
+        "ovbd: three: not the one for one: it belongs on two (--ignore-parents goes on)\n"
     );
     assert!(bad(at, "up --dry-run a two three", 1)
         .starts_with("ovbd: two: not a base layer: its parent is "));
-    good(at, "up --dry-run --force a two one");
+    good(at, "up --dry-run --ignore-parents a two one");
     assert_eq!(
         bad(at, "up --dry-run a/b one", 1),
         "ovbd: a/b: not a name for a device: it consists of letters, digits and +-._=:@\n"

@@ -14,6 +14,7 @@ use ovbd_layers::{
     build::{build, Options},
     export,
     layer::LayerPath,
+    parents::Parents,
     stack::WINDOW_BYTES,
     stack_or_zfile::StackOrZfile,
     verify::{verify, Finding},
@@ -100,7 +101,7 @@ pub fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T
 /// Opens and reads all of a stack, to memory. Of a device that damage made huge, only the windows with
 /// data are read, and nothing is returned.
 pub fn content(layers: &[LayerPath]) -> Result<Vec<u8>> {
-    let image = StackOrZfile::open(layers)?;
+    let image = StackOrZfile::open(layers, Parents::Ignored)?;
     if image.bytes() > 64 << 20 {
         let mut reader = image.reader();
         let mut buffer = vec![0; WINDOW_BYTES as usize];
@@ -119,7 +120,7 @@ pub fn content(layers: &[LayerPath]) -> Result<Vec<u8>> {
 
 pub fn problems(layers: &[LayerPath]) -> Vec<String> {
     let mut problems = Vec::new();
-    verify(layers, &(), &mut |finding| {
+    verify(layers, Parents::Ignored, &(), &mut |finding| {
         if let Finding::Problem(e) = finding {
             problems.push(e.to_string());
         }

@@ -9,7 +9,7 @@ use clap::{Args, ValueHint};
 use ovbd_layers::{build, layer::LayerPath};
 
 use crate::{
-    cli::{self, NewLayer},
+    cli::{self, NewLayer, Parents},
     report::Report,
 };
 
@@ -25,6 +25,9 @@ pub struct Build {
     /// Compress RAW itself, without making a layer of it
     #[arg(long, conflicts_with_all = ["base", "uuid", "parent_uuid"])]
     pub raw: bool,
+    /// Parents.
+    #[command(flatten)]
+    pub parents: Parents,
     /// The layer.
     #[command(flatten)]
     pub layer: NewLayer,
@@ -44,7 +47,10 @@ impl Build {
             (None, _) => base.pop().unwrap_or_default().into(),
         };
         let base = base.iter().map(|name| LayerPath::from(name.as_os_str()));
-        let options = self.layer.options("build", base.collect(), self.raw);
+        let options = build::Options {
+            parents: self.parents.of_device(),
+            ..self.layer.options("build", base.collect(), self.raw)
+        };
         let bytes = std::fs::metadata(&source).map_or(0, |found| found.len());
         report.begin("building", bytes);
         self.layer

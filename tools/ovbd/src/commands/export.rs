@@ -10,17 +10,17 @@ use std::{
 
 use anyhow::Result;
 use clap::{Args, ValueHint};
-use ovbd_layers::{export, layer::LayerPath, stack_or_zfile::StackOrZfile};
+use ovbd_layers::{export, layer::LayerPath, output::Rules, stack_or_zfile::StackOrZfile};
 
 use crate::{
-    cli::{self, Threads},
+    cli::{self, Parents, Threads},
     report::Report,
 };
 
 /// Write the content of a stack to a raw image.
 ///
 /// The image is sparse where the stack is zero, and nothing is left behind on failure. A single ZFile that
-/// holds no layer gives its own content. With --force, OUT can be a block device.
+/// holds no layer gives its own content. OUT can be a block device that nothing uses.
 #[derive(Debug, Args)]
 pub struct Export {
     /// Layers, bottom first
@@ -29,9 +29,15 @@ pub struct Export {
     /// The file to make, or - for standard output
     #[arg(short, long = "output", value_name = "OUT", value_hint = ValueHint::FilePath)]
     pub output: PathBuf,
-    /// Replace OUT if it exists
+    /// Replace OUT if it is a file that exists
     #[arg(short, long)]
     pub force: bool,
+    /// Overwrite what OUT holds if it is a block device
+    #[arg(long)]
+    pub overwrite_device: bool,
+    /// Parents.
+    #[command(flatten)]
+    pub parents: Parents,
     /// Threads.
     #[command(flatten)]
     pub threads: Threads,
@@ -40,7 +46,7 @@ pub struct Export {
 impl Export {
     /// Writes the image.
     pub fn run(self, report: &Report) -> Result<ExitCode> {
-        let source = StackOrZfile::open(&self.layers)?;
+        let source = StackOrZfile::open(&self.layers, self.parents.of_device())?;
         report.begin("exporting", source.bytes());
         self.threads.run(|| {
             if self.output == Path::new("-") {
@@ -49,7 +55,14 @@ impl Export {
                 out.flush()?;
                 return Ok(());
             }
-            Ok(export::to_file(&source, &self.output, self.force, report)?)
+            let inputs = self.layers.iter().flat_map(LayerPath::files);
+            let inputs: Vec<PathBuf> = inputs.map(Path::to_owned).collect();
+            let rules = Rules {
+                replace: self.force,
+                overwrite_device: self.overwrite_device,
+                inputs: &inputs,
+            };
+            Ok(export::to_file(&source, &self.output, rules, report)?)
         })?;
         Ok(ExitCode::SUCCESS)
     }

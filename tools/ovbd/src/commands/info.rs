@@ -14,7 +14,10 @@ use ovbd_layers::{
     Error,
 };
 
-use crate::{cli, report::Report};
+use crate::{
+    cli::{self, Parents},
+    report::Report,
+};
 
 /// Show what layers are and what they own.
 #[derive(Debug, Args)]
@@ -25,6 +28,9 @@ pub struct Info {
     /// Draw which layer owns which part of the device
     #[arg(long, value_enum, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "auto")]
     pub map: Option<MapFormat>,
+    /// Parents.
+    #[command(flatten)]
+    pub parents: Parents,
     /// Layers, bottom first
     #[arg(required = true, value_name = "LAYER", value_parser = cli::layer(), value_hint = ValueHint::FilePath)]
     pub layers: Vec<LayerPath>,
@@ -44,7 +50,7 @@ pub enum MapFormat {
 impl Info {
     /// Prints what is asked for.
     pub fn run(self, report: &Report) -> Result<ExitCode> {
-        let opened = StackOrZfile::open(&self.layers)?;
+        let opened = StackOrZfile::open(&self.layers, self.parents.unless_alone())?;
         let text = match (self.map, &opened) {
             (None, opened) if self.json => {
                 serde_json::to_string_pretty(&Facts::new(opened))? + "\n"

@@ -9,7 +9,10 @@ use clap::{Args, ValueHint};
 use ovbd_devices::{cow, up, Interrupt};
 use ovbd_layers::{layer::LayerPath, units};
 
-use crate::{cli, report::Report};
+use crate::{
+    cli::{self, Parents},
+    report::Report,
+};
 
 /// Map a stack of layers to a block device.
 ///
@@ -34,7 +37,10 @@ pub struct Up {
     /// Print the commands that make the device, and do nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Allow layers whose parent is not the layer below, and overwrite what --cow holds if it is not a snapshot
+    /// Parents.
+    #[command(flatten)]
+    pub parents: Parents,
+    /// Overwrite what --cow holds if it is not a snapshot
     #[arg(short, long)]
     pub force: bool,
     /// Name of the device below /dev/mapper
@@ -55,6 +61,7 @@ impl Up {
                 path: self.cow,
                 size: self.size,
             }),
+            parents: self.parents.of_device(),
             force: self.force,
         };
         if self.dry_run {

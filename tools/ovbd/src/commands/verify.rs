@@ -13,7 +13,7 @@ use ovbd_layers::{
 };
 
 use crate::{
-    cli::{self, Threads},
+    cli::{self, Parents, Threads},
     report::Report,
 };
 
@@ -23,6 +23,9 @@ pub struct Verify {
     /// Print errors as JSON
     #[arg(long)]
     pub json: bool,
+    /// Parents.
+    #[command(flatten)]
+    pub parents: Parents,
     /// Layers, bottom first
     #[arg(required = true, value_name = "LAYER", value_parser = cli::layer(), value_hint = ValueHint::FilePath)]
     pub layers: Vec<LayerPath>,
@@ -37,10 +40,16 @@ impl Verify {
         let size = |path: &LayerPath| std::fs::metadata(path.data()).map_or(0, |found| found.len());
         report.begin("verifying", self.layers.iter().map(size).sum());
         let problems = self.threads.run(|| {
-            Ok(verify(&self.layers, report, &mut |finding| match finding {
-                Finding::Problem(error) => report.error(&error.into()),
-                Finding::Warning(error) => report.warn(&error),
-            }))
+            let parents = self.parents.unless_alone();
+            Ok(verify(
+                &self.layers,
+                parents,
+                report,
+                &mut |finding| match finding {
+                    Finding::Problem(error) => report.error(&error.into()),
+                    Finding::Warning(error) => report.warn(&error),
+                },
+            ))
         })?;
         Ok(match problems {
             0 => ExitCode::SUCCESS,

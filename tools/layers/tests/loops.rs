@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What is refused to keep data, shown with real loop devices and file systems. Needs root; skipped with the reason
+//! where no loop device can be had.
+
+mod common;
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use common::{layers, make, raw_image};
+use ovbd_layers::{
+    build::Options, export, output::Rules, overwrite::check_is_no_input, parents::Parents,
+    signature, stack_or_zfile::StackOrZfile,
+};
+use tempfile::{tempdir, TempDir};
+
+/// Runs a program that must succeed; returns what it prints.
+fn run(line: &[&str]) -> String {
+    let output = Command::new(line[0]).args(&line[1..]).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{line:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// A loop device, detached when this is dropped.
+struct Loop(PathBuf);
+
+impl Loop {
+    /// Attaches one to `file`; `None`, after the reason was printed, where the machine has none.
+    fn attach(file: &Path, options: &[&str]) -> Option<Self> {
+        let output = Command::new("losetup")
+            .args(["--find", "--show"])
+            .args(options)
+            .arg(file)
+            .output();
+        match output {
+            Ok(output) if output.status.success() => {
+                let name = String::from_utf8(output.stdout).unwrap();
+                Some(Self(name.trim().into()))
+            }
+            Ok(output) => {
+                println!(
+                    "skipped: {}",
+                    String::from_utf8_lossy(&output.stderr).trim()
+                );
+                None
+            }
+            Err(e) => {
+                println!("skipped: losetup: {e}");
+                None
+            }
+        }
+    }
+
+    fn name(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup")
+            .arg("--detach")
+            .arg(&self.0)
+            .status();
+    }
+}
+
+/// A mount, undone when this is dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(device: &Path, point: &Path, options: &str) -> Self {
+        fs::create_dir_all(point).unwrap();
+        run(&[
+            "mount",
+            "-o",
+            options,
+            device.to_str().unwrap(),
+            point.to_str().unwrap(),
+        ]);
+        Self(point.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+fn image(path: &Path, mib: u64) {
+    File::create(path).unwrap().set_len(mib << 20).unwrap();
+}
+
+/// A folder, a layer of 2 MiB in it, and a loop device on a blank file of 16 MiB.
+fn start() -> Option<(TempDir, PathBuf, Loop)> {
+    let folder = tempdir().unwrap();
+    let [raw, layer, file] = ["raw", "layer", "file"].map(|name| folder.path().join(name));
+    raw_image(&raw, 2 << 20, 1);
+    make(&raw, &layer, &Options::default());
+    image(&file, 16);
+    let device = Loop::attach(&file, &[])?;
+    Some((folder, layer, device))
+}
+
+fn export_to(layer: &Path, out: &Path, overwrite_device: bool) -> Result<(), String> {
+    let image = StackOrZfile::open(&layers(&[layer]), Parents::All).unwrap();
+    let inputs = [layer.to_owned()];
+    let rules = Rules {
+        replace: true,
+        overwrite_device,
+        inputs: &inputs,
+    };
+    export::to_file(&image, out, rules, &()).map_err(|e| e.to_string())
+}
+
+#[test]
+fn export_overwrites_no_device_that_holds_something() {
+    let Some((folder, layer, device)) = start() else {
+        return;
+    };
+    export_to(&layer, &device.0, false).unwrap();
+    let raw = fs::read(folder.path().join("raw")).unwrap();
+    assert!(fs::read(&device.0).unwrap().starts_with(&raw));
+    run(&["mkfs.ext4", "-q", "-F", device.name()]);
+    let before = fs::read(&device.0).unwrap();
+    let error = export_to(&layer, &device.0, false).unwrap_err();
+    assert!(
+        error.ends_with(": holds ext4 (--overwrite-device overwrites it)"),
+        "{error}"
+    );
+    assert!(fs::read(&device.0).unwrap() == before);
+    export_to(&layer, &device.0, true).unwrap();
+    assert!(fs::read(&device.0).unwrap().starts_with(&raw));
+}
+
+#[test]
+fn export_overwrites_no_device_in_use() {
+    let Some((folder, layer, device)) = start() else {
+        return;
+    };
+    run(&["mkfs.ext4", "-q", "-F", device.name()]);
+    let refused = |reason: &str| {
+        let before = fs::read(&device.0).unwrap();
+        let error = export_to(&layer, &device.0, true).unwrap_err();
+        assert!(error.contains(reason), "{error}");
+        assert!(fs::read(&device.0).unwrap() == before);
+    };
+    let point = folder.path().join("mnt");
+    {
+        let _mounted = Mounted::new(&device.0, &point, "ro");
+        refused(&format!("in use: mounted on {}", point.display()));
+    }
+    // A loop device does not claim the device below it.
+    if let Some(upper) = Loop::attach(&device.0, &[]) {
+        refused(&format!("in use: used by {}", upper.name()));
+        let _mounted = Mounted::new(&upper.0, &point, "ro");
+        refused(&format!(
+            "in use: mounted on {} as {}",
+            point.display(),
+            upper.name()
+        ));
+    }
+    run(&["mkswap", "-q", device.name()]);
+    run(&["swapon", device.name()]);
+    refused("in use: swap is on it");
+    run(&["swapoff", device.name()]);
+    export_to(&layer, &device.0, true).unwrap();
+}
+
+#[test]
+fn an_input_is_no_output() {
+    let Some((folder, layer, device)) = start() else {
+        return;
+    };
+    let is_refused = |output: &Path, input: &Path| check_is_no_input(output, [input]).is_err();
+    // A layer on a device, and the device by another node.
+    fs::copy(&layer, &device.0).unwrap();
+    let error = export_to(&device.0, &device.0, true).unwrap_err();
+    assert!(error.contains("is an input itself"), "{error}");
+    let numbers = run(&["stat", "-c", "0x%t 0x%T", device.name()]);
+    let (major, minor) = numbers.split_once(' ').unwrap();
+    let node = folder.path().join("node");
+    run(&["mknod", node.to_str().unwrap(), "b", major, minor]);
+    assert!(is_refused(&node, &device.0));
+    // The file of a loop device, on either side.
+    let file = folder.path().join("file");
+    assert!(is_refused(&device.0, &file));
+    assert!(!is_refused(&device.0, &layer));
+    assert!(!is_refused(&layer, &device.0));
+}
+
+#[test]
+fn signatures_of_real_tools() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("file");
+    let name = path.to_str().unwrap();
+    for (command, kind) in [
+        (&["mkfs.ext4", "-q", "-F"][..], "ext4"),
+        (&["mkswap", "-q"], "swap"),
+        (&["mkfs.xfs", "-q", "-f"], "xfs"),
+        (&["mkfs.btrfs", "-q", "-f"], "btrfs"),
+        (&["mkfs.vfat"], "vfat"),
+    ] {
+        image(&path, 320);
+        assert_eq!(signature::find(&path).unwrap(), None);
+        let made = Command::new(command[0])
+            .args(&command[1..])
+            .arg(name)
+            .output();
+        match made {
+            Ok(output) if output.status.success() => {
+                let found = signature::find(&path).unwrap().unwrap();
+                assert!(found.contains(kind), "{kind}: {found}");
+            }
+            _ => println!("skipped: {} is not here", command[0]),
+        }
+        fs::remove_file(&path).unwrap();
+    }
+}
