@@ -57,6 +57,7 @@ struct Overlaybd {
 
 impl Overlaybd {
     fn construct(ctx: &mut Constructor<'_>, args: Args<'_>) -> Result<Self, CtrError> {
+        ctx.require_read_only()?;
         let limit = module_param(&module_parameters::max_segments);
         let stack = Stack::load(ctx, args, limit)?;
         if ctx.target_len() > stack.virtual_sectors() {

@@ -14,7 +14,6 @@ use super::{
         Constructor,
         CtrContext,
         CtrError,
-        Mode,
         TargetDevice, //
     },
     image::{
@@ -197,7 +196,7 @@ fn open_layers(ctx: &mut Constructor<'_>, args: &mut Args<'_>) -> Result<KVec<La
     for number in 0..count {
         let path = args.next(c"Missing layer device")?;
         let blob_bytes = args.number::<u64>(c"Invalid layer length")?;
-        let device = ctx.device(path, Mode::ReadOnly).map_err(|errno| {
+        let device = ctx.device(path).map_err(|errno| {
             dm_err!(
                 Overlaybd,
                 "layer {number}: cannot open {} ({errno:?})",

@@ -88,6 +88,7 @@ struct Zfile {
 
 impl Zfile {
     fn construct(ctx: &mut Constructor<'_>, mut args: Args<'_>) -> Result<Self, CtrError> {
+        ctx.require_read_only()?;
         let file = File::open(ctx, &mut args)?;
         let options = Options::parse(&mut args)?;
         args.finish()?;

@@ -14,7 +14,6 @@ use super::{
         Constructor,
         CtrContext,
         CtrError,
-        Mode,
         TargetDevice,
         SECTOR_SHIFT,
         SECTOR_SIZE, //
@@ -77,9 +76,7 @@ impl File {
     pub(super) fn open(ctx: &mut Constructor<'_>, args: &mut Args<'_>) -> Result<Self, CtrError> {
         let path = args.next(c"Missing device")?;
         let file_bytes = args.number::<u64>(c"Invalid length")?;
-        let device = ctx
-            .device(path, Mode::ReadOnly)
-            .context(c"Cannot open device")?;
+        let device = ctx.device(path).context(c"Cannot open device")?;
         let size = ctx.device_sectors(&device).context(c"Cannot use device")?;
         if file_bytes.div_ceil(SECTOR_SIZE.into()) > size {
             return Err(CtrError::invalid(c"Length is beyond the end of the device"));

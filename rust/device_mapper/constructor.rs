@@ -9,7 +9,8 @@ use super::{
         InstanceId,
         Mode,
         TargetDevice, //
-    }, //
+    },
+    error::CtrError, //
 };
 use core::{marker::PhantomData, ptr::NonNull};
 use kernel::{error::to_result, prelude::*};
@@ -74,7 +75,8 @@ impl Constructor<'_> {
         self.ti().len
     }
 
-    /// Returns whether the table is loaded for reading only or for writing as well.
+    /// Returns whether the table is loaded for reading only or for writing as well. Devices are
+    /// opened accordingly.
     ///
     /// A table is writable unless user space asked for a read-only one (`dmsetup create
     /// --readonly`).
@@ -83,11 +85,25 @@ impl Constructor<'_> {
         Mode::from_raw(unsafe { bindings::dm_table_get_mode(self.ti().table) })
     }
 
-    /// Opens the device at `path`, which may be given as `<major>:<minor>` too.
+    /// Refuses a table that is not read-only, with a message that says how to make one.
+    ///
+    /// For targets that cannot be written: a file system that is mounted read-write on a device
+    /// that only seems writable fails where it first writes, perhaps in the middle of a recovery.
+    pub fn require_read_only(&self) -> Result<(), CtrError> {
+        match self.mode() {
+            Mode::ReadOnly => Ok(()),
+            Mode::ReadWrite => Err(CtrError::invalid(
+                c"Table must be read-only (dmsetup create --readonly)",
+            )),
+        }
+    }
+
+    /// Opens the device at `path`, which may be given as `<major>:<minor>` too, in the mode of the
+    /// table.
     ///
     /// It is closed after the target has been dropped. Opening a device twice is allowed.
-    pub fn device(&mut self, path: &CStr, mode: Mode) -> Result<TargetDevice> {
-        self.devices.open(self.id, path, mode)
+    pub fn device(&mut self, path: &CStr) -> Result<TargetDevice> {
+        self.devices.open(self.id, path)
     }
 
     /// Returns the block device behind a handle.

@@ -9,6 +9,20 @@
 //! instance it belongs to: every operation compares an identifier that is never used twice. So
 //! no reference is counted on the I/O path, and a handle kept somewhere for too long is merely
 //! useless.
+//!
+//! # Modes
+//!
+//! A device is opened in the mode of the table: for reading only in a read-only table, and for
+//! writing too in any other. Nothing here can ask for less or for more, because device mapper in C
+//! does not keep what it gave for less: when a target opens, for writing, a device that a target
+//! earlier in the table has opened for reading only, `upgrade_mode()` in `drivers/md/dm-table.c`
+//! frees the `struct dm_dev` that the earlier one still holds. With one mode for a table the
+//! targets that are written with these abstractions, and those in C that open devices in the mode
+//! of the table as most do, cannot do that to each other.
+//!
+//! What remains are targets in C that open devices for writing whatever the mode of the table is,
+//! as dm-cache and dm-clone do, over a device that an earlier line of the same read-only
+//! table uses; [`TargetDevice`] says what is lost then.
 
 use super::bindings;
 use core::{marker::PhantomData, ops::ControlFlow, ptr::NonNull};
@@ -21,7 +35,7 @@ use kernel::{
     },
 };
 
-/// How a device is opened.
+/// What a table, and so every device that its targets use, is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// For reading only.
@@ -31,13 +45,6 @@ pub enum Mode {
 }
 
 impl Mode {
-    fn as_raw(self) -> bindings::blk_mode_t {
-        match self {
-            Mode::ReadOnly => bindings::BLK_OPEN_READ,
-            Mode::ReadWrite => bindings::BLK_OPEN_READ | bindings::BLK_OPEN_WRITE,
-        }
-    }
-
     pub(super) fn from_raw(mode: bindings::blk_mode_t) -> Self {
         if mode & bindings::BLK_OPEN_WRITE != 0 {
             Mode::ReadWrite
@@ -64,7 +71,10 @@ impl InstanceId {
 /// # Invariants
 ///
 /// `dev` is in the [`Devices`] of the instance `owner` and `bdev` is its block device, for as
-/// long as that instance exists.
+/// long as that instance exists. `bdev` is open for as long. So is `dev`, unless a later line of a
+/// read-only table has a target in C that opened the same device for writing: then device mapper
+/// has freed `dev`, for this target as for one in C, and the block device is open by another
+/// `struct dm_dev`. Only a change to device mapper can prevent that.
 #[derive(Clone)]
 pub struct TargetDevice {
     bdev: NonNull<bindings::block_device>,
@@ -133,25 +143,20 @@ impl Devices {
         }
     }
 
-    /// Opens a device.
+    /// Opens a device in the mode of the table.
     ///
     /// `owner` must be the instance that this list belongs to or will belong to.
-    pub(super) fn open(
-        &mut self,
-        owner: InstanceId,
-        path: &CStr,
-        mode: Mode,
-    ) -> Result<TargetDevice> {
+    pub(super) fn open(&mut self, owner: InstanceId, path: &CStr) -> Result<TargetDevice> {
         self.list.reserve(1, GFP_KERNEL)?;
 
         let mut dev = core::ptr::null_mut();
-        // SAFETY: `ti` is valid by the type invariant, `path` is a string and `dev` may be
-        // written.
+        // SAFETY: `ti` is valid by the type invariant, and so is the table that it belongs to;
+        // `path` is a string and `dev` may be written.
         to_result(unsafe {
             bindings::dm_get_device(
                 self.ti.as_ptr(),
                 path.as_char_ptr(),
-                mode.as_raw(),
+                bindings::dm_table_get_mode((*self.ti.as_ptr()).table),
                 &mut dev,
             )
         })?;
@@ -239,8 +244,8 @@ impl DeviceIterator<'_> {
         let Some(dev) = device.dev_of(self.owner) else {
             return ControlFlow::Continue(());
         };
-        // SAFETY: `dev` is open, since its owner still exists, and the function is called with
-        // the data that belongs to it.
+        // SAFETY: `dev` is open by the type invariant, since its owner still exists, and the function
+        // is called with the data that belongs to it.
         let ret = unsafe { (self.callout)(self.ti.as_ptr(), dev.as_ptr(), start, len, self.data) };
         match ret {
             0 => ControlFlow::Continue(()),

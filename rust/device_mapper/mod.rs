@@ -68,7 +68,7 @@
 //!         let start = args.number(c"Invalid first sector")?;
 //!         args.finish()?;
 //!
-//!         let device = ctx.device(path, ctx.mode()).context(c"Device lookup failed")?;
+//!         let device = ctx.device(path).context(c"Device lookup failed")?;
 //!         // One flush for one device; without this the device would never see any.
 //!         ctx.set_num_flush_bios(1);
 //!         Ok(Self { device, start })

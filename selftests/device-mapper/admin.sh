@@ -96,7 +96,7 @@ bad "Invalid split size (-EINVAL)" "$n $lower 0 2 split 4294967296"
 bad "Missing status (-EINVAL)" "$n $lower 0 1 fail"
 bad "Invalid status (-EINVAL)" "$n $lower 0 2 fail well"
 bad "Invalid maximum I/O length (-EINVAL)" "$n $lower 0 2 max_io_len 4294967296"
-bad "Device must be readonly (-EINVAL)" "$n $lower 0 1 readonly"
+bad "Table must be read-only (dmsetup create --readonly) (-EINVAL)" "$n $lower 0 1 readonly"
 check "loads read-only" dm_create t-rust "$n $lower 0 1 readonly" --readonly
 check_eq "device is read-only" 1 "$(blockdev --getro $dm/t-rust)"
 dm_remove t-rust

@@ -62,7 +62,6 @@ use device_mapper::{
     EndedBio,
     Features,
     Mapped,
-    Mode,
     Op,
     QueueLimits,
     StatusType,
@@ -301,10 +300,10 @@ impl Linear {
             Options::parse(args.group(1000, c"Invalid number of optional arguments")?)?;
         args.finish()?;
 
-        if options.read_only && ctx.mode() == Mode::ReadWrite {
-            return Err(CtrError::invalid(c"Device must be readonly"));
+        if options.read_only {
+            ctx.require_read_only()?;
         }
-        let dev = match ctx.device(path, ctx.mode()) {
+        let dev = match ctx.device(path) {
             Ok(dev) => dev,
             Err(err) => {
                 dm_err!(Self, "{path}: cannot open: {err:?}");

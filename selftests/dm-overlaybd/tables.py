@@ -224,6 +224,7 @@ with Devices() as devices:
     with dm_ioctl.Mapped("good", line) as mapped:
         content = read_direct(mapped.node, 0, SECTORS * 512)
         tap.result(content == model.content == interpret(blob), "the layer unchanged")
+    dm_ioctl.table_refused(tap, log, "a writable table", line, dm_ioctl.MUST_BE_READ_ONLY, readonly=False)
     for line, what, reasons in bad_lines(device, len(blob)):
         dm_ioctl.table_refused(tap, log, what, line, *reasons)
     check_failing(tap, log, device, len(blob), model)

@@ -157,11 +157,15 @@ class KernelLog:
             lines.append(record.decode(errors="replace").partition(";")[2].splitlines()[0])
 
 
-def table_refused(tap, log, what, table, *reasons):
+# What the targets of this repository say of a table that is not read-only.
+MUST_BE_READ_ONLY = "Table must be read-only (dmsetup create --readonly)"
+
+
+def table_refused(tap, log, what, table, *reasons, readonly=True):
     """Passes where the table is refused and the kernel log gives all `reasons`."""
     log.new()
     try:
-        mapped = Mapped("refused", table)
+        mapped = Mapped("refused", table, readonly)
     except Refused:
         text = log.new()
         tap.result(all(reason in text for reason in reasons), f"{what}: refused",

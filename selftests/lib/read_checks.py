@@ -66,7 +66,10 @@ def check_writes(tap, line, content):
         tap.attempt("a read-only device cannot be written", refuses, (errno.EPERM,), os.pwrite, device,
                     mmap.mmap(-1, 4096), 0)
         os.close(device)
-    with dm_ioctl.Mapped("writes", line, readonly=False) as mapped:
+    # Device mapper sends on what is written to a device above, whatever the one below is.
+    linear = f"0 {line.split()[1]} linear"
+    with (dm_ioctl.Mapped("below", line) as below,
+          dm_ioctl.Mapped("writes", f"{linear} {below.node} 0", readonly=False) as mapped):
         device = os.open(mapped.node, os.O_RDWR | os.O_DIRECT)
         try:
             for what, first in [("data", 0), ("the end", len(content) - 4096)]:
