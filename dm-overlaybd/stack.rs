@@ -24,6 +24,7 @@ use super::{
         },
         layer_index::IndexReader,
         lsmt::{
+            topmost_size,
             Header,
             Trailer,
             HEADER_BYTES, //
@@ -131,14 +132,11 @@ impl Stack {
             );
             return Err(CtrError::new(E2BIG, c"Too many index entries"));
         }
-        let virtual_size = trailers
-            .iter()
-            .rev()
-            .map(|trailer| trailer.virtual_size)
-            .find(|size| *size != 0)
-            .unwrap_or(0);
+        let sizes = trailers.iter().map(|trailer| trailer.virtual_size);
+        let virtual_sectors = topmost_size(sizes).div_ceil(1 << SECTOR_SHIFT);
 
-        let segments = merge_layers(read_indexes(ctx, &layers, &trailers)?, limit)?;
+        let indexes = read_indexes(ctx, &layers, &trailers)?;
+        let segments = merge_layers(indexes, virtual_sectors, limit)?;
         count_owned(&mut layers, &segments);
         let block_mask = check_alignment(ctx, &layers, &segments)?;
 
@@ -150,7 +148,7 @@ impl Stack {
         Ok(Self {
             layers,
             index,
-            virtual_sectors: virtual_size.div_ceil(1 << SECTOR_SHIFT),
+            virtual_sectors,
             block_mask,
         })
     }
@@ -372,9 +370,10 @@ fn decode_index(
     Ok(segments)
 }
 
-/// Merges the indexes, which are freed.
+/// Merges the indexes, which are freed, up to sector `end`.
 fn merge_layers(
     indexes: KVec<KVVec<PackedSegment>>,
+    end: u64,
     limit: u64,
 ) -> Result<KVVec<PackedSegment>, CtrError> {
     const UNSORTED: CtrError = CtrError::invalid(c"Cannot merge indexes");
@@ -384,18 +383,23 @@ fn merge_layers(
     let mut scratch = KVVec::from_elem(merge::Lane::default(), lanes, GFP_KERNEL)?;
     let entries = indexes.iter().map(|index| index.len()).sum();
     let mut merged = Merged::new(limit, entries).map_err(|_| NO_MEMORY)?;
-    merge::merge(&indexes, &mut scratch, |segment| merged.push(segment)).map_err(|error| {
-        match error {
-            merge::MergeError::Sink(PushError::TooMany) => {
-                dm_err!(
-                    Overlaybd,
-                    "the merged index has more segments than max_segments allows, {limit}"
-                );
-                CtrError::new(E2BIG, c"Too many merged segments")
-            }
-            merge::MergeError::Sink(PushError::Memory) => NO_MEMORY,
-            _ => UNSORTED,
+    // A layer may have entries beyond its own size, and they show under a larger one. The size of
+    // the stack alone cuts them.
+    merge::merge(&indexes, &mut scratch, |segment| {
+        segment
+            .before(end)
+            .map_or(Ok(()), |segment| merged.push(segment))
+    })
+    .map_err(|error| match error {
+        merge::MergeError::Sink(PushError::TooMany) => {
+            dm_err!(
+                Overlaybd,
+                "the merged index has more segments than max_segments allows, {limit}"
+            );
+            CtrError::new(E2BIG, c"Too many merged segments")
         }
+        merge::MergeError::Sink(PushError::Memory) => NO_MEMORY,
+        _ => UNSORTED,
     })?;
     drop(indexes);
     merged.join().map_err(|_| NO_MEMORY)

@@ -113,8 +113,8 @@ reasons! {
     LsmtVirtualSize = "LSMT virtual size too large",
     /// Entries are unsorted or overlap.
     LsmtOrder = "LSMT index entries overlap or are not sorted",
-    /// An entry ends beyond the layer's virtual size.
-    LsmtEntryOutside = "LSMT index entry beyond the virtual size",
+    /// An entry ends beyond the last sector that a stack can have.
+    LsmtEntryOutside = "LSMT index entry beyond the largest virtual size",
     /// The data of an entry is not in the data section.
     LsmtDataOutside = "LSMT index entry with data outside the data section",
     /// The index ended early, or its bytes were not whole entries.

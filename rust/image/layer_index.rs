@@ -4,8 +4,8 @@
 
 use super::{
     error::{Error, Reason},
-    lsmt::{virtual_end, Entry, Trailer, DATA_START, ENTRY_BYTES, SECTOR_BYTES},
-    segment::Segment,
+    lsmt::{Entry, Trailer, DATA_START, ENTRY_BYTES, SECTOR_BYTES},
+    segment::{Segment, MAX_VIRTUAL_SECTORS},
 };
 
 /// Reads the index of a sealed layer as it streams by, and checks every entry.
@@ -19,7 +19,6 @@ pub struct IndexReader {
     position: u64,
     remaining: u64,
     data_end: u64,
-    virtual_end: u64,
     previous_end: u64,
     first_tag: Option<u8>,
     mixed_tags: bool,
@@ -36,7 +35,6 @@ impl IndexReader {
             position: trailer.index_offset,
             remaining: trailer.entries,
             data_end: trailer.index_offset / SECTOR_BYTES,
-            virtual_end: virtual_end(trailer.virtual_size),
             previous_end: 0,
             first_tag: None,
             mixed_tags: false,
@@ -49,8 +47,12 @@ impl IndexReader {
     ///
     /// # Errors
     ///
-    /// An entry that overlaps or precedes an earlier one, lies beyond the virtual size, has data outside
-    /// the data section, or belongs to a TurboOCI layer.
+    /// An entry that overlaps or precedes an earlier one, lies beyond all virtual sectors, has data
+    /// outside the data section, or belongs to a TurboOCI layer.
+    ///
+    /// An entry may lie beyond the virtual size of its own layer: a merge under a smaller layer and a
+    /// commit after a shrink leave such entries, and they show again under a layer that is larger. Only
+    /// the size of the whole stack cuts them.
     pub fn push(&mut self, bytes: &[u8; ENTRY_BYTES]) -> Result<Option<Segment>, Error> {
         let at = self.position;
         let fail = |reason| Err(Error::new(reason, at));
@@ -75,7 +77,7 @@ impl IndexReader {
             return fail(Reason::LsmtOrder);
         }
         self.previous_end = end;
-        if end > self.virtual_end {
+        if end > MAX_VIRTUAL_SECTORS {
             return fail(Reason::LsmtEntryOutside);
         }
         if !entry.data_is_inside(self.data_end) {

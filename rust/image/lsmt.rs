@@ -301,12 +301,10 @@ impl Trailer {
     }
 }
 
-/// First sector that no entry of a layer of this virtual size (bytes) may reach.
-pub fn virtual_end(virtual_size: u64) -> u64 {
-    match virtual_size {
-        0 => MAX_VIRTUAL_SECTORS,
-        size => size.div_ceil(SECTOR_BYTES),
-    }
+/// Virtual size of a stack, in bytes, of those that its layers record, bottom first: the topmost that is
+/// not 0.
+pub fn topmost_size(bottom_first: impl DoubleEndedIterator<Item = u64>) -> u64 {
+    bottom_first.rev().find(|size| *size != 0).unwrap_or(0)
 }
 
 /// An index entry as stored, not checked.

@@ -240,6 +240,15 @@ impl PackedSegment {
         }
     }
 
+    /// The part before sector `end`, or `None` where the segment starts there or later.
+    #[inline]
+    pub fn before(&self, end: u64) -> Option<Self> {
+        if self.end() <= end {
+            return Some(*self);
+        }
+        (self.start() < end).then(|| self.part(self.start(), end))
+    }
+
     /// This segment and `next` as one, where that says the same: adjacent, from the same layer, both
     /// zeroed or continuous in the blob, and short enough together.
     #[inline(always)]

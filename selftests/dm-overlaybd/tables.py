@@ -159,7 +159,8 @@ def interpret(blob):
         stored, zeroed, tag = high & (1 << 55) - 1, high >> 55 & 1, high >> 56
         if start == (1 << 50) - 1:
             continue
-        if start < position or start + sectors > -(-size // 512):
+        # Beyond the size of the layer is allowed, beyond that of all stacks is not.
+        if start < position or start + sectors > (1 << 50) - 1:
             return None
         if stored < 8 or stored + sectors * (not zeroed) > index // 512:
             return None

@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ovbd_image::lsmt::{Trailer, SECTOR_BYTES};
+use ovbd_image::lsmt::{topmost_size, Trailer, SECTOR_BYTES};
 
 use crate::{
     check_root, cow,
@@ -28,7 +28,7 @@ use ovbd_layers::{
     layer::{read_header, read_trailer, LayerPath},
     parents::{self, Ancestry, Parents},
     report::Report,
-    stack::{check_count, topmost_size},
+    stack::check_count,
 };
 
 /// What to bring up.

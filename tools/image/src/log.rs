@@ -13,10 +13,9 @@ use super::{
     error::{Error, Reason},
     layer_index::entries,
     lsmt::{
-        virtual_end, Entry, Header, ENTRY_BYTES, FLAG_DATA, FLAG_SEALED, FLAG_SPARSE, HEADER_BYTES,
-        SECTOR_BYTES,
+        Entry, Header, ENTRY_BYTES, FLAG_DATA, FLAG_SEALED, FLAG_SPARSE, HEADER_BYTES, SECTOR_BYTES,
     },
-    segment::Segment,
+    segment::{Segment, MAX_VIRTUAL_SECTORS},
 };
 
 /// Entries of a log at most.
@@ -47,7 +46,6 @@ pub struct LogReader {
     position: u64,
     next: u32,
     data_end: u64,
-    virtual_end: u64,
 }
 
 impl LogReader {
@@ -79,7 +77,6 @@ impl LogReader {
             position: HEADER_BYTES as u64,
             next: 0,
             data_end: data_bytes / SECTOR_BYTES,
-            virtual_end: virtual_end(header.virtual_size),
         })
     }
 
@@ -92,7 +89,8 @@ impl LogReader {
     ///
     /// # Errors
     ///
-    /// An entry beyond the virtual size or with data outside the data file.
+    /// An entry beyond all virtual sectors or with data outside the data file. One beyond the virtual
+    /// size is what a shrink leaves, as in a sealed layer.
     pub fn push(&mut self, bytes: &[u8; ENTRY_BYTES]) -> Result<Option<LogEntry>, Error> {
         let at = self.position;
         self.position = at.saturating_add(ENTRY_BYTES as u64);
@@ -101,7 +99,7 @@ impl LogReader {
             return Ok(None);
         }
         // Cannot overflow: 50 bits plus 14.
-        if entry.start + u64::from(entry.sectors) > self.virtual_end {
+        if entry.start + u64::from(entry.sectors) > MAX_VIRTUAL_SECTORS {
             return Err(Error::new(Reason::LsmtEntryOutside, at));
         }
         if !entry.data_is_inside(self.data_end) {

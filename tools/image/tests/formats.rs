@@ -6,8 +6,8 @@ use ovbd_image::{
     jump_table::{JumpTable, JumpTableReader, JUMP_GROUP},
     layer_index::IndexReader,
     log::{resolve, LogEntry, LogReader},
-    lsmt::{Entry, Header, Identity, Trailer, UuidText, ENTRY_BYTES, HEADER_BYTES},
-    segment::Segment,
+    lsmt::{topmost_size, Entry, Header, Identity, Trailer, UuidText, ENTRY_BYTES, HEADER_BYTES},
+    segment::{Segment, MAX_VIRTUAL_SECTORS},
     tar,
     zfile::{self, Algorithm, Geometry, Options, Totals},
     Error, Reason,
@@ -86,6 +86,56 @@ fn index_goes_on_after_an_error() {
         Ok(Segment::new(30, 5, 95, 3, false))
     );
     assert_eq!(push(Entry::PADDING), Err(Reason::LsmtIndexTruncated));
+}
+
+#[test]
+fn entries_beyond_the_virtual_size_are_kept() {
+    let sectors = IDENTITY.virtual_size / 512;
+    let data_end = 4096 + 20 * 512;
+    let sealed = trailer(data_end, 32, data_end + 512 + 4096).unwrap();
+    let mut header = IDENTITY.header();
+    header[28..32].copy_from_slice(&1_u32.to_le_bytes());
+    header[32..40].copy_from_slice(&4096_u64.to_le_bytes());
+    let mut log = LogReader::new(&header, 4096 + 32, data_end, 1).unwrap();
+    for (start, fits) in [
+        (sectors - 1, true),
+        (sectors, true),
+        (1 << 40, true),
+        (MAX_VIRTUAL_SECTORS - 10, true),
+        (MAX_VIRTUAL_SECTORS - 9, false),
+    ] {
+        let entry = Entry {
+            start,
+            sectors: 10,
+            stored: 8,
+            zeroed: false,
+            tag: 0,
+        };
+        let expected = match fits {
+            true => Ok(Segment::new(start, 10, 8, 1, false)),
+            false => Err(Reason::LsmtEntryOutside),
+        };
+        let read = IndexReader::new(&sealed, 1).push(&entry.encode());
+        assert_eq!(read.map_err(|e| e.reason()), expected);
+        let logged = log.push(&entry.encode()).map_err(|e| e.reason());
+        assert_eq!(
+            logged.map(|entry| entry.map(|entry| entry.segment)),
+            expected
+        );
+    }
+}
+
+#[test]
+fn a_stack_has_the_topmost_size() {
+    for (sizes, size) in [
+        (&[][..], 0),
+        (&[0, 0], 0),
+        (&[9], 9),
+        (&[9, 5], 5),
+        (&[5, 9, 0, 0], 9),
+    ] {
+        assert_eq!(topmost_size(sizes.iter().copied()), size);
+    }
 }
 
 #[test]

@@ -51,6 +51,20 @@ fn the_greatest_result() {
 }
 
 #[test]
+fn a_segment_is_cut_at_the_end_of_the_stack() {
+    for segment in [data(10, 20, 100, 3), zero(10, 20, 3)] {
+        let cut = |end| segment.before(end).map(Segment::from);
+        let part = |sectors| Segment::new(10, sectors, segment.stored(), 3, segment.zeroed());
+        assert_eq!(cut(0), None);
+        assert_eq!(cut(10), None);
+        assert_eq!(cut(11), part(1));
+        assert_eq!(cut(29), part(19));
+        assert_eq!(cut(30), part(20));
+        assert_eq!(cut(u64::MAX), part(20));
+    }
+}
+
+#[test]
 fn a_zeroed_segment_hides_and_stays() {
     let stack = [
         vec![data(10, 20, 100, 0)],

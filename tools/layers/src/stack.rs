@@ -6,7 +6,7 @@ use std::path::Path;
 
 use ovbd_image::{
     index::{directory_len, Index, Mapping, Source},
-    lsmt::{MAX_MERGED_SEGMENTS, SECTOR_BYTES},
+    lsmt::{topmost_size, MAX_MERGED_SEGMENTS, SECTOR_BYTES},
     merge::{lanes_needed, merge, Lane, MergeError, MAX_LAYERS},
     segment::PackedSegment,
 };
@@ -184,11 +184,6 @@ impl Stack {
             cursors: (0..self.layers.len()).map(|_| None).collect(),
         }
     }
-}
-
-/// Virtual size of a stack, in bytes, of those that its layers record, bottom first: the topmost that is not 0.
-pub fn topmost_size(bottom_first: impl DoubleEndedIterator<Item = u64>) -> u64 {
-    bottom_first.rev().find(|size| *size != 0).unwrap_or(0)
 }
 
 /// Refuses an empty stack and one of too many layers, before any file is opened.
