@@ -6,7 +6,10 @@
 //! the merge. So the list grows in parts that never move; at the end, when the layers' indexes are
 //! freed, the parts are copied into one allocation of the right size.
 
-use super::image::segment::PackedSegment;
+use super::{
+    device_mapper::gfp_table,
+    image::segment::PackedSegment, //
+};
 use kernel::{
     alloc::AllocError,
     prelude::*, //
@@ -52,25 +55,25 @@ impl Merged {
         self.room = self.room.checked_sub(1).ok_or(PushError::TooMany)?;
         if let Err(error) = self.last.push_within_capacity(segment) {
             let mut next = part(PART_SEGMENTS)?;
-            next.push(error.0, GFP_KERNEL)?;
+            next.push(error.0, gfp_table())?;
             let full = core::mem::replace(&mut self.last, next);
-            self.full.push(full, GFP_KERNEL)?;
+            self.full.push(full, gfp_table())?;
         }
         Ok(())
     }
 
     /// All segments in one piece.
     pub(super) fn join(mut self) -> Result<KVVec<PackedSegment>, AllocError> {
-        self.full.push(self.last, GFP_KERNEL)?;
+        self.full.push(self.last, gfp_table())?;
         let mut all = part(self.full.iter().map(|part| part.len()).sum())?;
         for part in &self.full {
-            all.extend_from_slice(part, GFP_KERNEL)?;
+            all.extend_from_slice(part, gfp_table())?;
         }
         Ok(all)
     }
 }
 
-/// Memory for that many segments; that there is none is an error, not worth a warning.
+/// Memory for that many segments.
 fn part(segments: usize) -> Result<KVVec<PackedSegment>, AllocError> {
-    KVVec::with_capacity(segments, GFP_KERNEL | __GFP_NOWARN)
+    KVVec::with_capacity(segments, gfp_table())
 }

@@ -3,13 +3,16 @@
 //! The stack of layers: what the constructor reads from the devices and keeps.
 //!
 //! All headers and trailers are read at once, then the indexes in batches, so that the I/O of many
-//! layers overlaps while memory stays bounded: 16 bytes for each index entry beside one batch of raw
-//! indexes, then beside the merged index, and that twice when the former are freed. `rust/image`
-//! checks every byte and does the merge.
+//! layers overlaps while memory stays bounded: 16 bytes for each index entry that covers something,
+//! beside one batch of raw indexes, then beside the merged index, and that twice when the former are
+//! freed. An image can say that it has far more entries than it has bytes, as padding compresses
+//! well; so nothing is allocated for what a trailer says but the batch. `rust/image` checks every
+//! byte and does the merge.
 
 use super::{
     device_mapper::{
         dm_err,
+        gfp_table,
         Args,
         Constructor,
         CtrContext,
@@ -22,12 +25,17 @@ use super::{
             directory_len,
             Index, //
         },
-        layer_index::IndexReader,
+        layer_index::{
+            count_segments,
+            IndexReader, //
+        },
         lsmt::{
             topmost_size,
             Header,
             Trailer,
-            HEADER_BYTES, //
+            ENTRY_BYTES,
+            HEADER_BYTES,
+            MAX_LAYER_ENTRIES, //
         },
         merge,
         segment::{
@@ -50,8 +58,8 @@ use kernel::{
     prelude::*, //
 };
 
-/// Bytes of raw indexes that are read together; a larger index is a batch of its own.
-const BATCH_BYTES: u64 = 32 << 20;
+/// Bytes of raw indexes that are read together. No index is larger.
+const BATCH_BYTES: u64 = MAX_LAYER_ENTRIES * ENTRY_BYTES as u64;
 
 /// Bytes of a sector as a power of two.
 const SECTOR_SHIFT: u32 = 9;
@@ -140,7 +148,7 @@ impl Stack {
         count_owned(&mut layers, &segments);
         let block_mask = check_alignment(ctx, &layers, &segments)?;
 
-        let directory = KVVec::from_elem(0, directory_len(&segments), GFP_KERNEL | __GFP_NOWARN)?;
+        let directory = KVVec::from_elem(0, directory_len(&segments), gfp_table())?;
         let index = Index::build(segments, directory)
             .map_err(|_| CtrError::invalid(c"Cannot build index"))?;
         // INVARIANT: The reader of layer `n` gives its segments number `n` and checks that their
@@ -226,8 +234,8 @@ fn open_layers(ctx: &mut Constructor<'_>, args: &mut Args<'_>) -> Result<KVec<La
 
 /// Reads and checks the headers and trailers of all layers.
 fn read_trailers(ctx: &Constructor<'_>, layers: &[Layer]) -> Result<KVec<Trailer>, CtrError> {
-    let mut headers = KVVec::<Block>::from_elem([0; HEADER_BYTES], layers.len(), GFP_KERNEL)?;
-    let mut blocks = KVVec::<Block>::from_elem([0; HEADER_BYTES], layers.len(), GFP_KERNEL)?;
+    let mut headers = KVVec::<Block>::from_elem([0; HEADER_BYTES], layers.len(), gfp_table())?;
+    let mut blocks = KVVec::<Block>::from_elem([0; HEADER_BYTES], layers.len(), gfp_table())?;
     let mut requests = KVec::with_capacity(layers.len() * 2, GFP_KERNEL)?;
     for (number, (layer, (header, block))) in layers
         .iter()
@@ -320,11 +328,7 @@ fn read_batch(
 ) -> Result<(), CtrError> {
     let mut buffers = KVec::with_capacity(trailers.len(), GFP_KERNEL)?;
     for trailer in trailers {
-        let buffer = KVVec::from_elem(
-            0u8,
-            trailer.index_bytes() as usize,
-            GFP_KERNEL | __GFP_NOWARN,
-        )?;
+        let buffer = KVVec::from_elem(0u8, trailer.index_bytes() as usize, gfp_table())?;
         buffers.push(buffer, GFP_KERNEL)?;
     }
     let mut requests = KVec::with_capacity(trailers.len(), GFP_KERNEL)?;
@@ -360,11 +364,10 @@ fn decode_index(
     number: u8,
     bytes: &[u8],
 ) -> Result<KVVec<PackedSegment>, IndexError> {
-    // An image may ask for more memory than there is: that is an error, not worth a warning.
-    let mut segments = KVVec::with_capacity(trailer.entries as usize, GFP_KERNEL | __GFP_NOWARN)?;
+    let mut segments = KVVec::with_capacity(count_segments(bytes), gfp_table())?;
     let mut reader = IndexReader::new(trailer, number);
     reader.feed(bytes, |segment: Segment| -> Result<(), IndexError> {
-        Ok(segments.push(PackedSegment::from(segment), GFP_KERNEL)?)
+        Ok(segments.push(PackedSegment::from(segment), gfp_table())?)
     })?;
     reader.finish()?;
     Ok(segments)
@@ -380,7 +383,7 @@ fn merge_layers(
     const NO_MEMORY: CtrError = CtrError::new(ENOMEM, c"Not enough memory for merged index");
 
     let lanes = merge::lanes_needed(indexes.len());
-    let mut scratch = KVVec::from_elem(merge::Lane::default(), lanes, GFP_KERNEL)?;
+    let mut scratch = KVVec::from_elem(merge::Lane::default(), lanes, gfp_table())?;
     let entries = indexes.iter().map(|index| index.len()).sum();
     let mut merged = Merged::new(limit, entries).map_err(|_| NO_MEMORY)?;
     // A layer may have entries beyond its own size, and they show under a larger one. The size of

@@ -9,6 +9,7 @@ use super::{
     codec::crc32c,
     device_mapper::{
         dm_err,
+        gfp_table,
         module_param,
         Args,
         Constructor,
@@ -247,13 +248,11 @@ impl Source<'_, '_> {
             return Err(CtrError::new(E2BIG, c"Too many blocks"));
         }
         let blocks = usize::try_from(geometry.blocks()).context(c"Too many blocks")?;
-        // A file may ask for more memory than there is: that is an error, not worth a warning.
-        let mut lengths = KVVec::with_capacity(blocks, GFP_KERNEL | __GFP_NOWARN)?;
-        let mut bases =
-            KVVec::with_capacity(blocks.div_ceil(JUMP_GROUP), GFP_KERNEL | __GFP_NOWARN)?;
+        let mut lengths = KVVec::with_capacity(blocks, gfp_table())?;
+        let mut bases = KVVec::with_capacity(blocks.div_ceil(JUMP_GROUP), gfp_table())?;
 
         let total = geometry.index_bytes();
-        let mut buf = KVVec::from_elem(0u8, total.min(BATCH_BYTES) as usize, GFP_KERNEL)?;
+        let mut buf = KVVec::from_elem(0u8, total.min(BATCH_BYTES) as usize, gfp_table())?;
         let mut reader = JumpTableReader::new(geometry, crc32c);
         let mut done = 0;
         while done < total {
@@ -268,9 +267,9 @@ impl Source<'_, '_> {
             reader
                 .feed(part, |extent| {
                     if lengths.len() % JUMP_GROUP == 0 {
-                        bases.push(extent.offset, GFP_KERNEL)?;
+                        bases.push(extent.offset, gfp_table())?;
                     }
-                    lengths.push(extent.bytes, GFP_KERNEL)?;
+                    lengths.push(extent.bytes, gfp_table())?;
                     Ok(())
                 })
                 .map_err(|error| match error {

@@ -148,6 +148,7 @@ mod bio;
 mod constructor;
 mod device;
 mod error;
+mod flags;
 mod instance;
 mod limits;
 pub mod log;
@@ -186,6 +187,7 @@ pub use self::{
         CtrContext,
         CtrError, //
     },
+    flags::gfp_table,
     limits::QueueLimits,
     registration::{
         module_param,

@@ -144,6 +144,16 @@ impl IndexReader {
     }
 }
 
+/// Number of entries in `bytes` that cover something: of the segments that [`IndexReader::feed`] gives
+/// for them, if it accepts them.
+///
+/// An index may consist of little else than padding, which compresses to nothing. So this, not what the
+/// trailer says, is how much room the segments need.
+pub fn count_segments(bytes: &[u8]) -> usize {
+    let covers = |entry: &Entry| !entry.is_padding() && entry.sectors != 0;
+    entries(bytes).0.map(Entry::decode).filter(covers).count()
+}
+
 /// The whole entries in `bytes` and the number of bytes left over.
 pub fn entries(bytes: &[u8]) -> (impl Iterator<Item = &[u8; ENTRY_BYTES]>, usize) {
     let chunks = bytes.chunks_exact(ENTRY_BYTES);

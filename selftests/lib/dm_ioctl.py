@@ -123,6 +123,15 @@ class Mapped:
         raise OSError(errno.EBUSY, f"{self.name} stays in use")
 
 
+def remove(name):
+    """Removes the device of this name, if there is one."""
+    try:
+        _control(REMOVE, name)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+
+
 def with_errors(device, sectors, bad):
     """The table of a device's first sectors, of which some fail: `bad` has pairs of a sector and a length, sorted."""
     lines, at = [], 0
