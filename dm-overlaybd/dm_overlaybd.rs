@@ -149,18 +149,14 @@ impl Target for Overlaybd {
                     write!(out, " {} {}", layer.device.name(), layer.blob_bytes)?;
                 }
             }
-            StatusType::Ima => {
-                write!(out, ",layers={}", layers.len())?;
-                for (number, layer) in layers.iter().enumerate() {
-                    write!(
-                        out,
-                        ",layer_{number}_device={},layer_{number}_bytes={}",
-                        layer.device.name(),
-                        layer.blob_bytes
-                    )?;
-                }
-                out.write_str(";")?;
-            }
+            // What is said of each of 255 layers would not fit.
+            StatusType::Ima => write!(
+                out,
+                ",layers={},virtual_sectors={},layers_digest=blake2s-256:{};",
+                layers.len(),
+                self.stack.virtual_sectors(),
+                self.stack.digest()
+            )?,
         }
         Ok(())
     }

@@ -17,6 +17,8 @@ use super::{
         Constructor,
         CtrContext,
         CtrError,
+        Digest,
+        DigestValue,
         TargetDevice, //
     },
     image::{
@@ -53,6 +55,7 @@ use super::{
     },
     Overlaybd,
 };
+use core::fmt::Write;
 use kernel::{
     alloc::AllocError,
     prelude::*, //
@@ -119,6 +122,8 @@ pub(super) struct Stack {
     virtual_sectors: u64,
     /// Sectors of the largest logical block of the layers' devices, minus 1.
     block_mask: u64,
+    /// Of what identifies the layers, see [`digest_layers`].
+    digest: DigestValue,
 }
 
 impl Stack {
@@ -147,6 +152,7 @@ impl Stack {
         let segments = merge_layers(indexes, virtual_sectors, limit)?;
         count_owned(&mut layers, &segments);
         let block_mask = check_alignment(ctx, &layers, &segments)?;
+        let digest = digest_layers(&layers, &trailers);
 
         let directory = KVVec::from_elem(0, directory_len(&segments), gfp_table())?;
         let index = Index::build(segments, directory)
@@ -158,6 +164,7 @@ impl Stack {
             index,
             virtual_sectors,
             block_mask,
+            digest,
         })
     }
 
@@ -184,6 +191,11 @@ impl Stack {
     /// end anywhere; that they are inside their devices is known.
     pub(super) fn area(&self, layer: &Layer) -> u64 {
         layer.sectors() & !self.block_mask
+    }
+
+    /// The digest of what identifies all layers.
+    pub(super) fn digest(&self) -> DigestValue {
+        self.digest
     }
 
     /// Virtual size in sectors, the last one perhaps in part.
@@ -415,6 +427,23 @@ fn count_owned(layers: &mut [Layer], segments: &[PackedSegment]) {
             layer.owned = layer.owned.saturating_add(segment.sectors().into());
         }
     }
+}
+
+/// The digest of one line for each layer, bottom first: device, length in bytes and UUID, or `-`
+/// where the layer has none.
+fn digest_layers(layers: &[Layer], trailers: &[Trailer]) -> DigestValue {
+    let mut digest = Digest::start();
+    for (layer, trailer) in layers.iter().zip(trailers) {
+        let uuid = trailer.uuid.as_ref().map_or("-", |uuid| uuid.as_str());
+        // A digest takes everything.
+        let _ = writeln!(
+            digest,
+            "{} {} {uuid}",
+            layer.device.name(),
+            layer.blob_bytes
+        );
+    }
+    digest.finish()
 }
 
 /// Refuses a layer on a device with large logical blocks that a bio, cut at the ends of segments,

@@ -7,6 +7,7 @@
  * Sorted alphabetically.
  */
 
+#include <crypto/blake2s.h>
 #include <linux/bio.h>
 #include <linux/blkdev.h>
 #include <linux/crc32.h>

@@ -103,6 +103,11 @@ sector_t rust_helper_bdev_nr_sectors(struct block_device *bdev)
 	return bdev_nr_sectors(bdev);
 }
 
+void rust_helper_blake2s_init(struct blake2s_ctx *ctx, size_t outlen)
+{
+	blake2s_init(ctx, outlen);
+}
+
 void rust_helper_init_completion(struct completion *x)
 {
 	init_completion(x);

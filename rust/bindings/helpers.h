@@ -6,6 +6,7 @@
 #ifndef _DM_RUST_HELPERS_H
 #define _DM_RUST_HELPERS_H
 
+#include <crypto/blake2s.h>
 #include <linux/bio.h>
 #include <linux/blkdev.h>
 #include <linux/device-mapper.h>
@@ -25,6 +26,7 @@ void rust_helper_kunmap_local(const void *addr);
 void rust_helper_bvec_flush_dcache(const struct bio_vec *bvec);
 unsigned int rust_helper_bdev_logical_block_size(struct block_device *bdev);
 sector_t rust_helper_bdev_nr_sectors(struct block_device *bdev);
+void rust_helper_blake2s_init(struct blake2s_ctx *ctx, size_t outlen);
 void rust_helper_init_completion(struct completion *x);
 void rust_helper_init_dm_work(struct work_struct *work, work_func_t func);
 struct workqueue_struct *rust_helper_alloc_dm_workqueue(const char *name);

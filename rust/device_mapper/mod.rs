@@ -147,6 +147,7 @@ mod args;
 mod bio;
 mod constructor;
 mod device;
+mod digest;
 mod error;
 mod flags;
 mod instance;
@@ -182,6 +183,10 @@ pub use self::{
         Mode,
         Stop,
         TargetDevice, //
+    },
+    digest::{
+        Digest,
+        DigestValue, //
     },
     error::{
         CtrContext,

@@ -15,7 +15,8 @@ pub enum StatusType {
     /// A measurement for the integrity subsystem: `key=value` pairs separated by commas.
     ///
     /// `target_name=<name>,target_version=<version>` is written already when the target is
-    /// called; it adds `,key=value` for each of its own and ends with a semicolon.
+    /// called; it adds `,key=value` for each of its own and ends with a semicolon. At most 2048
+    /// bytes are measured; see [`Digest`](super::Digest) for what would be longer.
     Ima,
 }
 

@@ -5,6 +5,7 @@ IMA and version are as documented; the message `lookup` says where a sector come
 devices and repeated in one."""
 
 import errno
+import hashlib
 import os
 import random
 import sys
@@ -41,11 +42,46 @@ def check_status(tap, mapped, table, stack, model):
     tap.equal(fields[4:], owned, "status: sectors of each layer")
     tap.result(16 * segments <= fields[3] <= 22 * segments + 16, "status: bytes of memory", f"{fields[3]} bytes")
 
-    words = table.split()[4:]
-    wanted = f"target_name=overlaybd,target_version=1.0.0,layers={len(stack)}" + "".join(
-        f",layer_{number}_device={numbers[number]},layer_{number}_bytes={words[2 * number + 1]}"
-        for number in range(len(stack))) + ";"
-    tap.equal(mapped.status(dm_ioctl.IMA).split(" ", 3)[3], wanted, "IMA: layers with devices and lengths")
+
+def digest(table, uuids):
+    """The digest of the layers in a table as it is documented."""
+    words = iter(table.split()[4:])
+    lines = [f"{device} {size} {uuid or '-'}\n" for (device, size), uuid in zip(zip(words, words), uuids)]
+    return hashlib.blake2s("".join(lines).encode()).hexdigest()
+
+
+def measured(line, uuids):
+    """The digest of the layers as the kernel measures it; the rest of the measurement must be right."""
+    with dm_ioctl.Mapped("measured", line) as mapped:
+        text = mapped.status(dm_ioctl.IMA).split(" ", 3)[3]
+        wanted = (f"target_name=overlaybd,target_version=1.0.0,layers={len(uuids)},virtual_sectors={SECTORS},"
+                  f"layers_digest=blake2s-256:{digest(mapped.status(dm_ioctl.TABLE), uuids)};")
+        assert text == wanted, f"{text}, wanted {wanted}"
+        return text
+
+
+def check_measurement(tap, devices):
+    """Stacks of 100 layers that differ in one thing each."""
+    uuids = ["12345678-9abc-def0-1234-56789abcdef0", "12345678-9abc-def0-1234-56789abcdef1", ""]
+    segments = [(0, 8, bytes(4096))]
+    blobs = [lsmt_writer.layer(segments, SECTORS, uuid) for uuid in uuids]
+    devices_of = [stack_table(devices, [blob], SECTORS).split()[4:] for blob in blobs]
+    stacks = {
+        "all the same": [0] * 100,
+        "another UUID at the top": [0] * 99 + [1],
+        "no UUID at the top": [0] * 99 + [2],
+        "another UUID at the bottom": [1] + [0] * 99,
+        "one layer fewer": [0] * 99,
+    }
+    texts = set()
+    for what, numbers in stacks.items():
+        line = f"0 {SECTORS} overlaybd {len(numbers)} " + " ".join(" ".join(devices_of[number]) for number in numbers)
+        tap.attempt(f"IMA of 100 layers, {what}", lambda: texts.add(measured(line, [uuids[n] for n in numbers])))
+    tap.equal(len(texts), len(stacks), "IMA: no two of these are the same")
+    # The same layers on one more device.
+    other = stack_table(devices, [blobs[0]], SECTORS).split()[4:]
+    line = f"0 {SECTORS} overlaybd 100 " + " ".join([" ".join(devices_of[0])] * 99 + [" ".join(other)])
+    tap.result(measured(line, [uuids[0]] * 100) not in texts, "IMA: the same layer on another device is another")
 
 
 def check_lookup(tap, mapped, model, numbers):
@@ -89,6 +125,8 @@ with Devices() as devices:
         check_status(tap, mapped, line, stack, model)
         words = mapped.status(dm_ioctl.TABLE).split()
         check_lookup(tap, mapped, model, words[4::2])
+
+    check_measurement(tap, devices)
 
     with dm_ioctl.Mapped("one", line) as one, dm_ioctl.Mapped("two", line) as two:
         good = all(read_direct(mapped.node, 0, SECTORS * 512) == model.content for mapped in (one, two, one))

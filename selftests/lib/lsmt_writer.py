@@ -24,16 +24,16 @@ def header(virtual_sectors):
                     1).ljust(BLOCK, b"\0")
 
 
-def trailer(virtual_sectors, index_offset, entries):
-    return RAW.pack(MAGIC, RAW.size, TRAILER_FLAGS, index_offset, entries, virtual_sectors * SECTOR, b"", b"", 0, 1,
-                    1).ljust(BLOCK, b"\0")
+def trailer(virtual_sectors, index_offset, entries, uuid=""):
+    return RAW.pack(MAGIC, RAW.size, TRAILER_FLAGS, index_offset, entries, virtual_sectors * SECTOR, uuid.encode(), b"",
+                    0, 1, 1).ljust(BLOCK, b"\0")
 
 
 def entry(start, sectors, stored, zeroed=False, tag=0):
     return struct.pack("<QQ", start | sectors << 50, stored | zeroed << 55 | tag << 56)
 
 
-def layer(segments, virtual_sectors):
+def layer(segments, virtual_sectors, uuid=""):
     """The blob of a sealed layer. Data is stored in the order of the segments."""
     data, index = [], []
     stored = BLOCK // SECTOR
@@ -44,7 +44,8 @@ def layer(segments, virtual_sectors):
             data.append(content)
             stored += sectors
     index += [PADDING] * (-len(index) % 256)
-    return b"".join([header(virtual_sectors), *data, *index, trailer(virtual_sectors, stored * SECTOR, len(index))])
+    return b"".join([header(virtual_sectors), *data, *index,
+                     trailer(virtual_sectors, stored * SECTOR, len(index), uuid)])
 
 
 def uniform_index(count, sectors, start, stride, stored):
