@@ -158,6 +158,10 @@ mod registration;
 mod status;
 mod target;
 
+pub(crate) use self::per_bio::{
+    PerBioArea,
+    Workqueue, //
+};
 pub use self::{
     args::{
         parse_number,
@@ -207,10 +211,6 @@ pub use self::{
         Features,
         Target, //
     },
-};
-pub(crate) use self::per_bio::{
-    PerBioArea,
-    Workqueue, //
 };
 // Macros of the kernel crate are exported, those of another crate are not.
 pub(crate) use self::{
