@@ -133,6 +133,8 @@ INSIDE = {
     "shell": shell,
     "kernel-update": kernel_update,
 }
+# These start guests.
+WITH_GUESTS = {"test", "selftests", "bench", "bench-track", "bench-compare", "profile", "planted", "demo"}
 
 
 def main():
@@ -144,6 +146,11 @@ def main():
         return 0
     if verb not in INSIDE:
         raise Failure(f"usage: harness {{{'|'.join(INSIDE)}|remove-cache}}")
+    if verb in WITH_GUESTS:
+        # Said before anything is made.
+        cache.check_guests_see(checkout=cache.SOURCE, cache=cache.CACHE)
+        if os.path.isdir(os.environ.get("CASES", "")):
+            cache.check_guests_see(CASES=os.environ["CASES"])
     if "OVBD_INSIDE" in os.environ:
         return INSIDE[verb](arguments)
     command = [*root.enter_command(root.ensure()), "python3", str(pathlib.Path(__file__).parent), verb, *arguments]

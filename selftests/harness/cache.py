@@ -26,6 +26,20 @@ class Failure(Exception):
     """An error that the person running the command can act upon: one message, no traceback."""
 
 
+# Where a guest mounts file systems of its own: what the host has there it does not see.
+HIDDEN_FROM_GUESTS = ("/dev", "/proc", "/run", "/sys", "/tmp", "/var/log", "/var/tmp")
+
+
+def check_guests_see(**places):
+    """Refuses places, by what they are to be called, that a guest would not find."""
+    for what, place in places.items():
+        path = pathlib.Path(place).resolve()
+        for hidden in HIDDEN_FROM_GUESTS:
+            if path.is_relative_to(hidden):
+                raise Failure(f"{what} {path} is in {hidden}, where the tests' guests mount a file system of their own "
+                              "and cannot see it: move it elsewhere")
+
+
 _lock_file = None
 
 
