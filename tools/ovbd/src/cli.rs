@@ -2,25 +2,52 @@
 
 //! The command line: what all verbs share. Man pages and shell completions are made from it.
 
-use std::{ffi::OsStr, path::PathBuf};
+use std::{
+    ffi::{OsStr, OsString},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::Context;
 use clap::{
     builder::{OsStringValueParser, TypedValueParser},
-    error::ErrorKind,
+    error::{ContextKind, ContextValue, ErrorKind},
     Args, CommandFactory, Parser, ValueEnum, ValueHint,
 };
 use ovbd_image::zfile::{Algorithm, Options as ZfileOptions};
 use ovbd_layers::{build, layer::LayerPath, parents, units};
 
-use crate::{commands::Command, report};
+use crate::{
+    commands::Command,
+    report::{self, Report},
+};
+
+/// Exit statuses of the command. The texts of its help, for the verbs that have their own meaning of one, say so.
+pub mod status {
+    /// Something failed, and stderr says what; `ovbd verify` found damage.
+    pub const FAILURE: u8 = 1;
+    /// The command line is wrong; nothing was done.
+    pub const USAGE: u8 = 2;
+    /// `ovbd verify` could not read all of it, and found no damage in what it could.
+    pub const CANNOT_TELL: u8 = 3;
+    /// Nobody reads standard output any more: what a shell says of a program that SIGPIPE ended.
+    pub const CLOSED_PIPE: u8 = 141;
+}
 
 /// Build, read, check and map OverlayBD images.
 ///
 /// A stack of layers is given bottom first. A LAYER is an LSMT blob, a ZFile around one, either
 /// of them in the tar wrapper of a registry, or the writable pair DATA:INDEX (only at the top).
 ///
-/// Exit status: 0 success, 1 failure, 2 wrong usage.
+/// Sizes are bytes, or have a unit: k, M, G and T (or KiB, MiB, ...) are powers of 1024, kB, MB, GB and TB of 1000.
+///
+/// Progress, warnings and errors go to stderr. With --json or --progress=json each is an object in a line of its
+/// own: {"error": {"message": ..., "causes": [...], "path": ..., "offset": ..., "errno": ...}}, "warning" alike, and
+/// {"progress": {"what": ..., "done": ..., "total": ...}} in bytes. Wrong usage is always text.
+///
+/// Exit status: 0 success, 1 failure, 2 wrong usage, 141 nobody reads standard output. Of verify: 0 sound, 1 damaged,
+/// 3 not all of it could be read.
 #[derive(Debug, Parser)]
 #[command(name = "ovbd", version, max_term_width = 100)]
 pub struct Cli {
@@ -166,16 +193,50 @@ impl NewLayer {
     }
 }
 
-/// Ends the program: `what` is wrong with the options of `verb`, whose usage is shown.
-pub fn wrong_usage(verb: &str, what: String) -> ! {
+/// Takes the command line; where that is wrong or asks for help, says so and returns the exit status.
+///
+/// # Errors
+///
+/// That status.
+pub fn parse() -> Result<Cli, ExitCode> {
+    let mut error = match Cli::try_parse() {
+        Ok(cli) => return Ok(cli),
+        Err(error) => error,
+    };
+    if error.use_stderr() && error.get(ContextKind::Usage).is_none() {
+        // Values that are wrong have none by themselves.
+        let usage = named_verb(std::env::args_os().skip(1)).render_usage();
+        error.insert(ContextKind::Usage, ContextValue::StyledStr(usage));
+    }
+    let printed = error.print().and_then(|()| io::stdout().flush());
+    Err(match printed {
+        _ if error.use_stderr() => status::USAGE.into(),
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            let error = ovbd_layers::Error::io(Path::new(report::STDOUT), "write", e);
+            Report::new(&report::Options::default(), false).end_with(&error.into())
+        }
+    })
+}
+
+/// The verb among the words of a command line, or else all of the command.
+fn named_verb(words: impl Iterator<Item = OsString>) -> clap::Command {
     let mut command = Cli::command();
     // Builds the names in the usage.
     command.build();
-    let mut found = command
-        .find_subcommand_mut(verb)
-        .cloned()
-        .unwrap_or_else(Cli::command);
-    found.error(ErrorKind::ValueValidation, what).exit()
+    for word in words {
+        if let Some(verb) = word.to_str().and_then(|word| command.find_subcommand(word)) {
+            return verb.clone();
+        }
+    }
+    command
+}
+
+/// Ends the program: `what` is wrong with the options of `verb`, whose usage is shown.
+pub fn wrong_usage(verb: &str, what: String) -> ! {
+    named_verb([verb.into()].into_iter())
+        .error(ErrorKind::ValueValidation, what)
+        .exit()
 }
 
 /// Format of a new layer.

@@ -4,11 +4,13 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use ovbd::{cli::Cli, report::Report};
+use ovbd::{cli, report::Report};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match cli::parse() {
+        Ok(cli) => cli,
+        Err(status) => return status,
+    };
     let report = Report::new(&cli.output, cli.command.wants_json());
     match cli.command.run(&report) {
         Ok(code) => code,

@@ -10,11 +10,11 @@ use std::{
 
 use anyhow::Result;
 use clap::{Args, ValueHint};
-use ovbd_layers::{export, layer::LayerPath, output::Rules, stack_or_zfile::StackOrZfile};
+use ovbd_layers::{export, layer::LayerPath, output::Rules, stack_or_zfile::StackOrZfile, Error};
 
 use crate::{
     cli::{self, Parents, Threads},
-    report::Report,
+    report::{Report, STDOUT},
 };
 
 /// Write the content of a stack to a raw image.
@@ -51,8 +51,9 @@ impl Export {
         self.threads.run(|| {
             if self.output == Path::new("-") {
                 let mut out = io::stdout();
-                export::to_writer(&source, &mut out, Path::new("standard output"), report)?;
-                out.flush()?;
+                export::to_writer(&source, &mut out, Path::new(STDOUT), report)?;
+                out.flush()
+                    .map_err(|e| Error::io(Path::new(STDOUT), "write", e))?;
                 return Ok(());
             }
             let inputs = self.layers.iter().flat_map(LayerPath::files);

@@ -16,7 +16,7 @@ use ovbd_layers::{
 
 use crate::{
     cli::{self, Parents},
-    report::Report,
+    report::{self, Report},
 };
 
 /// Show what layers are and what they own.
@@ -71,12 +71,11 @@ fn draw(stack: &Stack, format: MapFormat) -> String {
     const TEXT_LINES: u64 = 16;
     const SVG_LINES: u64 = 64;
     let terminal = io::stdout().is_terminal();
-    let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     match format {
         MapFormat::Svg => Map::new(stack, COLUMNS as u64 * SVG_LINES).to_svg(COLUMNS),
         MapFormat::Auto if !terminal => draw(stack, MapFormat::Svg),
         MapFormat::Auto | MapFormat::Term => {
-            Map::new(stack, COLUMNS as u64 * TEXT_LINES).to_text(COLUMNS, colour)
+            Map::new(stack, COLUMNS as u64 * TEXT_LINES).to_text(COLUMNS, report::colours_stdout())
         }
     }
 }
