@@ -444,6 +444,17 @@ impl Options {
         self.encode(FLAG_HEADER | FLAG_DATA | FLAG_FINAL, totals, crc)
     }
 
+    /// A header that leaves all values to the trailer, as the original writes it when it cannot seek back.
+    pub fn first_header(&self, crc: Crc32c) -> [u8; HEADER_BYTES] {
+        let nothing = Totals {
+            original_bytes: 0,
+            index_offset: 0,
+            blocks: 0,
+            index_crc: 0,
+        };
+        self.encode(FLAG_HEADER | FLAG_DATA, &nothing, crc)
+    }
+
     /// The trailer.
     pub fn trailer(&self, totals: &Totals, crc: Crc32c) -> [u8; HEADER_BYTES] {
         self.encode(FLAG_DATA | FLAG_SEALED, totals, crc)

@@ -26,7 +26,8 @@ ROOT_BYTES, ROOT_LAYERS = 192 << 20, 10
 RATIO, TOLERANCE, SLICES = 0.62, 0.02, 24
 
 ZFILES = {f"{algorithm}-{size}k{'' if crc else '-nocrc'}.zfile": ["--algo", algorithm, "--block-size",
-                                                                    str(size << 10), *([] if crc else ["--no-crc"])]
+                                                                    str(size << 10), *([] if crc else ["--no-crc"]),
+                                                                    "--own-reader-only"]
           for algorithm in ("lz4", "zstd") for size in (4, 16, 64) for crc in (True, False)}
 EROFS = {"erofs-lz4-4k.img": ["-zlz4", "-C4096"], "erofs-lz4-64k.img": ["-zlz4", "-C65536"],
          "erofs-zstd-4k.img": ["-zzstd", "-C4096"], "erofs-zstd-64k.img": ["-zzstd", "-C65536"]}

@@ -231,6 +231,7 @@ pub fn built() -> Result<Vec<Base>> {
                 base: base.collect(),
                 raw,
                 zfile,
+                own_reader_only: true,
                 ..Options::default()
             };
             build(&at(source), &path, &options, &())?;

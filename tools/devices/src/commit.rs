@@ -14,8 +14,6 @@ use std::{
 
 use ovbd_image::lsmt::{Identity, UuidText, SECTOR_BYTES};
 use rustix::fs::OFlags;
-use sha2::{Digest, Sha256};
-use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
     check_root,
@@ -27,14 +25,14 @@ use crate::{
 };
 use ovbd_layers::{
     blob::Content,
-    build::{derive_uuid, finish_output, start_blob, Options},
+    build::{finish_output, start_blob, Options},
+    content_hash::ContentHash,
     error::{Error, Result},
     file_range::FileRange,
     layer::read_trailer,
     layer_writer::LayerWriter,
     output::{Output, Rules},
     report::Report,
-    zeros::{is_zero, GRANULE_BYTES},
 };
 
 /// Alignment that every direct read accepts.
@@ -85,15 +83,14 @@ pub fn commit(
     let store = Store::open(device_name(cow).into(), device.sectors())?;
     report.expect(store.bytes());
     let (blob, start) = start_blob(&output, out, options)?;
+    let first = Identity {
+        virtual_size: lower.virtual_size,
+        uuid: options.uuid.unwrap_or(UuidText::NIL),
+        parent_uuid: options.parent(lower.uuid),
+    };
     let mut writer = Writer {
-        layer: LayerWriter::new(
-            blob,
-            out,
-            lower.virtual_size,
-            options.uuid,
-            lower.parent(options),
-        )?,
-        content: lower.hash(options),
+        layer: LayerWriter::new(blob, out, &first)?,
+        content: ContentHash::default(),
         sectors: device.sectors(),
     };
     store.each(|sector, data| {
@@ -102,10 +99,12 @@ pub fn commit(
         writer.add(sector, data)
     })?;
     suspended.end()?;
+    let hash = writer.content;
     let identity = Identity {
-        virtual_size: lower.virtual_size,
-        uuid: options.uuid.unwrap_or_else(|| derive_uuid(writer.content)),
-        parent_uuid: lower.parent(options),
+        uuid: options
+            .uuid
+            .unwrap_or_else(|| hash.uuid(lower.virtual_size, first.parent_uuid)),
+        ..first
     };
     let end = writer.layer.finish(&identity)?;
     finish_output(output, options, start, end)
@@ -139,18 +138,6 @@ impl Lower {
             }
         }
         Ok(lower)
-    }
-
-    fn parent(&self, options: &Options) -> UuidText {
-        options.parent_uuid.or(self.uuid).unwrap_or(UuidText::NIL)
-    }
-
-    /// A hash that starts with what every layer of this stack has in common.
-    fn hash(&self, options: &Options) -> Sha256 {
-        let mut hash = Sha256::new();
-        hash.update(self.virtual_size.to_le_bytes());
-        hash.update(self.parent(options).as_str());
-        hash
     }
 }
 
@@ -326,7 +313,7 @@ impl Aligned {
 struct Writer<'a> {
     layer: LayerWriter<'a>,
     /// Hash of all that is in the layer.
-    content: Sha256,
+    content: ContentHash,
     /// Sectors of the device; the last chunk may reach further.
     sectors: u64,
 }
@@ -335,17 +322,6 @@ impl Writer<'_> {
     fn add(&mut self, sector: u64, data: &[u8]) -> Result<()> {
         let room = (self.sectors - sector) * SECTOR_BYTES;
         let data = &data[..data.len().min(room as usize)];
-        self.content.update(sector.to_le_bytes());
-        // Contents only have to be told apart.
-        self.content.update(xxh3_128(data).to_le_bytes());
-        for (i, granule) in data.chunks(GRANULE_BYTES).enumerate() {
-            let at = sector + (i * GRANULE_BYTES) as u64 / SECTOR_BYTES;
-            if is_zero(granule) {
-                self.layer.zeros(at, granule.len() as u64 / SECTOR_BYTES)?;
-            } else {
-                self.layer.data(at, granule)?;
-            }
-        }
-        Ok(())
+        self.layer.blocks(sector, data, &mut self.content)
     }
 }

@@ -59,7 +59,8 @@ impl Number {
             .unwrap_or_else(|| self.to_string())
     }
 
-    fn file_id(self) -> FileId {
+    /// The device as a file.
+    pub fn file_id(self) -> FileId {
         FileId::Device(rustix::fs::makedev(self.0, self.1))
     }
 }

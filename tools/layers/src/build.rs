@@ -2,45 +2,41 @@
 
 //! Making a layer, or a ZFile, from a raw image.
 //!
-//! The image is read in windows of 1 MiB, and every window is compared with the base in blocks of 4 KiB. One
-//! thread reads ahead and one writes behind all those that compare and compress, a batch of windows at a
-//! time. Memory is bounded by the batch, plus 16 bytes per segment and 4 per compressed block of the result.
+//! The image is read in windows of 1 MiB, and every window is compared with the base in blocks of 4 KiB
+//! ([`crate::compare`]). One thread reads ahead and one writes behind all those that compare and compress, a batch of
+//! windows at a time. Memory is bounded by the batch, plus 16 bytes per segment and 4 per compressed block of the
+//! result.
+//!
+//! A layer can have a million segments. An image with more of them is read to its end all the same, to find the
+//! shortest gaps whose storing makes it fit, and then once more.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::mpsc::sync_channel,
-    thread,
-};
+use std::path::{Path, PathBuf};
 
 use ovbd_image::{
     lsmt::{Identity, UuidText, SECTOR_BYTES},
+    merge::MAX_LAYERS,
     tar,
     zfile::{Algorithm, Options as ZfileOptions, MAX_BLOCK_BYTES},
 };
-use rayon::prelude::*;
-use sha2::{Digest, Sha256};
-use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
     codec::Compressor,
+    compare::{Changes, Coarseness, Comparison, SegmentCount},
+    content_hash::ContentHash,
     error::{Error, Result},
     layer::LayerPath,
-    layer_writer::{BlobWriter, LayerWriter},
+    layer_writer::{check_size, BlobWriter, LayerWriter, MAX_SEGMENTS},
     output::{Output, Rules, Stream},
     parents::Parents,
-    pool::Pool,
+    pipeline,
     report::Report,
     source::RawSource,
-    stack::{Stack, StackReader, WINDOW_BYTES},
-    zeros::{is_zero, GRANULE_BYTES},
-    zfile_writer::ZfileWriter,
+    stack::{Stack, WINDOW_BYTES},
+    zfile_writer::{check_blocks, Settings, ZfileWriter},
 };
 
 /// Smallest block size of a new ZFile.
 pub const MIN_BLOCK_BYTES: u32 = 512;
-
-/// Windows of a batch per thread.
-const WINDOWS_PER_THREAD: usize = 2;
 
 /// What to make.
 #[derive(Clone, Debug)]
@@ -63,6 +59,12 @@ pub struct Options {
     pub replace: bool,
     /// Take the layers of the base as they are given, whatever their parents.
     pub parents: Parents,
+    /// Take a source that is mounted for writing.
+    pub allow_mounted: bool,
+    /// Write also what only our own readers can read.
+    pub own_reader_only: bool,
+    /// Segments of the layer at most: of more, short gaps are stored.
+    pub max_segments: u64,
 }
 
 impl Default for Options {
@@ -82,11 +84,19 @@ impl Default for Options {
             parent_uuid: None,
             replace: false,
             parents: Parents::All,
+            allow_mounted: false,
+            own_reader_only: false,
+            max_segments: MAX_SEGMENTS,
         }
     }
 }
 
 impl Options {
+    /// The parent that the layer records, over a layer with the UUID `below`.
+    pub fn parent(&self, below: Option<UuidText>) -> UuidText {
+        self.parent_uuid.or(below).unwrap_or(UuidText::NIL)
+    }
+
     /// Checks what does not depend on any file.
     ///
     /// # Errors
@@ -119,52 +129,89 @@ impl Options {
     }
 }
 
-/// Makes `path` from the raw image `source`.
+/// Makes `path` from the raw image `source`; each may be `-` for a pipe.
 ///
 /// # Errors
 ///
-/// A source that cannot be read or that changes meanwhile, a base that cannot be read, an image with more
-/// segments than a layer can have, and those of writing. Nothing is left behind then.
+/// A source that cannot be read, that may be written or that changes meanwhile, a base that cannot be read or is in the
+/// wrong order, an image that a layer cannot hold, and those of writing. Nothing is left behind then.
 pub fn build(source: &Path, path: &Path, options: &Options, report: &dyn Report) -> Result<()> {
     options.check().map_err(|what| Error::new(path, what))?;
-    let raw = RawSource::open(source)?;
-    if raw.bytes() == 0 && !options.raw {
-        return Err(Error::new(source, "is empty"));
+    let raw = RawSource::open(source, options.allow_mounted)?;
+    check_source(&raw, options)?;
+    // The new layer is one more.
+    if options.base.len() >= MAX_LAYERS {
+        let what = format!(
+            "a stack has at most {MAX_LAYERS} layers, so none fits on a base of {}",
+            options.base.len()
+        );
+        return Err(Error::new(path, what));
     }
     let base = match options.base.as_slice() {
         [] => None,
         layers => Some(Stack::open(layers, options.parents)?),
     };
-    let base_files = options.base.iter().flat_map(LayerPath::files);
-    let inputs: Vec<PathBuf> = base_files.chain([source]).map(Path::to_owned).collect();
-    let rules = Rules {
-        replace: options.replace,
-        inputs: &inputs,
-        ..Rules::default()
-    };
-    let output = Output::create_file(path, rules)?;
-    let (blob, start) = start_blob(&output, path, options)?;
-    let input = Windows {
-        source: &raw,
-        base: base.as_ref(),
-        readers: Pool::default(),
-        buffers: Pool::default(),
-    };
-    let end = if options.raw {
-        compress_all(&input, blob, report)?
-    } else {
-        write_layer(&input, blob, path, options, report)?
+    let output = create_output(source, path, options)?;
+    if !raw.is_stream() {
+        report.expect(raw.bytes());
+    }
+    // Any bytes can be compressed.
+    if let (false, Some(kind)) = (options.raw, raw.foreign_kind()?) {
+        let what = format!("is {kind}, and taken for a raw image byte by byte");
+        report.warn(&Error::new(raw.path(), what));
+    }
+    let (start, end) = match options.raw {
+        true => compress_all(&raw, &output, path, options, report)?,
+        false => {
+            let comparison = Comparison::new(&raw, base.as_ref());
+            write_layer(&comparison, &output, path, options, report)?
+        }
     };
     raw.check_unchanged()?;
     finish_output(output, options, start, end)
 }
 
+/// Refuses what cannot become a layer, as far as it is known before anything is written.
+fn check_source(raw: &RawSource, options: &Options) -> Result<()> {
+    match options.zfile {
+        Some(zfile) if options.raw => {
+            let blocks = raw.bytes().div_ceil(u64::from(zfile.block_bytes));
+            check_blocks(raw.path(), blocks)
+        }
+        _ if raw.bytes() == 0 && !raw.is_stream() => Err(Error::new(raw.path(), "is empty")),
+        _ => check_size(raw.path(), raw.bytes()),
+    }
+}
+
+fn create_output(source: &Path, path: &Path, options: &Options) -> Result<Output> {
+    if path == Path::new("-") {
+        return Output::standard();
+    }
+    let base = options.base.iter().flat_map(LayerPath::files);
+    let source = (source != Path::new("-")).then_some(source);
+    let inputs: Vec<PathBuf> = base.chain(source).map(Path::to_owned).collect();
+    let rules = Rules {
+        replace: options.replace,
+        inputs: &inputs,
+        ..Rules::default()
+    };
+    Output::create_file(path, rules)
+}
+
 /// Starts the blob in `output`, which is called `path` in errors; returns it and its first byte.
+///
+/// # Errors
+///
+/// A tar wrapper in a pipe: its header has the size, which is known at the end. And those of writing.
 pub fn start_blob<'a>(
     output: &'a Output,
     path: &'a Path,
     options: &Options,
 ) -> Result<(BlobWriter<'a>, u64)> {
+    if options.tar && output.is_stream() {
+        let what = "a pipe, but the tar wrapper starts with the size, which only a file gets";
+        return Err(Error::new(path, what));
+    }
     let start = if options.tar {
         tar::HEADER_BYTES as u64
     } else {
@@ -173,8 +220,12 @@ pub fn start_blob<'a>(
     let blob = match options.zfile {
         None => BlobWriter::Plain(Stream::new(output, start)),
         Some(zfile) => {
-            let level = options.level.filter(|level| *level != 0);
-            let writer = ZfileWriter::new(output, path, start, zfile, level)?;
+            let settings = Settings {
+                options: zfile,
+                level: options.level,
+                own_reader_only: options.own_reader_only,
+            };
+            let writer = ZfileWriter::new(output, path, start, settings)?;
             BlobWriter::Zfile(Box::new(writer))
         }
     };
@@ -182,6 +233,10 @@ pub fn start_blob<'a>(
 }
 
 /// Puts the wrapper around a blob from byte `start` to `end`, and gives the output its name.
+///
+/// # Errors
+///
+/// Those of writing.
 pub fn finish_output(output: Output, options: &Options, start: u64, end: u64) -> Result<()> {
     if options.tar {
         output.write_at(&tar::header(end - start), 0)?;
@@ -191,248 +246,158 @@ pub fn finish_output(output: Output, options: &Options, start: u64, end: u64) ->
     output.finish()
 }
 
-fn compress_all(input: &Windows<'_>, mut blob: BlobWriter<'_>, report: &dyn Report) -> Result<u64> {
-    let windows = 0..input.source.bytes().div_ceil(WINDOW_BYTES);
-    in_batches(
-        windows,
-        |window| input.read(window),
-        Ok,
-        |data| {
-            report.add(data.len() as u64);
-            let written = blob.write(&data);
-            input.buffers.put(data);
-            written
-        },
-    )?;
-    blob.finish()
-}
-
-fn write_layer<'a>(
-    input: &Windows<'_>,
-    blob: BlobWriter<'a>,
-    path: &'a Path,
+/// Makes a ZFile around the image; returns its first byte and the one after it.
+fn compress_all(
+    raw: &RawSource,
+    output: &Output,
+    path: &Path,
     options: &Options,
     report: &dyn Report,
-) -> Result<u64> {
-    let virtual_size = input.source.bytes();
-    let parent_uuid = options
-        .parent_uuid
-        .or_else(|| input.base?.top()?.uuid())
-        .unwrap_or(UuidText::NIL);
-    let mut content = Sha256::new();
-    content.update(virtual_size.to_le_bytes());
-    content.update(parent_uuid.as_str());
-    let mut layer = LayerWriter::new(blob, path, virtual_size, options.uuid, parent_uuid)?;
+) -> Result<(u64, u64)> {
+    let (mut blob, start) = start_blob(output, path, options)?;
+    let buffers = pipeline::Pool::<Vec<u8>>::default();
+    let mut at = 0;
+    let read = |window| {
+        let mut data = buffers.take().unwrap_or_default();
+        raw.read_window(window, &mut data)?;
+        Ok((window * WINDOW_BYTES, data))
+    };
+    pipeline::run(raw.windows(), read, Ok, |(first, data)| {
+        // Windows that are left out are holes.
+        blob.zeros(first - at)?;
+        blob.write(&data)?;
+        let end = first + data.len() as u64;
+        report.add(end - at);
+        at = end;
+        buffers.put(data);
+        Ok(())
+    })?;
+    blob.zeros(raw.bytes() - at)?;
+    report.add(raw.bytes() - at);
+    Ok((start, blob.finish()?))
+}
+
+/// Makes a layer; returns its first byte and the one after it.
+fn write_layer(
+    comparison: &Comparison<'_>,
+    output: &Output,
+    path: &Path,
+    options: &Options,
+    report: &dyn Report,
+) -> Result<(u64, u64)> {
+    let finest = Coarseness::default();
+    let written = write_as_coarse(comparison, finest, output, path, options, report)?;
+    let needs = match written {
+        Written::Whole(start, end) => return Ok((start, end)),
+        Written::TooManySegments(count) => count,
+    };
+    let segments = needs.of(finest);
+    let most = options.max_segments;
+    let refuse = |why: &str| {
+        let what = format!("needs {segments} segments, of which a layer can have {most}{why}");
+        Err(Error::new(path, what))
+    };
+    if comparison.source().is_stream() || output.is_stream() {
+        return refuse("; from a file to a file short gaps are stored so that it fits");
+    }
+    let Some(coarseness) = needs.finest_that_fits(most) else {
+        return refuse(", however large the gaps that are stored");
+    };
+    let what = format!(
+        "{segments} segments, of which a layer can have {most}: gaps below {} bytes are stored",
+        coarseness.bytes()
+    );
+    report.warn(&Error::new(path, what));
+    report.expect(2 * comparison.source().bytes());
+    output.set_size(0)?;
+    match write_as_coarse(comparison, coarseness, output, path, options, report)? {
+        Written::Whole(start, end) => Ok((start, end)),
+        Written::TooManySegments(_) => Err(Error::new(path, "the image changed meanwhile")),
+    }
+}
+
+/// What became of a layer.
+enum Written {
+    /// It is there: its first byte, and the one after it.
+    Whole(u64, u64),
+    /// It needs more segments than a layer can have. What was written is of no use.
+    TooManySegments(Box<SegmentCount>),
+}
+
+fn write_as_coarse(
+    comparison: &Comparison<'_>,
+    coarseness: Coarseness,
+    output: &Output,
+    path: &Path,
+    options: &Options,
+    report: &dyn Report,
+) -> Result<Written> {
+    let source = comparison.source();
+    let (blob, start) = start_blob(output, path, options)?;
+    let parent_uuid = options.parent(comparison.below());
+    let first = Identity {
+        virtual_size: match source.is_stream() {
+            true => 0,
+            false => source.bytes(),
+        },
+        uuid: options.uuid.unwrap_or(UuidText::NIL),
+        parent_uuid,
+    };
+    // What does not fit is only counted.
+    let mut layer = Some(LayerWriter::new(blob, path, &first)?);
+    let mut hash = ContentHash::default();
+    let mut count = SegmentCount::default();
     let mut done = 0;
-    in_batches(
-        input.changed_windows(),
-        |window| Ok((window, input.read(window)?)),
-        |(window, data)| input.compare(window, data),
+    pipeline::run(
+        comparison.windows(),
+        |window| comparison.read(window),
+        |read| comparison.compare(read, coarseness),
         |changes| {
             report.add(changes.end - done);
             done = changes.end;
-            if !changes.runs.is_empty() {
-                content.update(changes.digest.to_le_bytes());
+            count.add(&changes);
+            if count.of(coarseness) > options.max_segments {
+                layer = None;
             }
-            let mut data = changes.data.as_slice();
-            for run in &changes.runs {
-                if run.zeroed {
-                    layer.zeros(run.start, run.sectors)?;
-                } else {
-                    let (now, later) = data.split_at((run.sectors * SECTOR_BYTES) as usize);
-                    layer.data(run.start, now)?;
-                    data = later;
-                }
+            if let Some(layer) = &mut layer {
+                hash.add(&changes.summary);
+                write_changes(layer, &changes)?;
             }
-            input.buffers.put(changes.data);
+            comparison.put_back(changes);
             Ok(())
         },
     )?;
+    let virtual_size = source.bytes();
+    if virtual_size == 0 {
+        return Err(Error::new(source.path(), "is empty"));
+    }
     report.add(virtual_size - done);
+    let Some(layer) = layer else {
+        return Ok(Written::TooManySegments(Box::new(count)));
+    };
     let identity = Identity {
         virtual_size,
-        uuid: options.uuid.unwrap_or_else(|| derive_uuid(content)),
+        uuid: options
+            .uuid
+            .unwrap_or_else(|| hash.uuid(virtual_size, parent_uuid)),
         parent_uuid,
     };
-    layer.finish(&identity)
+    Ok(Written::Whole(start, layer.finish(&identity)?))
 }
 
-/// A UUID of version 8 (custom) from a hash of the content.
-pub fn derive_uuid(content: Sha256) -> UuidText {
-    let hash = content.finalize();
-    let mut bytes = [0; 16];
-    bytes.copy_from_slice(&hash[..16]);
-    uuid_text(uuid::Uuid::new_v8(bytes))
-}
-
-/// A UUID as the original writes it: in upper case.
-pub fn uuid_text(uuid: uuid::Uuid) -> UuidText {
-    let mut buffer = uuid::Uuid::encode_buffer();
-    let text = uuid.hyphenated().encode_upper(&mut buffer);
-    UuidText::new(text.as_bytes()).unwrap_or(UuidText::NIL)
-}
-
-/// Calls `read` for every window on a thread of its own, `prepare` for what was read on all threads, and
-/// `consume` for every result in order.
-fn in_batches<R: Send, T: Send>(
-    windows: impl Iterator<Item = u64> + Send,
-    read: impl Fn(u64) -> Result<R> + Send,
-    prepare: impl Fn(R) -> Result<T> + Sync,
-    mut consume: impl FnMut(T) -> Result<()>,
-) -> Result<()> {
-    let size = WINDOWS_PER_THREAD * rayon::current_num_threads();
-    let (queue, ready) = sync_channel(size);
-    // The closure owns `ready`: once it returns, with an error or not, the thread cannot go on reading.
-    thread::scope(move |scope| {
-        scope.spawn(move || {
-            for window in windows {
-                if queue.send(read(window)).is_err() {
-                    break;
-                }
-            }
-        });
-        loop {
-            let batch: Vec<Result<R>> = ready.iter().take(size).collect();
-            if batch.is_empty() {
-                return Ok(());
-            }
-            let prepared: Vec<Result<T>> =
-                batch.into_par_iter().map(|item| prepare(item?)).collect();
-            prepared.into_iter().try_for_each(|item| consume(item?))?;
+fn write_changes(layer: &mut LayerWriter<'_>, changes: &Changes) -> Result<()> {
+    if let Some(blank) = changes.blank {
+        layer.set_blank(blank);
+    }
+    let mut data = changes.data.as_slice();
+    for run in &changes.runs {
+        if run.zeroed {
+            layer.zeros(run.start, run.sectors)?;
+        } else {
+            let (now, later) = data.split_at((run.sectors * SECTOR_BYTES) as usize);
+            layer.data(run.start, now)?;
+            data = later;
         }
-    })
-}
-
-/// A run of sectors of a window that is to be stored.
-struct Run {
-    start: u64,
-    sectors: u64,
-    zeroed: bool,
-}
-
-/// What is to be stored of a window.
-struct Changes {
-    /// Byte of the image after the window.
-    end: u64,
-    runs: Vec<Run>,
-    /// Starts with the data of all runs that are not zeroed.
-    data: Vec<u8>,
-    /// Hash of runs and data.
-    digest: u128,
-}
-
-/// The image and its base, read window by window.
-struct Windows<'a> {
-    source: &'a RawSource,
-    base: Option<&'a Stack>,
-    readers: Pool<(StackReader<'a>, Vec<u8>)>,
-    buffers: Pool<Vec<u8>>,
-}
-
-impl Windows<'_> {
-    /// Windows that can differ from the base, in order: where the image has data, and where the base has.
-    fn changed_windows(&self) -> impl Iterator<Item = u64> + Send + '_ {
-        let end = self.source.bytes().div_ceil(SECTOR_BYTES);
-        let mut ours = self.source.windows().peekable();
-        let mut theirs = self
-            .base
-            .into_iter()
-            .flat_map(move |base| base.data_windows(end))
-            .peekable();
-        std::iter::from_fn(move || {
-            let window = match (ours.peek(), theirs.peek()) {
-                (Some(a), Some(b)) => *a.min(b),
-                (Some(a), None) => *a,
-                (None, b) => *b?,
-            };
-            ours.next_if_eq(&window);
-            theirs.next_if_eq(&window);
-            Some(window)
-        })
     }
-
-    /// Reads a window; the last one may be shorter.
-    fn read(&self, window: u64) -> Result<Vec<u8>> {
-        let at = window * WINDOW_BYTES;
-        let mut data = self.buffers.take().unwrap_or_default();
-        data.resize((self.source.bytes() - at).min(WINDOW_BYTES) as usize, 0);
-        self.source.read(&mut data, at)?;
-        Ok(data)
-    }
-
-    /// Finds out what of the `data` of a window must be stored.
-    fn compare(&self, window: u64, mut data: Vec<u8>) -> Result<Changes> {
-        let start = window * WINDOW_BYTES;
-        let end = start + data.len() as u64;
-        // The last sector is stored whole.
-        data.resize(data.len().next_multiple_of(SECTOR_BYTES as usize), 0);
-        let mut runs: Vec<Run> = Vec::new();
-        let mut kept = 0;
-        // The hash only has to tell contents apart, at a fraction of the cost of compressing them.
-        let mut hash = Xxh3::new();
-        self.with_base(start, data.len(), |base| {
-            for at in (0..data.len()).step_by(GRANULE_BYTES) {
-                let to = data.len().min(at + GRANULE_BYTES);
-                let granule = &data[at..to];
-                let zeroed = is_zero(granule);
-                let same = base.map_or(zeroed, |base| base[at..to] == *granule);
-                if same {
-                    continue;
-                }
-                let first = (start + at as u64) / SECTOR_BYTES;
-                let sectors = (to - at) as u64 / SECTOR_BYTES;
-                match runs.last_mut() {
-                    Some(run) if run.zeroed == zeroed && run.start + run.sectors == first => {
-                        run.sectors += sectors;
-                    }
-                    _ => runs.push(Run {
-                        start: first,
-                        sectors,
-                        zeroed,
-                    }),
-                }
-                if !zeroed {
-                    hash.update(granule);
-                    if kept != at {
-                        data.copy_within(at..to, kept);
-                    }
-                    kept += to - at;
-                }
-            }
-            Ok(())
-        })?;
-        for run in &runs {
-            hash.update(&run.start.to_le_bytes());
-            hash.update(&run.sectors.to_le_bytes());
-            hash.update(&[u8::from(run.zeroed)]);
-        }
-        Ok(Changes {
-            end,
-            runs,
-            data,
-            digest: hash.digest128(),
-        })
-    }
-
-    /// Calls `work` with `bytes` of the base from byte `start` on.
-    ///
-    /// What lower layers hold beyond the end of the base's device counts: it would show through.
-    fn with_base(
-        &self,
-        start: u64,
-        bytes: usize,
-        work: impl FnOnce(Option<&[u8]>) -> Result<()>,
-    ) -> Result<()> {
-        let Some(base) = self.base else {
-            return work(None);
-        };
-        self.readers.with(
-            || Ok((base.reader(), Vec::new())),
-            |(reader, buffer)| {
-                buffer.resize(bytes, 0);
-                reader.read(buffer, start)?;
-                work(Some(buffer))
-            },
-        )
-    }
+    Ok(())
 }

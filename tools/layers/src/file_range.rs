@@ -42,7 +42,16 @@ impl FileRange {
                 "neither a regular file nor a block device",
             ));
         }
-        let mut file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+        let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+        Self::of(file, path)
+    }
+
+    /// All of an open regular file or block device, which is called `path` in errors.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn of(mut file: File, path: &Path) -> Result<Self> {
         let bytes = file
             .seek(SeekFrom::End(0))
             .map_err(|e| Error::io(path, "find the size", e))?;

@@ -6,21 +6,29 @@ use std::path::Path;
 
 use ovbd_image::{
     lsmt::{
-        Entry, Identity, UuidText, DATA_START, ENTRY_BYTES, HEADER_BYTES, MAX_LAYER_ENTRIES,
-        PADDING_ENTRIES, SECTOR_BYTES,
+        Entry, Identity, DATA_START, ENTRY_BYTES, HEADER_BYTES, MAX_LAYER_ENTRIES, PADDING_ENTRIES,
+        SECTOR_BYTES,
     },
-    segment::Segment,
+    segment::{Segment, MAX_VIRTUAL_SECTORS},
 };
 
 use crate::{
+    content_hash::{ContentHash, Summary},
     error::{Error, Result},
     output::Stream,
+    zeros::{is_zero, GRANULE_BYTES},
     zfile_writer::ZfileWriter,
 };
 
 /// Sectors of a segment at most: the largest multiple of 64 KiB that an entry can hold, so that a long run
 /// is not cut where a block of the filesystem or of a ZFile would straddle it.
 pub const MAX_RUN_SECTORS: u64 = 16256;
+
+/// Segments that a layer can have: the rest is padding.
+pub const MAX_SEGMENTS: u64 = MAX_LAYER_ENTRIES / PADDING_ENTRIES * PADDING_ENTRIES;
+
+/// Sectors of a device, 2 TiB, beyond which the original reads a stack wrongly if its merged index starts at sector 0.
+const LARGE_SECTORS: u64 = 1 << 32;
 
 /// Where the bytes of a blob go.
 pub enum BlobWriter<'a> {
@@ -40,6 +48,18 @@ impl BlobWriter<'_> {
         match self {
             BlobWriter::Plain(stream) => stream.write(data),
             BlobWriter::Zfile(zfile) => zfile.write(data),
+        }
+    }
+
+    /// Appends `bytes` zeros.
+    ///
+    /// # Errors
+    ///
+    /// As [`BlobWriter::write`].
+    pub fn zeros(&mut self, bytes: u64) -> Result<()> {
+        match self {
+            BlobWriter::Plain(stream) => stream.zeros(bytes),
+            BlobWriter::Zfile(zfile) => zfile.zeros(bytes),
         }
     }
 
@@ -69,6 +89,27 @@ pub struct LayerWriter<'a> {
     open: Option<Run>,
     /// Sector of the blob at which the next data goes.
     stored: u64,
+    /// Sectors at the start of the device that are zero, here and below.
+    blank: u64,
+}
+
+/// Segments that a run of `sectors` takes.
+pub fn segments_of(sectors: u64) -> u64 {
+    sectors.div_ceil(MAX_RUN_SECTORS)
+}
+
+/// Refuses an image of more bytes than the index of a layer can address; it is called `path`.
+///
+/// # Errors
+///
+/// That one.
+pub fn check_size(path: &Path, bytes: u64) -> Result<()> {
+    if bytes.div_ceil(SECTOR_BYTES) > MAX_VIRTUAL_SECTORS {
+        let most = MAX_VIRTUAL_SECTORS * SECTOR_BYTES;
+        let what = format!("{bytes} bytes, of which a layer can have {most}");
+        return Err(Error::new(path, what));
+    }
+    Ok(())
 }
 
 #[derive(Clone, Copy)]
@@ -79,31 +120,50 @@ struct Run {
 }
 
 impl<'a> LayerWriter<'a> {
-    /// Starts a layer that is called `path` in errors.
+    /// Starts a layer that is called `path` in errors. Of `first`, which goes into the header, what is not known yet
+    /// is 0 or nil.
     ///
     /// # Errors
     ///
-    /// Those of writing.
-    pub fn new(
-        mut blob: BlobWriter<'a>,
-        path: &'a Path,
-        virtual_size: u64,
-        uuid: Option<UuidText>,
-        parent_uuid: UuidText,
-    ) -> Result<Self> {
-        let identity = Identity {
-            virtual_size,
-            uuid: uuid.unwrap_or(UuidText::NIL),
-            parent_uuid,
-        };
-        blob.write(&identity.header())?;
+    /// Those of writing, and a virtual size that is too large.
+    pub fn new(mut blob: BlobWriter<'a>, path: &'a Path, first: &Identity) -> Result<Self> {
+        check_size(path, first.virtual_size)?;
+        blob.write(&whole_sectors(first).header())?;
         Ok(Self {
             blob,
             path,
             entries: Vec::new(),
             open: None,
             stored: DATA_START,
+            blank: 0,
         })
+    }
+
+    /// The first `sectors` of the device are zero, in this layer and in those below.
+    pub fn set_blank(&mut self, sectors: u64) {
+        self.blank = sectors;
+    }
+
+    /// Stores whole blocks of 4 KiB, which follow all earlier ones, from sector `start` on, and adds them to `hash`.
+    /// Blocks of zeros become zeroed. The last block of a device may be shorter.
+    ///
+    /// # Errors
+    ///
+    /// As [`LayerWriter::data`].
+    pub fn blocks(&mut self, start: u64, data: &[u8], hash: &mut ContentHash) -> Result<()> {
+        let mut summary = Summary::default();
+        for (number, block) in data.chunks(GRANULE_BYTES).enumerate() {
+            let at = start + (number * GRANULE_BYTES) as u64 / SECTOR_BYTES;
+            if is_zero(block) {
+                summary.add(at, None);
+                self.zeros(at, block.len() as u64 / SECTOR_BYTES)?;
+            } else {
+                summary.add(at, Some(block));
+                self.data(at, block)?;
+            }
+        }
+        hash.add(&summary);
+        Ok(())
     }
 
     /// Stores `data`, whole sectors, for the sectors from `start` on, which follow all earlier ones.
@@ -161,11 +221,10 @@ impl<'a> LayerWriter<'a> {
             self.stored += run.sectors;
         }
         self.entries.push(Entry::from(&segment).encode());
-        let padded = (self.entries.len() as u64).next_multiple_of(PADDING_ENTRIES);
-        if padded > MAX_LAYER_ENTRIES {
+        if self.entries.len() as u64 > MAX_SEGMENTS {
             return Err(Error::new(
                 self.path,
-                format!("the layer needs more than {MAX_LAYER_ENTRIES} segments"),
+                format!("the layer needs more than the {MAX_SEGMENTS} segments that one can have"),
             ));
         }
         Ok(())
@@ -180,6 +239,11 @@ impl<'a> LayerWriter<'a> {
         if let Some(open) = self.open.take() {
             self.segment(open)?;
         }
+        check_size(self.path, identity.virtual_size)?;
+        let identity = whole_sectors(identity);
+        if identity.virtual_size / SECTOR_BYTES > LARGE_SECTORS {
+            self.leave_out_blank();
+        }
         let index_offset = self.stored * SECTOR_BYTES;
         let padded = self
             .entries
@@ -192,5 +256,35 @@ impl<'a> LayerWriter<'a> {
         let trailer = identity.trailer(index_offset, padded as u64);
         self.blob.write(&trailer)?;
         self.blob.finish()
+    }
+
+    /// Takes the blank sectors at the start of the device out of the index, so that it does not begin at sector 0. Data
+    /// stays where it is.
+    fn leave_out_blank(&mut self) {
+        let Some(first) = self.entries.first_mut() else {
+            return;
+        };
+        let mut entry = Entry::decode(first);
+        let sectors = u64::from(entry.sectors).min(self.blank.saturating_sub(entry.start));
+        if entry.start != 0 || sectors == 0 {
+            return;
+        }
+        entry.start += sectors;
+        entry.sectors -= sectors as u32;
+        if !entry.zeroed {
+            entry.stored += sectors;
+        }
+        *first = entry.encode();
+        if entry.sectors == 0 {
+            self.entries.remove(0);
+        }
+    }
+}
+
+/// The same, of whole sectors: the original's devices leave out a partial last one.
+fn whole_sectors(identity: &Identity) -> Identity {
+    Identity {
+        virtual_size: identity.virtual_size.next_multiple_of(SECTOR_BYTES),
+        ..*identity
     }
 }

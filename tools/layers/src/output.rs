@@ -366,7 +366,7 @@ pub struct Stream<'a> {
 
 enum Sink<'a> {
     Output(&'a Output),
-    Writer(&'a mut dyn Write, &'a Path),
+    Writer(&'a mut (dyn Write + Send), &'a Path),
 }
 
 impl<'a> Stream<'a> {
@@ -379,11 +379,26 @@ impl<'a> Stream<'a> {
     }
 
     /// Writes to `writer`, which is called `name` in errors.
-    pub fn to_writer(writer: &'a mut dyn Write, name: &'a Path) -> Self {
+    pub fn to_writer(writer: &'a mut (dyn Write + Send), name: &'a Path) -> Self {
         Self {
             to: Sink::Writer(writer, name),
             written: 0,
         }
+    }
+
+    /// Writes `bytes` zeros.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn zeros(&mut self, mut bytes: u64) -> Result<()> {
+        const ZEROS: &[u8] = &[0; 1 << 16];
+        while bytes > 0 {
+            let now = bytes.min(ZEROS.len() as u64);
+            self.write(&ZEROS[..now as usize])?;
+            bytes -= now;
+        }
+        Ok(())
     }
 
     /// Byte at which the next write goes.

@@ -2,7 +2,7 @@
 
 //! A stack of layers as one block device: the merged index, and reading through it.
 
-use std::path::Path;
+use std::{collections::VecDeque, path::Path, sync::Arc};
 
 use ovbd_image::{
     index::{directory_len, Index, Mapping, Source},
@@ -16,7 +16,6 @@ use crate::{
     error::{Error, Result},
     layer::{Layer, LayerKind, LayerPath},
     parents::{self, Ancestry, Parents},
-    pool::Pool,
     zfile::{Cursor, ReadAhead},
 };
 
@@ -147,9 +146,9 @@ impl Stack {
             })
     }
 
-    /// What the bytes `from..to` of the device are made of in compressed layers, as far as it is not scattered;
-    /// each piece with the number of its layer. Takes memory from `pool`.
-    pub fn read_ahead(&self, from: u64, to: u64, pool: &Pool<Vec<u8>>) -> Vec<(usize, ReadAhead)> {
+    /// Reads what the bytes `from..to` of the device are made of in compressed layers into `ahead`, as far as it is not
+    /// scattered and there is room.
+    pub fn read_ahead(&self, from: u64, to: u64, ahead: &mut ReadAhead) {
         // The first and the last byte of each layer's content.
         let mut wanted: Vec<(usize, u64, u64)> = Vec::new();
         for mapping in self.mappings(from / SECTOR_BYTES, to.div_ceil(SECTOR_BYTES)) {
@@ -163,25 +162,19 @@ impl Stack {
                 None => wanted.push((layer, start, end)),
             }
         }
-        let mut room = 2 * WINDOW_BYTES;
-        let mut ahead = Vec::new();
         for (layer, start, end) in wanted {
-            let (Content::Zfile(zfile), Some(left)) =
-                (self.layers[layer].content(), room.checked_sub(end - start))
-            else {
-                continue;
-            };
-            room = left;
-            ahead.push((layer, zfile.read_ahead(start, end, pool)));
+            if let Content::Zfile(zfile) = self.layers[layer].content() {
+                zfile.read_ahead(start, end, layer, ahead);
+            }
         }
-        ahead
     }
 
     /// A reader for one thread.
     pub fn reader(&self) -> StackReader<'_> {
         StackReader {
             stack: self,
-            cursors: (0..self.layers.len()).map(|_| None).collect(),
+            cursors: VecDeque::new(),
+            ahead: Arc::default(),
         }
     }
 }
@@ -202,16 +195,52 @@ pub fn check_count(paths: &[LayerPath]) -> Result<()> {
     }
 }
 
+/// Layers of which one reader keeps something. Others have to be read again where a block is read in parts.
+const MAX_CURSORS: usize = 16;
+
 /// Reads from a stack; every thread has its own.
 pub struct StackReader<'a> {
     stack: &'a Stack,
-    cursors: Vec<Option<Box<Cursor>>>,
+    /// What is kept of the layers that were read last, the last first.
+    cursors: VecDeque<(usize, Box<Cursor>)>,
+    ahead: Arc<ReadAhead>,
 }
 
 impl StackReader<'_> {
+    /// Uses what [`Stack::read_ahead`] has read.
+    pub fn take_ahead(&mut self, ahead: ReadAhead) {
+        self.ahead = Arc::new(ahead);
+        for (layer, cursor) in &mut self.cursors {
+            cursor.take_ahead(&self.ahead, *layer);
+        }
+    }
+
+    /// Gives the memory of what was read ahead back.
+    pub fn give_ahead(&mut self) -> Option<ReadAhead> {
+        for (_, cursor) in &mut self.cursors {
+            cursor.drop_ahead();
+        }
+        Arc::into_inner(std::mem::take(&mut self.ahead))
+    }
+
     /// What this reader keeps for a layer.
-    pub fn cursor(&mut self, layer: usize) -> &mut Cursor {
-        self.cursors[layer].get_or_insert_default()
+    fn cursor(&mut self, layer: usize) -> &mut Cursor {
+        let known = self.cursors.iter().position(|(other, _)| *other == layer);
+        let item = match known.and_then(|at| self.cursors.remove(at)) {
+            Some(item) => item,
+            None => {
+                let oldest = match self.cursors.len() {
+                    MAX_CURSORS.. => self.cursors.pop_back(),
+                    _ => None,
+                };
+                let mut cursor = oldest.map_or_else(Box::default, |(_, cursor)| cursor);
+                cursor.reuse();
+                cursor.take_ahead(&self.ahead, layer);
+                (layer, cursor)
+            }
+        };
+        self.cursors.push_front(item);
+        &mut self.cursors[0].1
     }
 
     /// Fills `buffer` from byte `offset` of the device; beyond its last segment there are zeros.

@@ -2,12 +2,13 @@
 
 //! What the arguments of `export` name: a stack of layers, or a single ZFile around anything else.
 
+use std::sync::Arc;
+
 use crate::{
     blob::{Blob, Content},
     error::Result,
     layer::{Layer, LayerPath},
     parents::Parents,
-    pool::Pool,
     stack::{check_count, Stack, StackReader, WINDOW_BYTES},
     zfile::{Cursor, ReadAhead, Zfile},
 };
@@ -57,13 +58,13 @@ impl StackOrZfile {
         }
     }
 
-    /// Reads compressed bytes of a window, for [`StackOrZfileReader::take_ahead`]. Takes memory from `pool`.
-    pub fn read_ahead(&self, window: u64, pool: &Pool<Vec<u8>>) -> Vec<(usize, ReadAhead)> {
+    /// Reads compressed bytes of a window into `ahead`, for [`StackOrZfileReader::take_ahead`].
+    pub fn read_ahead(&self, window: u64, ahead: &mut ReadAhead) {
         let from = window * WINDOW_BYTES;
         let to = self.bytes().min(from + WINDOW_BYTES);
         match self {
-            StackOrZfile::Stack(stack) => stack.read_ahead(from, to, pool),
-            StackOrZfile::Zfile(zfile) => vec![(0, zfile.read_ahead(from, to, pool))],
+            StackOrZfile::Stack(stack) => stack.read_ahead(from, to, ahead),
+            StackOrZfile::Zfile(zfile) => zfile.read_ahead(from, to, 0, ahead),
         }
     }
 
@@ -71,7 +72,9 @@ impl StackOrZfile {
     pub fn reader(&self) -> StackOrZfileReader<'_> {
         match self {
             StackOrZfile::Stack(stack) => StackOrZfileReader::Stack(stack.reader()),
-            StackOrZfile::Zfile(zfile) => StackOrZfileReader::Zfile(zfile, Box::default()),
+            StackOrZfile::Zfile(zfile) => {
+                StackOrZfileReader::Zfile(zfile, Box::default(), Arc::default())
+            }
         }
     }
 }
@@ -81,18 +84,29 @@ pub enum StackOrZfileReader<'a> {
     /// From a stack of layers.
     Stack(StackReader<'a>),
     /// From a ZFile.
-    Zfile(&'a Zfile, Box<Cursor>),
+    Zfile(&'a Zfile, Box<Cursor>, Arc<ReadAhead>),
 }
 
 impl StackOrZfileReader<'_> {
-    /// Takes what [`StackOrZfile::read_ahead`] has read; the memory that was used before goes to `pool`.
-    pub fn take_ahead(&mut self, ahead: Vec<(usize, ReadAhead)>, pool: &Pool<Vec<u8>>) {
-        for (layer, stored) in ahead {
-            let cursor: &mut Cursor = match self {
-                StackOrZfileReader::Stack(reader) => reader.cursor(layer),
-                StackOrZfileReader::Zfile(_, cursor) => cursor,
-            };
-            cursor.take_ahead(stored, pool);
+    /// Uses what [`StackOrZfile::read_ahead`] has read.
+    pub fn take_ahead(&mut self, ahead: ReadAhead) {
+        match self {
+            StackOrZfileReader::Stack(reader) => reader.take_ahead(ahead),
+            StackOrZfileReader::Zfile(_, cursor, own) => {
+                *own = Arc::new(ahead);
+                cursor.take_ahead(own, 0);
+            }
+        }
+    }
+
+    /// Gives the memory of what was read ahead back.
+    pub fn give_ahead(&mut self) -> Option<ReadAhead> {
+        match self {
+            StackOrZfileReader::Stack(reader) => reader.give_ahead(),
+            StackOrZfileReader::Zfile(_, cursor, own) => {
+                cursor.drop_ahead();
+                Arc::into_inner(std::mem::take(own))
+            }
         }
     }
 
@@ -104,7 +118,7 @@ impl StackOrZfileReader<'_> {
     pub fn read(&mut self, buffer: &mut [u8], offset: u64) -> Result<()> {
         match self {
             StackOrZfileReader::Stack(reader) => reader.read(buffer, offset),
-            StackOrZfileReader::Zfile(zfile, cursor) => zfile.read(cursor, buffer, offset),
+            StackOrZfileReader::Zfile(zfile, cursor, _) => zfile.read(cursor, buffer, offset),
         }
     }
 }

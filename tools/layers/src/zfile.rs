@@ -2,6 +2,8 @@
 
 //! Reading a ZFile: the jump table in memory, blocks checked and decompressed on demand.
 
+use std::sync::Arc;
+
 use ovbd_image::{
     jump_table::{Extent, JumpTable, JumpTableReader, JUMP_GROUP},
     zfile::{trailer_position, Geometry, Header, HEADER_BYTES},
@@ -13,7 +15,6 @@ use crate::{
     crc::crc32c,
     error::{Error, Place, Result},
     file_range::{FileRange, CHUNK_BYTES},
-    pool::Pool,
 };
 
 /// Uncompressed bytes that one read covers: what is read then still is in the cache when it is
@@ -273,21 +274,17 @@ impl Zfile {
         cursor.block = None;
     }
 
-    /// Reads the blocks that hold the bytes `from..to` of the content, into memory from `pool`. What cannot be
-    /// read is left to whoever reads these bytes.
-    pub fn read_ahead(&self, from: u64, to: u64, pool: &Pool<Vec<u8>>) -> ReadAhead {
-        let mut stored = ReadAhead {
-            data: pool.take().unwrap_or_default(),
-            ..ReadAhead::default()
-        };
+    /// Reads the blocks that hold the bytes `from..to` of the content into `ahead`, as those of layer number `layer`,
+    /// if there is room for them. What cannot be read is left to whoever reads these bytes.
+    pub fn read_ahead(&self, from: u64, to: u64, layer: usize, ahead: &mut ReadAhead) {
         let to = to.min(self.geometry.original_bytes());
-        if from < to {
-            let (first, last) = (self.geometry.block_of(from), self.geometry.block_of(to - 1));
-            if let Some((start, end)) = self.table.span(first, last) {
-                let _ = stored.fetch(&self.input, start, (end - start) as usize);
-            }
+        if from >= to {
+            return;
         }
-        stored
+        let (first, last) = (self.geometry.block_of(from), self.geometry.block_of(to - 1));
+        if let Some((start, end)) = self.table.span(first, last) {
+            ahead.read(&self.input, start, end - start, layer);
+        }
     }
 
     fn no_block(&self, block: u64) -> Error {
@@ -300,22 +297,87 @@ impl Zfile {
 pub struct Cursor {
     block: Option<u64>,
     data: Vec<u8>,
-    /// What was read last, or ahead.
-    stored: ReadAhead,
+    stored: Stored,
     decompressor: Decompressor,
 }
 
 impl Cursor {
-    /// Takes what [`Zfile::read_ahead`] has read of the same ZFile; the memory that was used before goes to
-    /// `pool`.
-    pub fn take_ahead(&mut self, stored: ReadAhead, pool: &Pool<Vec<u8>>) {
-        pool.put(std::mem::replace(&mut self.stored, stored).data);
+    /// Uses what was read ahead of layer number `layer`, whose cursor this is.
+    pub fn take_ahead(&mut self, ahead: &Arc<ReadAhead>, layer: usize) {
+        let piece = ahead.pieces.iter().position(|piece| piece.layer == layer);
+        self.stored.ahead = piece.map(|piece| (Arc::clone(ahead), piece));
+    }
+
+    /// Gives back what was read ahead.
+    pub fn drop_ahead(&mut self) {
+        self.stored.ahead = None;
+    }
+
+    /// Makes it the cursor of another layer.
+    pub fn reuse(&mut self) {
+        self.block = None;
+        self.stored.bytes = 0;
+        self.stored.ahead = None;
     }
 }
 
-/// A piece of one ZFile in memory.
-#[derive(Default)]
+/// Stored bytes of one window, of all layers together, that were read before they are wanted.
+#[derive(Debug, Default)]
 pub struct ReadAhead {
+    data: Vec<u8>,
+    /// Bytes of `data` that count.
+    used: usize,
+    pieces: Vec<Piece>,
+}
+
+/// What was read of one layer.
+#[derive(Debug)]
+struct Piece {
+    layer: usize,
+    /// Byte of the ZFile.
+    offset: u64,
+    /// Where it is in the memory, and how much it is.
+    at: usize,
+    bytes: usize,
+}
+
+impl ReadAhead {
+    /// Bytes that one can hold.
+    const ROOM: usize = 2 << 20;
+
+    /// Forgets what was read; keeps the memory.
+    pub fn clear(&mut self) {
+        self.used = 0;
+        self.pieces.clear();
+    }
+
+    fn read(&mut self, input: &FileRange, offset: u64, bytes: u64, layer: usize) {
+        let Some(bytes) = usize::try_from(bytes)
+            .ok()
+            .filter(|bytes| *bytes <= Self::ROOM - self.used)
+        else {
+            return;
+        };
+        let end = self.used + bytes;
+        if self.data.len() < end {
+            self.data.resize(end, 0);
+        }
+        if input.read(&mut self.data[self.used..end], offset).is_ok() {
+            self.pieces.push(Piece {
+                layer,
+                offset,
+                at: self.used,
+                bytes,
+            });
+            self.used = end;
+        }
+    }
+}
+
+/// A piece of one ZFile in memory: what was read last, or ahead.
+#[derive(Default)]
+struct Stored {
+    ahead: Option<(Arc<ReadAhead>, usize)>,
     data: Vec<u8>,
     /// Byte of the ZFile that the first byte of `data` is.
     offset: u64,
@@ -323,15 +385,23 @@ pub struct ReadAhead {
     bytes: usize,
 }
 
-impl ReadAhead {
+impl Stored {
     /// The `bytes` bytes from byte `offset` on, which are read from `input`, always the same one, unless they
     /// are there.
     fn fetch(&mut self, input: &FileRange, offset: u64, bytes: usize) -> Result<&[u8]> {
-        let here = offset
-            .checked_sub(self.offset)
-            .and_then(|skip| usize::try_from(skip).ok())
-            .filter(|skip| skip.checked_add(bytes).is_some_and(|end| end <= self.bytes));
-        if let Some(skip) = here {
+        let inside = |start: u64, length: usize| {
+            offset
+                .checked_sub(start)
+                .and_then(|skip| usize::try_from(skip).ok())
+                .filter(|skip| skip.checked_add(bytes).is_some_and(|end| end <= length))
+        };
+        if let Some((ahead, number)) = &self.ahead {
+            let piece = &ahead.pieces[*number];
+            if let Some(skip) = inside(piece.offset, piece.bytes) {
+                return Ok(&ahead.data[piece.at + skip..][..bytes]);
+            }
+        }
+        if let Some(skip) = inside(self.offset, self.bytes) {
             return Ok(&self.data[skip..skip + bytes]);
         }
         // Nothing is there if this fails.

@@ -13,8 +13,7 @@ use crate::{
     crc::crc32c,
     error::{Error, Result},
     output::Output,
-    pool::Pool,
-    write_behind::WriteBehind,
+    pipeline::{Behind, Pool},
 };
 
 use std::{path::Path, sync::Arc};
@@ -25,14 +24,43 @@ const TASK_BYTES: usize = 256 << 10;
 /// Tasks of a batch per thread.
 const TASKS_PER_THREAD: usize = 4;
 
+/// Blocks of zeros that are written at a time.
+const ZERO_BLOCKS: usize = 4096;
+
+/// What a jump table of the original can express for the blocks of a group of [`GROUP_BYTES`], without the last: the
+/// sum of their lengths has 16 bits, and one value means something else.
+const GROUP_LIMIT: u64 = u16::MAX as u64;
+
+/// Uncompressed bytes of the blocks that one group of the original's jump table has.
+const GROUP_BYTES: usize = 1 << 16;
+
+/// Bytes of the buffer into which the original reads a stored block.
+const BUFFER_BYTES: u32 = 1 << 16;
+
+/// How a ZFile is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// What is recorded in it.
+    pub options: Options,
+    /// Compression level; the original's where there is none.
+    pub level: Option<i32>,
+    /// Write also what only our own readers can read.
+    pub own_reader_only: bool,
+}
+
 /// Writes one ZFile to an [`Output`].
 pub struct ZfileWriter<'a> {
     output: &'a Output,
     path: &'a Path,
     start: u64,
-    writer: WriteBehind,
+    writer: Behind<Part>,
+    /// Bytes that the thread that writes was given.
+    written: u64,
     options: Options,
     level: Option<i32>,
+    own_reader_only: bool,
+    /// Stored bytes of the blocks so far in the last group of the jump table.
+    group: u64,
     compressors: Pool<Compressor>,
     buffers: Arc<Pool<Vec<u8>>>,
     /// Bytes that are not compressed yet.
@@ -41,6 +69,9 @@ pub struct ZfileWriter<'a> {
     lengths: Vec<u32>,
     original_bytes: u64,
 }
+
+/// A buffer, and how many of its bytes count.
+type Part = (Vec<u8>, usize);
 
 /// Some compressed blocks.
 struct Task {
@@ -56,24 +87,38 @@ impl<'a> ZfileWriter<'a> {
     /// # Errors
     ///
     /// Those of writing.
-    pub fn new(
-        output: &'a Output,
-        path: &'a Path,
-        start: u64,
-        options: Options,
-        level: Option<i32>,
-    ) -> Result<Self> {
+    pub fn new(output: &'a Output, path: &'a Path, start: u64, settings: Settings) -> Result<Self> {
+        let Settings {
+            options,
+            level,
+            own_reader_only,
+        } = settings;
         let tasks = TASKS_PER_THREAD * rayon::current_num_threads();
         let buffers = Arc::<Pool<Vec<u8>>>::default();
-        // The header is known at the end.
+        // The header is known at the end, too late for a pipe.
         let first = start + HEADER_BYTES as u64;
+        if output.is_stream() {
+            output.write_at(&options.first_header(crc32c), start)?;
+        }
+        let file = output.duplicate()?;
+        let idle = Arc::clone(&buffers);
+        let mut at = first;
+        let writer = Behind::new(tasks, move |(data, used): Part| {
+            file.write_at(&data[..used], at)?;
+            at += used as u64;
+            idle.put(data);
+            Ok(())
+        });
         Ok(Self {
             output,
             path,
             start,
-            writer: WriteBehind::new(output, first, tasks, Arc::clone(&buffers))?,
+            writer,
+            written: first,
             options,
-            level,
+            level: level.filter(|level| *level != 0),
+            own_reader_only,
+            group: 0,
             compressors: Pool::default(),
             buffers,
             pending: Vec::new(),
@@ -119,17 +164,85 @@ impl<'a> ZfileWriter<'a> {
             .collect::<std::io::Result<Vec<Task>>>()
             .map_err(|e| Error::io(self.path, "compress", e))?;
         for task in compressed {
-            self.lengths.extend_from_slice(&task.lengths);
-            self.writer.write(task.data, task.used)?;
+            self.put(task)?;
         }
         self.pending.clear();
-        if self.lengths.len() as u64 > MAX_BLOCKS {
-            return Err(Error::new(
-                self.path,
-                "too many blocks for a ZFile (a larger block size helps)",
-            ));
-        }
         Ok(())
+    }
+
+    fn put(&mut self, task: Task) -> Result<()> {
+        for length in &task.lengths {
+            self.check_length(*length)?;
+            self.lengths.push(*length);
+        }
+        check_blocks(self.path, self.lengths.len() as u64)?;
+        self.put_bytes(task.data, task.used)
+    }
+
+    fn put_bytes(&mut self, data: Vec<u8>, used: usize) -> Result<()> {
+        self.written += used as u64;
+        self.writer.put((data, used))
+    }
+
+    /// Refuses the next block if the original could not read it.
+    fn check_length(&mut self, length: u32) -> Result<()> {
+        if self.own_reader_only {
+            return Ok(());
+        }
+        let block = self.lengths.len();
+        let per_group = GROUP_BYTES / self.options.block_bytes as usize;
+        let what = if length > BUFFER_BYTES {
+            "a smaller --block-size helps"
+        } else if block % per_group == 0 {
+            self.group = u64::from(length);
+            return Ok(());
+        } else if self.group < GROUP_LIMIT {
+            self.group += u64::from(length);
+            return Ok(());
+        } else {
+            "a larger --block-size helps"
+        };
+        let at = block as u64 * u64::from(self.options.block_bytes);
+        let what = format!(
+            "the original cannot read blocks of {} bytes that compress as badly as the one at byte {at} of the \
+             content; {what}, --own-reader-only writes it for readers of this project",
+            self.options.block_bytes
+        );
+        Err(Error::new(self.path, what))
+    }
+
+    /// Appends `bytes` zeros, without compressing what is known.
+    ///
+    /// # Errors
+    ///
+    /// As [`ZfileWriter::write`].
+    pub fn zeros(&mut self, mut bytes: u64) -> Result<()> {
+        let block_bytes = u64::from(self.options.block_bytes);
+        let zeros = vec![0; self.options.block_bytes as usize];
+        // Up to the end of a block, and what is left after the last whole one, as any other data.
+        let head = (block_bytes - self.original_bytes % block_bytes) % block_bytes;
+        let head = head.min(bytes);
+        self.write(&zeros[..head as usize])?;
+        bytes -= head;
+        let mut blocks = bytes / block_bytes;
+        if blocks > 0 {
+            self.next_batch()?;
+            let fail = |e| Error::io(self.path, "compress", e);
+            let mut compressor =
+                Compressor::new(self.options.algorithm, self.level).map_err(fail)?;
+            let one = compress(&mut compressor, &self.options, &zeros, Vec::new()).map_err(fail)?;
+            while blocks > 0 {
+                let now = blocks.min(ZERO_BLOCKS as u64) as usize;
+                self.put(Task {
+                    data: one.data[..one.used].repeat(now),
+                    used: one.used * now,
+                    lengths: one.lengths.repeat(now),
+                })?;
+                self.original_bytes += now as u64 * block_bytes;
+                blocks -= now as u64;
+            }
+        }
+        self.write(&zeros[..(bytes % block_bytes) as usize])
     }
 
     /// Writes what is left, the jump table, the trailer, and the header; returns the byte after the end.
@@ -139,28 +252,46 @@ impl<'a> ZfileWriter<'a> {
     /// As [`ZfileWriter::write`].
     pub fn finish(mut self) -> Result<u64> {
         self.next_batch()?;
-        let index_offset = self.writer.position() - self.start;
+        let index_offset = self.written - self.start;
         let mut index_crc = 0;
-        for lengths in self.lengths.chunks(TASK_BYTES) {
+        let lengths = std::mem::take(&mut self.lengths);
+        for lengths in lengths.chunks(TASK_BYTES) {
             let bytes: Vec<u8> = lengths.iter().flat_map(|n| n.to_le_bytes()).collect();
             index_crc = crc32c(index_crc, &bytes);
             let used = bytes.len();
-            self.writer.write(bytes, used)?;
+            self.put_bytes(bytes, used)?;
         }
         let totals = Totals {
             original_bytes: self.original_bytes,
             index_offset,
-            blocks: self.lengths.len() as u64,
+            blocks: lengths.len() as u64,
             index_crc,
         };
         let trailer = self.options.trailer(&totals, crc32c).to_vec();
         let used = trailer.len();
-        self.writer.write(trailer, used)?;
-        let end = self.writer.finish()?;
-        let header = self.options.header(&totals, crc32c);
-        self.output.write_at(&header, self.start)?;
-        Ok(end)
+        self.put_bytes(trailer, used)?;
+        self.writer.finish()?;
+        if !self.output.is_stream() {
+            let header = self.options.header(&totals, crc32c);
+            self.output.write_at(&header, self.start)?;
+        }
+        Ok(self.written)
     }
+}
+
+/// Refuses more blocks than a ZFile can have; the file is called `path`.
+///
+/// # Errors
+///
+/// That one.
+pub fn check_blocks(path: &Path, blocks: u64) -> Result<()> {
+    if blocks > MAX_BLOCKS {
+        let what = format!(
+            "{blocks} blocks, of which a ZFile can have {MAX_BLOCKS} (a larger --block-size helps)"
+        );
+        return Err(Error::new(path, what));
+    }
+    Ok(())
 }
 
 /// Compresses `bytes`, whole blocks except at the end of the stream, into `data`, whose content does not

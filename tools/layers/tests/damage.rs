@@ -11,7 +11,7 @@ use std::{
     path::Path,
 };
 
-use common::{content, layers, make, problems, raw_image, Random};
+use common::{content, layers, make, problems, raw_image, whole_sectors, Random};
 use ovbd_image::zfile::{Algorithm, Options as ZfileOptions};
 use ovbd_layers::{build::Options, output::Rules, parents::Parents};
 use tempfile::tempdir;
@@ -24,6 +24,9 @@ fn small(folder: &Path, options: &Options) -> (Vec<u8>, Vec<u8>) {
     data.extend(random.bytes(700));
     fs::write(&raw, &data).unwrap();
     make(&raw, &blob, options);
+    if !options.raw {
+        data = whole_sectors(data);
+    }
     (data, fs::read(&blob).unwrap())
 }
 

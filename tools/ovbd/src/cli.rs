@@ -16,7 +16,11 @@ use clap::{
     Args, CommandFactory, Parser, ValueEnum, ValueHint,
 };
 use ovbd_image::zfile::{Algorithm, Options as ZfileOptions};
-use ovbd_layers::{build, layer::LayerPath, parents, units};
+use ovbd_layers::{build, content_hash, layer::LayerPath, output, parents, units};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
 
 use crate::{
     commands::Command,
@@ -57,6 +61,25 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// From now on a signal that ends the program removes first what has a temporary name. For verbs that undo nothing
+/// else.
+///
+/// # Errors
+///
+/// The system's.
+pub fn clean_up_on_signals() -> anyhow::Result<()> {
+    let mut signals =
+        Signals::new([SIGHUP, SIGINT, SIGTERM]).context("cannot watch for signals")?;
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            output::remove_temporaries();
+            // Which ends the program as if nobody had watched.
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+        }
+    });
+    Ok(())
 }
 
 /// Threads, for verbs that use several.
@@ -129,6 +152,9 @@ pub struct NewLayer {
     /// Leave out the CRC after every block of a ZFile
     #[arg(long)]
     pub no_crc: bool,
+    /// Write also what the original's readers cannot read: small or large blocks that do not compress
+    #[arg(long)]
+    pub own_reader_only: bool,
     /// Put the result into the tar wrapper of a registry
     #[arg(long)]
     pub tar: bool,
@@ -144,7 +170,7 @@ pub struct NewLayer {
     /// Threads.
     #[command(flatten)]
     pub threads: Threads,
-    /// The file to make
+    /// The file to make, or - for standard output
     #[arg(short, long = "output", value_name = "OUT", value_hint = ValueHint::FilePath)]
     pub output: PathBuf,
 }
@@ -181,10 +207,13 @@ impl NewLayer {
             zfile,
             level: self.level,
             tar: self.tar,
-            uuid: self.uuid.map(build::uuid_text),
-            parent_uuid: self.parent_uuid.map(build::uuid_text),
+            uuid: self.uuid.map(content_hash::uuid_text),
+            parent_uuid: self.parent_uuid.map(content_hash::uuid_text),
             replace: self.force,
             parents: parents::Parents::All,
+            allow_mounted: false,
+            own_reader_only: self.own_reader_only,
+            max_segments: ovbd_layers::layer_writer::MAX_SEGMENTS,
         };
         if let Err(what) = options.check() {
             wrong_usage(verb, what);

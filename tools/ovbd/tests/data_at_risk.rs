@@ -196,3 +196,76 @@ fn pipes_and_character_devices_take_results() {
     let error = bad(at, "export layer -o .", 1);
     assert_eq!(error, "ovbd: .: a directory\n");
 }
+
+/// Runs a line of shell in a folder, with the program as `$OVBD`.
+fn shell(at: &Path, line: &str) -> std::process::Output {
+    std::process::Command::new("sh")
+        .args(["-c", line])
+        .env("OVBD", env!("CARGO_BIN_EXE_ovbd"))
+        .current_dir(at)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn results_go_to_pipes_and_come_from_them() {
+    let folder = tempdir().unwrap();
+    let at = folder.path();
+    raw_image(&at.join("raw"), 3 << 20, 8);
+    let raw = fs::read(at.join("raw")).unwrap();
+    good(at, "build -o layer raw");
+    for line in [
+        "$OVBD build -o - raw > out && $OVBD verify -q out",
+        "cat raw | $OVBD build -o out -f - && $OVBD verify -q out",
+        "$OVBD build --format lsmt -f -o out - < raw",
+        "cat raw | $OVBD build - -o - | cat > out",
+        "cat raw | $OVBD build --base layer -o next - && $OVBD export layer next -f -o image && $OVBD build -f -o out image",
+        "$OVBD build --raw -o - raw > out",
+    ] {
+        let output = shell(at, line);
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(shell(at, "$OVBD export out -o -").stdout == raw, "{line}");
+    }
+    assert!(shell(at, "$OVBD build -o /dev/null raw").status.success());
+    assert!(Path::new("/dev/null").exists());
+    let refused = shell(
+        at,
+        "$OVBD build --tar -o - raw | wc -c; $OVBD build -o none - < /dev/null",
+    );
+    let errors = String::from_utf8(refused.stderr).unwrap();
+    assert!(errors.contains("a pipe, but the tar wrapper"), "{errors}");
+    assert!(errors.contains("standard input: is empty"), "{errors}");
+    assert_eq!(refused.stdout, b"0\n");
+    assert!(!at.join("none").exists());
+}
+
+/// Without /proc a new file needs a temporary name.
+#[test]
+fn signals_leave_no_temporary_names() {
+    let folder = tempdir().unwrap();
+    let at = folder.path();
+    fs::create_dir(at.join("empty")).unwrap();
+    let can = shell(at, "unshare --mount sh -c 'mount --bind empty /proc'");
+    if !can.status.success() {
+        println!("skipped: {}", String::from_utf8_lossy(&can.stderr));
+        return;
+    }
+    raw_image(&at.join("raw"), 1 << 20, 9);
+    for signal in ["INT", "TERM", "HUP"] {
+        let line = format!(
+            "mkfifo pipe; unshare --mount sh -c 'mount --bind empty /proc; exec $OVBD build -o out pipe' & \
+             exec 9>pipe; cat raw >&9; n=0; until ls -A | grep -q '^.ovbd-'; do sleep 0.05; n=$((n + 1)); \
+             test $n -lt 200 || exit 7; done; kill -{signal} $!; wait $!; echo $?; rm pipe"
+        );
+        let output = shell(at, &line);
+        let number = [("INT", 2), ("TERM", 15), ("HUP", 1)];
+        let number = number.iter().find(|(name, _)| *name == signal).unwrap().1;
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            format!("{}\n", 128 + number),
+            "{errors}"
+        );
+        assert_eq!(names(at), ["empty", "raw"]);
+    }
+}

@@ -118,6 +118,12 @@ pub fn content(layers: &[LayerPath]) -> Result<Vec<u8>> {
     Ok(out)
 }
 
+/// Filled up with zeros as a device is.
+pub fn whole_sectors(mut content: Vec<u8>) -> Vec<u8> {
+    content.resize(content.len().next_multiple_of(512), 0);
+    content
+}
+
 pub fn problems(layers: &[LayerPath]) -> Vec<String> {
     let mut problems = Vec::new();
     verify(layers, Parents::Ignored, &(), &mut |finding| {

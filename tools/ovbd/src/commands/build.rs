@@ -25,13 +25,16 @@ pub struct Build {
     /// Compress RAW itself, without making a layer of it
     #[arg(long, conflicts_with_all = ["base", "uuid", "parent_uuid"])]
     pub raw: bool,
+    /// Take RAW even if it is mounted for writing: what is read may be torn
+    #[arg(long)]
+    pub allow_mounted: bool,
     /// Parents.
     #[command(flatten)]
     pub parents: Parents,
     /// The layer.
     #[command(flatten)]
     pub layer: NewLayer,
-    /// Raw disk image or block device
+    /// Raw disk image or block device, or - for standard input
     // Optional for the parser, as --base takes all names that follow it: then RAW is the last of them.
     #[arg(value_name = "RAW", required_unless_present = "base", value_hint = ValueHint::FilePath)]
     pub source: Option<PathBuf>,
@@ -49,10 +52,12 @@ impl Build {
         let base = base.iter().map(|name| LayerPath::from(name.as_os_str()));
         let options = build::Options {
             parents: self.parents.of_device(),
+            allow_mounted: self.allow_mounted,
             ..self.layer.options("build", base.collect(), self.raw)
         };
         let bytes = std::fs::metadata(&source).map_or(0, |found| found.len());
         report.begin("building", bytes);
+        cli::clean_up_on_signals()?;
         self.layer
             .threads
             .run(|| Ok(build::build(&source, &self.layer.output, &options, report)?))?;

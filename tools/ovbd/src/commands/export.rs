@@ -48,6 +48,7 @@ impl Export {
     pub fn run(self, report: &Report) -> Result<ExitCode> {
         let source = StackOrZfile::open(&self.layers, self.parents.of_device())?;
         report.begin("exporting", source.bytes());
+        cli::clean_up_on_signals()?;
         self.threads.run(|| {
             if self.output == Path::new("-") {
                 let mut out = io::stdout();

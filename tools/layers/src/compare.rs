@@ -1,0 +1,389 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What of a raw image a layer must store: all that differs from the base, window by window.
+
+use ovbd_image::lsmt::{UuidText, SECTOR_BYTES};
+
+use crate::{
+    content_hash::Summary,
+    error::Result,
+    layer::Layer,
+    layer_writer::segments_of,
+    pipeline::Pool,
+    source::RawSource,
+    stack::{Stack, StackReader, WINDOW_BYTES},
+    zeros::{is_zero, GRANULE_BYTES},
+};
+
+/// Sectors of a granule.
+const GRANULE_SECTORS: u64 = GRANULE_BYTES as u64 / SECTOR_BYTES;
+
+/// Every size from a granule to a window, by twos.
+const LEVELS: usize = (WINDOW_BYTES as usize / GRANULE_BYTES).trailing_zeros() as usize + 1;
+
+/// The size of the aligned pieces that are stored whole if anything in them differs, as a power of two of granules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Coarseness(usize);
+
+impl Coarseness {
+    /// Bytes of such a piece.
+    pub fn bytes(self) -> usize {
+        GRANULE_BYTES << self.0
+    }
+
+    /// Granules of such a piece.
+    fn granules(self) -> usize {
+        1 << self.0
+    }
+}
+
+/// What becomes of a granule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It is as in the base.
+    Same,
+    /// It became zero.
+    Zeroed,
+    /// It holds new data.
+    Data,
+}
+
+/// A run of sectors that is to be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// First sector of the device.
+    pub start: u64,
+    /// Number of sectors.
+    pub sectors: u64,
+    /// Whether they become zero; else data is stored.
+    pub zeroed: bool,
+}
+
+/// What is to be stored of a window.
+pub struct Changes {
+    /// Byte of the image after the window.
+    pub end: u64,
+    /// All that is stored, in order.
+    pub runs: Vec<Run>,
+    /// Starts with the data of all runs that are not zeroed.
+    pub data: Vec<u8>,
+    /// What identifies the changes.
+    pub summary: Summary,
+    /// Of the first window: sectors at its start that are zero, in the base as well.
+    pub blank: Option<u64>,
+    /// Sector of the window, and what becomes of its granules.
+    fates: (u64, Vec<Fate>),
+}
+
+/// Segments that a layer needs, for every coarseness.
+#[derive(Clone, Debug, Default)]
+pub struct SegmentCount([Counter; LEVELS]);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Counter {
+    /// The run that the next one may continue.
+    open: Option<Run>,
+    /// Segments of all runs before it.
+    closed: u64,
+}
+
+impl SegmentCount {
+    /// Adds a window, which follows all earlier ones.
+    pub fn add(&mut self, changes: &Changes) {
+        let (start, fates) = &changes.fates;
+        let end = changes.end.div_ceil(SECTOR_BYTES);
+        for (level, counter) in self.0.iter_mut().enumerate() {
+            each_run(*start, end, fates, Coarseness(level), |run, _| {
+                counter.add(run)
+            });
+        }
+    }
+
+    /// Segments at this coarseness.
+    pub fn of(&self, coarseness: Coarseness) -> u64 {
+        let counter = &self.0[coarseness.0];
+        counter.closed + counter.open.map_or(0, |run| segments_of(run.sectors))
+    }
+
+    /// The finest at which there are at most `most` segments.
+    pub fn finest_that_fits(&self, most: u64) -> Option<Coarseness> {
+        (0..LEVELS)
+            .map(Coarseness)
+            .find(|level| self.of(*level) <= most)
+    }
+}
+
+impl Counter {
+    fn add(&mut self, run: Run) {
+        match &mut self.open {
+            Some(open) if open.zeroed == run.zeroed && open.start + open.sectors == run.start => {
+                open.sectors += run.sectors;
+            }
+            open => {
+                self.closed += open.map_or(0, |run| segments_of(run.sectors));
+                *open = Some(run);
+            }
+        }
+    }
+}
+
+/// Calls `found` with every run of pieces that are stored, and the granule where it starts: of the window from sector
+/// `start` to `end` with granules of these `fates`.
+fn each_run(
+    start: u64,
+    end: u64,
+    fates: &[Fate],
+    coarseness: Coarseness,
+    mut found: impl FnMut(Run, usize),
+) {
+    let mut open: Option<(Run, usize)> = None;
+    for (number, piece) in fates.chunks(coarseness.granules()).enumerate() {
+        if piece.iter().all(|fate| *fate == Fate::Same) {
+            continue;
+        }
+        let zeroed = piece.iter().all(|fate| *fate == Fate::Zeroed);
+        let granule = number * coarseness.granules();
+        let first = start + granule as u64 * GRANULE_SECTORS;
+        let sectors = (piece.len() as u64 * GRANULE_SECTORS).min(end - first);
+        match &mut open {
+            Some((run, _)) if run.zeroed == zeroed && run.start + run.sectors == first => {
+                run.sectors += sectors;
+            }
+            open => {
+                if let Some((run, granule)) = open.take() {
+                    found(run, granule);
+                }
+                let run = Run {
+                    start: first,
+                    sectors,
+                    zeroed,
+                };
+                *open = Some((run, granule));
+            }
+        }
+    }
+    if let Some((run, granule)) = open {
+        found(run, granule);
+    }
+}
+
+/// A window that was read.
+pub struct Window {
+    number: u64,
+    data: Vec<u8>,
+}
+
+/// The image and its base, read window by window.
+pub struct Comparison<'a> {
+    source: &'a RawSource,
+    base: Option<&'a Stack>,
+    readers: Pool<(StackReader<'a>, Vec<u8>)>,
+    buffers: Pool<Vec<u8>>,
+}
+
+impl<'a> Comparison<'a> {
+    /// Compares `source` with `base`, or with zeros.
+    pub fn new(source: &'a RawSource, base: Option<&'a Stack>) -> Self {
+        Self {
+            source,
+            base,
+            readers: Pool::default(),
+            buffers: Pool::default(),
+        }
+    }
+
+    /// The image.
+    pub fn source(&self) -> &RawSource {
+        self.source
+    }
+
+    /// UUID of the topmost layer of the base.
+    pub fn below(&self) -> Option<UuidText> {
+        self.base?.top().and_then(Layer::uuid)
+    }
+
+    /// Windows that can differ from the base, in order: where the image has data, and where the base has.
+    pub fn windows(&self) -> Box<dyn Iterator<Item = u64> + Send + '_> {
+        if self.source.is_stream() {
+            return self.source.windows();
+        }
+        let end = self.source.bytes().div_ceil(SECTOR_BYTES);
+        let mut ours = self.source.windows().peekable();
+        let mut theirs = self
+            .base
+            .into_iter()
+            .flat_map(move |base| base.data_windows(end))
+            .peekable();
+        Box::new(std::iter::from_fn(move || {
+            let window = match (ours.peek(), theirs.peek()) {
+                (Some(a), Some(b)) => *a.min(b),
+                (Some(a), None) => *a,
+                (None, b) => *b?,
+            };
+            ours.next_if_eq(&window);
+            theirs.next_if_eq(&window);
+            Some(window)
+        }))
+    }
+
+    /// Reads a window.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the image.
+    pub fn read(&self, number: u64) -> Result<Window> {
+        let mut data = self.buffers.take().unwrap_or_default();
+        self.source.read_window(number, &mut data)?;
+        Ok(Window { number, data })
+    }
+
+    /// Takes the memory of changes back, once they are written.
+    pub fn put_back(&self, changes: Changes) {
+        self.buffers.put(changes.data);
+    }
+
+    /// Finds out what of a window must be stored.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the base.
+    pub fn compare(&self, window: Window, coarseness: Coarseness) -> Result<Changes> {
+        let Window { number, mut data } = window;
+        let start = number * WINDOW_BYTES;
+        let end = start + data.len() as u64;
+        // The last sector is stored whole.
+        data.resize(data.len().next_multiple_of(SECTOR_BYTES as usize), 0);
+        let first = start / SECTOR_BYTES;
+        let mut fates = Vec::with_capacity(data.len().div_ceil(GRANULE_BYTES));
+        let mut summary = Summary::default();
+        let mut blank = None;
+        self.with_base(start, data.len(), |base| {
+            if number == 0 {
+                let both = data.chunks(SECTOR_BYTES as usize).enumerate();
+                let bytes = SECTOR_BYTES as usize;
+                let differs = |(n, sector): &(usize, &[u8])| {
+                    !is_zero(sector)
+                        || base.is_some_and(|base| !is_zero(&base[n * bytes..][..sector.len()]))
+                };
+                blank = both.clone().find(differs).map(|(n, _)| n as u64);
+                blank = blank.or(Some(both.len() as u64));
+            }
+            for (at, granule) in data.chunks(GRANULE_BYTES).enumerate() {
+                let zeroed = is_zero(granule);
+                let base = base.map(|base| &base[at * GRANULE_BYTES..][..granule.len()]);
+                let sector = first + at as u64 * GRANULE_SECTORS;
+                fates.push(if base.map_or(zeroed, |base| base == granule) {
+                    Fate::Same
+                } else if zeroed {
+                    summary.add(sector, None);
+                    Fate::Zeroed
+                } else {
+                    summary.add(sector, Some(granule));
+                    Fate::Data
+                });
+            }
+            Ok(())
+        })?;
+        let mut runs = Vec::new();
+        let mut kept = 0;
+        let last = end.div_ceil(SECTOR_BYTES);
+        each_run(first, last, &fates, coarseness, |run, granule| {
+            runs.push(run);
+            if !run.zeroed {
+                let at = granule * GRANULE_BYTES;
+                let bytes = (run.sectors * SECTOR_BYTES) as usize;
+                if kept != at {
+                    data.copy_within(at..at + bytes, kept);
+                }
+                kept += bytes;
+            }
+        });
+        Ok(Changes {
+            end,
+            runs,
+            data,
+            summary,
+            blank,
+            fates: (first, fates),
+        })
+    }
+
+    /// Calls `work` with `bytes` of the base from byte `start` on.
+    ///
+    /// What lower layers hold beyond the end of the base's device counts: it would show through.
+    fn with_base(
+        &self,
+        start: u64,
+        bytes: usize,
+        work: impl FnOnce(Option<&[u8]>) -> Result<()>,
+    ) -> Result<()> {
+        let Some(base) = self.base else {
+            return work(None);
+        };
+        self.readers.with(
+            || Ok((base.reader(), Vec::new())),
+            |(reader, buffer)| {
+                buffer.resize(bytes, 0);
+                reader.read(buffer, start)?;
+                work(Some(buffer))
+            },
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn runs(fates: &str, level: usize) -> Vec<(u64, u64, bool)> {
+        let fates: Vec<Fate> = fates
+            .chars()
+            .map(|c| match c {
+                '.' => Fate::Same,
+                '0' => Fate::Zeroed,
+                _ => Fate::Data,
+            })
+            .collect();
+        let mut found = Vec::new();
+        let end = fates.len() as u64 * GRANULE_SECTORS;
+        each_run(0, end, &fates, Coarseness(level), |run, granule| {
+            assert_eq!(run.start, granule as u64 * GRANULE_SECTORS);
+            found.push((run.start / 8, run.sectors / 8, run.zeroed));
+        });
+        found
+    }
+
+    #[test]
+    fn runs_of_every_coarseness() {
+        assert_eq!(
+            runs("x.x.0000..", 0),
+            [(0, 1, false), (2, 1, false), (4, 4, true)]
+        );
+        assert_eq!(runs("x.x.0000..", 1), [(0, 4, false), (4, 4, true)]);
+        assert_eq!(runs("x.x.0000..", 2), [(0, 4, false), (4, 4, true)]);
+        assert_eq!(
+            runs("x.x.00000.", 2),
+            [(0, 4, false), (4, 4, true), (8, 2, false)]
+        );
+        assert_eq!(runs("x.x.0000..", 3), [(0, 8, false)]);
+        assert_eq!(runs("....", 0), []);
+    }
+
+    #[test]
+    fn counts_are_those_of_the_runs() {
+        let mut counter = Counter::default();
+        for start in [0, 16256, 40000] {
+            let run = Run {
+                start,
+                sectors: 16256,
+                zeroed: false,
+            };
+            counter.add(run);
+        }
+        assert_eq!(
+            counter.closed + segments_of(counter.open.unwrap().sectors),
+            3
+        );
+        assert_eq!(segments_of(16257), 2);
+    }
+}
