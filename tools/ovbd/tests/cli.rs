@@ -4,39 +4,13 @@
 
 #[path = "../../layers/tests/common/mod.rs"]
 mod common;
+mod run;
 
-use std::{
-    fs,
-    path::Path,
-    process::{Command, Output},
-};
+use std::fs;
 
 use common::{fixtures, names, raw_image};
+use run::{bad, good, ovbd};
 use tempfile::tempdir;
-
-fn ovbd(folder: &Path, line: &str) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ovbd"))
-        .args(line.split_whitespace())
-        .current_dir(folder)
-        .output()
-        .unwrap()
-}
-
-/// Runs a command that must succeed and returns what it prints.
-fn good(folder: &Path, line: &str) -> String {
-    let output = ovbd(folder, line);
-    let errors = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{line}: {errors}");
-    assert_eq!(errors, "", "{line}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// Runs a command that must fail with `status` and returns what it prints on stderr.
-fn bad(folder: &Path, line: &str, status: i32) -> String {
-    let output = ovbd(folder, line);
-    assert_eq!(output.status.code(), Some(status), "{line}");
-    String::from_utf8(output.stderr).unwrap()
-}
 
 #[test]
 fn a_session() {
