@@ -55,7 +55,7 @@ clippy: ## lint the modules with the kernel's set and the tools with cargo's
 rustfmt: ## format all Rust source
 rustfmt-check: ## compare all Rust source with its formatted form
 
-KERNEL_RUST := $(filter-out %_generated.rs,$(wildcard rust/*/*.rs dm-*/*.rs selftests/*/*.rs))
+KERNEL_RUST = $(shell find rust dm-* selftests -name '*.rs' ! -name '*_generated.rs')
 ifdef OVBD_KERNEL_SOURCE
 rustfmt:
 	rustfmt --edition 2021 --config-path $(OVBD_KERNEL_SOURCE)/.rustfmt.toml $(KERNEL_RUST)
