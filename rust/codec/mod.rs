@@ -16,11 +16,12 @@ use crate::{
 };
 
 mod crc32c;
-mod lz4;
+pub mod lz4;
+mod lz4_block;
 mod zstd;
 
 pub use self::{
     crc32c::crc32c,
-    lz4::lz4_decompress_safe,
+    lz4_block::lz4_decompress_safe,
     zstd::ZstdDecompressor, //
 };
