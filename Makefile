@@ -80,6 +80,7 @@ bench-host: ## benchmarks of the index, the merge and ovbd, on this machine
 	$(CARGO) run --release --locked -p ovbd-layers --example throughput -- 256 1 5
 fuzz-smoke: ## damage files at random, the same way each time, and read them
 	$(CARGO) run --release --locked -p ovbd-cases --bin ovbd-fuzz -- $(CASES) 20000
+	$(CARGO) run --release --locked -p ovbd-cases --bin ovbd-fuzz-lz4 -- 1000000
 
 # libFuzzer's instrumentation as stable compilers offer it.
 FUZZ_FLAGS := -Cpasses=sancov-module --cfg fuzzing $(addprefix -Cllvm-args=-sanitizer-coverage-, \
@@ -88,13 +89,14 @@ FUZZ_OPTIONS := -seed=1 -max_len=131072 -print_final_stats=1 -verbosity=0 -artif
 # With a target named, the flags do not reach build scripts.
 FUZZ_TARGET := x86_64-unknown-linux-gnu
 FUZZ := tools/target/fuzz/$(FUZZ_TARGET)/release
-fuzz: ## libFuzzer on the formats (10 million runs) and on the library
+fuzz: ## libFuzzer on the formats and on lz4 (10 million runs each), and on the library
 	cd tools/fuzz && CXX=clang++-19 RUSTFLAGS="$(FUZZ_FLAGS)" \
 		cargo build --release --locked --target $(FUZZ_TARGET) --target-dir ../target/fuzz
-	@mkdir -p build/fuzz/image build/fuzz/layer build/fuzz/log
+	@mkdir -p build/fuzz/image build/fuzz/layer build/fuzz/log build/fuzz/lz4
 	$(FUZZ)/image -runs=10000000 $(FUZZ_OPTIONS) build/fuzz/image tools/fuzz/corpus/image
 	$(FUZZ)/layer -runs=200000 $(FUZZ_OPTIONS) build/fuzz/layer tools/fuzz/corpus/layer
 	$(FUZZ)/log -runs=200000 $(FUZZ_OPTIONS) build/fuzz/log tools/fuzz/corpus/log
+	$(FUZZ)/lz4 -runs=10000000 $(FUZZ_OPTIONS) build/fuzz/lz4
 else
 clippy-tools ovbd bench-host fuzz fuzz-smoke:
 	@$(ENTER) shell $(MAKE) $@

@@ -8,6 +8,7 @@
 pub mod base;
 pub mod case;
 pub mod fuzz;
+pub mod lz4;
 pub mod memory;
 pub mod mutate;
 pub mod random;
