@@ -76,7 +76,8 @@ const MAGIC0: [u8; 8] = *b"LSMT\0\x01\x02\0";
 const MAGIC1: [u8; 16] = [
     0x65, 0x7e, 0x63, 0xd2, 0x94, 0x44, 0x08, 0x4c, 0xa2, 0xd2, 0xc8, 0xec, 0x4f, 0xcf, 0xae, 0x8a,
 ];
-const STRUCT_BYTES: usize = 390;
+/// Bytes of the structure in both: the rest fills up.
+pub const STRUCT_BYTES: usize = 390;
 const FLAGS_AT: u64 = 28;
 const INDEX_OFFSET_AT: u64 = 32;
 const INDEX_SIZE_AT: u64 = 40;

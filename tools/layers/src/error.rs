@@ -3,7 +3,9 @@
 //! The error of everything that touches a file: which file, what is wrong, and at which byte.
 
 use std::{
-    fmt, io,
+    fmt::{self, Write},
+    io,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
@@ -98,15 +100,69 @@ fn message(error: &io::Error) -> String {
     }
 }
 
+/// A path as it can be printed: what could move the cursor or end a line is written as its code.
+pub fn name(path: &Path) -> impl fmt::Display + '_ {
+    struct Name<'a>(&'a Path);
+
+    impl fmt::Display for Name<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            for chunk in self.0.as_os_str().as_bytes().utf8_chunks() {
+                write_escaped(f, chunk.valid())?;
+                for byte in chunk.invalid() {
+                    write!(f, "\\x{byte:02x}")?;
+                }
+            }
+            Ok(())
+        }
+    }
+
+    Name(path)
+}
+
+fn write_escaped(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    for c in text.chars() {
+        // The second are those that turn the direction of writing.
+        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        match c.is_control() || turns {
+            true => write!(f, "{}", c.escape_default())?,
+            false => f.write_char(c)?,
+        }
+    }
+    Ok(())
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path.display(), self.what)?;
+        write!(f, "{}: ", name(&self.path))?;
+        write_escaped(f, &self.what)?;
         match self.at {
             Some(Place::File(offset)) => write!(f, " at byte {offset}"),
             Some(Place::Content(offset)) => {
                 write!(f, " at byte {offset} of the uncompressed content")
             }
             None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
+    use super::*;
+
+    #[test]
+    fn names_cannot_write_to_a_terminal() {
+        for (raw, printed) in [
+            (&b"plain \xc3\xa4.img"[..], "plain \u{e4}.img"),
+            (b"a\nb\x1b[31m\r", "a\\nb\\u{1b}[31m\\r"),
+            (b"x\xff\x80y", "x\\xff\\x80y"),
+            (b"\xe2\x80\xaegpj", "\\u{202e}gpj"),
+        ] {
+            let path = Path::new(OsStr::from_bytes(raw));
+            assert_eq!(name(path).to_string(), printed);
+            let error = Error::new(path, "what\n").at_byte(1).to_string();
+            assert_eq!(error, format!("{printed}: what\\n at byte 1"));
         }
     }
 }

@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::{
     blob::Content,
+    error::name,
     layer::{Layer, LayerKind},
     stack::Stack,
     stack_or_zfile::StackOrZfile,
@@ -231,7 +232,7 @@ impl fmt::Display for Info {
         match self {
             Info::Stack(stack) => write!(f, "{stack}"),
             Info::Zfile { path, zfile } => {
-                writeln!(f, "file:        {} (no layer)", path.display())?;
+                writeln!(f, "file:        {} (no layer)", name(path))?;
                 writeln!(f, "size:        {}", size(zfile.original_bytes))?;
                 writeln!(f, "compression: {zfile}")
             }
@@ -319,7 +320,7 @@ impl fmt::Display for StackInfo {
             writeln!(
                 f,
                 "layer {number}: {}\n  uuid {}\n  parent {}{parent}",
-                layer.path.display(),
+                name(&layer.path),
                 layer.uuid.as_ref().unwrap_or(&none),
                 layer.parent_uuid.as_ref().unwrap_or(&none),
             )?;

@@ -18,8 +18,9 @@ use ovbd_image::{
 
 use crate::{
     blob::{Blob, Content},
-    error::Result,
+    error::{Error, Result},
     file_range::{FileRange, CHUNK_BYTES},
+    foreign,
     zfile::Cursor,
 };
 
@@ -244,7 +245,10 @@ pub fn read_header(content: &Content) -> Result<Header> {
     let mut cursor = Cursor::default();
     if content.bytes() >= HEADER_BYTES as u64 {
         let block = content.read_array(&mut cursor, 0)?;
-        return Header::parse_data(&block).map_err(|e| content.error(e));
+        return match Header::parse_data(&block) {
+            Err(e) if e.reason() == Reason::LsmtHeaderMagic => Err(no_layer(content)?),
+            result => result.map_err(|e| content.error(e)),
+        };
     }
     // Too short, but perhaps it is something else altogether.
     let mut first = [0; 24];
@@ -252,10 +256,25 @@ pub fn read_header(content: &Content) -> Result<Header> {
         content.read(&mut cursor, &mut first, 0)?;
         Header::recognise(&first)
     };
-    Err(content.error(match looks_right {
-        true => ovbd_image::Error::new(Reason::LsmtTooShort, content.bytes()),
-        false => ovbd_image::Error::new(Reason::LsmtHeaderMagic, 0),
-    }))
+    if !looks_right {
+        return Err(no_layer(content)?);
+    }
+    let short = ovbd_image::Error::new(Reason::LsmtTooShort, content.bytes());
+    Err(content.error(short))
+}
+
+/// The error of something that does not start as a layer does.
+fn no_layer(content: &Content) -> Result<Error> {
+    let path = content.input().path();
+    if let Content::Zfile(_) = content {
+        return Ok(Error::new(path, "a ZFile that holds no layer"));
+    }
+    let first = content.input().first(foreign::LOOK_BYTES)?;
+    let what = match foreign::kind(&first, content.bytes()) {
+        Some(kind) => format!("{kind}, not a layer"),
+        None => "not a layer; \"ovbd build\" makes one of a raw image".to_owned(),
+    };
+    Ok(Error::new(path, what))
 }
 
 /// Reads the trailer of a sealed layer.

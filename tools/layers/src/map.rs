@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use ovbd_image::{index::Source, lsmt::SECTOR_BYTES};
 
-use crate::{stack::Stack, units::size};
+use crate::{error::name, stack::Stack, units::size};
 
 /// Who owns most of a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +85,7 @@ impl<'a> Map<'a> {
         let layers = self.stack.layers().iter().zip(0..=u8::MAX).rev();
         let mut entries: Vec<(Owner, String)> = layers
             .map(|(layer, number)| {
-                let text = format!("layer {number}: {}", layer.path().display());
+                let text = format!("layer {number}: {}", name(layer.path()));
                 (Owner::Layer(number), text)
             })
             .collect();

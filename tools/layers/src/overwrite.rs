@@ -14,7 +14,7 @@ use rustix::{fs::OFlags, io::Errno};
 
 use crate::{
     block_device::{above, below, mounts, swaps, Number},
-    error::{Error, Result},
+    error::{name, Error, Result},
     file_id::FileId,
     signature,
 };
@@ -45,7 +45,7 @@ pub fn check_is_no_input<'a>(
         if under.contains(&id) || (is_device && below(id).contains(&out)) {
             let what = format!(
                 "is an input itself ({}), which it would destroy",
-                input.display()
+                name(input)
             );
             return Err(Error::new(output, what));
         }
@@ -73,7 +73,7 @@ pub fn user(path: &Path) -> Result<Option<String>> {
     let swaps = swaps()?;
     for number in &devices {
         if let Some(mount) = mounts.iter().find(|mount| mount.is_on(*number)) {
-            let what = format!("mounted on {}{}", mount.point.display(), via(*number));
+            let what = format!("mounted on {}{}", name(&mount.point), via(*number));
             return Ok(Some(what));
         }
         if swaps.iter().any(|swap| Number::of(swap) == Some(*number)) {

@@ -10,7 +10,7 @@ use std::path::Path;
 use ovbd_image::lsmt::UuidText;
 
 use crate::{
-    error::{Error, Result},
+    error::{name, Error, Result},
     layer::Layer,
 };
 
@@ -70,10 +70,10 @@ pub fn check(layers: &[Ancestry<'_>], parents: Parents) -> Result<()> {
             None => "not a base layer".to_owned(),
             // Without a UUID below there is nothing to compare.
             Some(below) if known(below.uuid).is_none() || below.is(wanted) => continue,
-            Some(below) => format!("not the one for {}", below.path.display()),
+            Some(below) => format!("not the one for {}", name(below.path)),
         };
         let belongs = match layers.iter().find(|other| other.is(wanted)) {
-            Some(other) => format!("it belongs on {}", other.path.display()),
+            Some(other) => format!("it belongs on {}", name(other.path)),
             None => format!("its parent is {}", wanted.as_str()),
         };
         let what = format!("{what}: {belongs} (--ignore-parents goes on)");

@@ -20,7 +20,7 @@ use rustix::{
 
 use crate::{
     block_device::{above, holders, mounts, swaps, Number},
-    error::{Error, Result},
+    error::{name, Error, Result},
     file_id::FileId,
     file_range::FileRange,
     foreign,
@@ -212,7 +212,7 @@ fn check_not_written(path: &Path, found: &Metadata) -> Result<()> {
     for number in &devices {
         for mount in mounts.iter().filter(|mount| mount.is_on(*number)) {
             if !mount.read_only {
-                let point = mount.point.display();
+                let point = name(&mount.point);
                 return refuse(format!("mounted for writing on {point}{}", via(*number)));
             }
             seen = true;

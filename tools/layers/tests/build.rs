@@ -257,7 +257,7 @@ fn failures_leave_nothing() {
         base: layers(&[&raw]),
         ..Options::default()
     };
-    assert!(fails(&raw, &base).contains("raw: not an LSMT layer"));
+    assert!(fails(&raw, &base).contains("raw: not a layer; "));
     assert!(fails(folder.path(), &Options::default()).contains("neither a regular file"));
     assert_eq!(common::names(folder.path()), ["raw"]);
     fs::write(&out, "precious").unwrap();

@@ -129,6 +129,11 @@ impl Report {
         ovbd_layers::report::Report::expect(self, bytes);
     }
 
+    /// Whether only errors are to be shown.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// Writes a line to stderr.
     pub fn say(&self, line: impl Display) {
         Unfailing(self.bar().cloned()).put(&format!("{line}\n"));

@@ -103,12 +103,12 @@ fn errors_name_file_reason_and_byte() {
     );
     assert_eq!(bad(at, "verify layer", 1), error);
     assert_eq!(
-        bad(at, "verify missing", 1),
+        bad(at, "verify missing", 3),
         "ovbd: missing: cannot open: No such file or directory\n"
     );
     assert_eq!(
         bad(at, "info raw", 1),
-        "ovbd: raw: not an LSMT layer (wrong header magic) at byte 0\n"
+        "ovbd: raw: not a layer; \"ovbd build\" makes one of a raw image\n"
     );
     fs::write(at.join("empty"), "").unwrap();
     assert_eq!(

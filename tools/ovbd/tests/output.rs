@@ -228,7 +228,7 @@ fn names_cannot_forge_a_line() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(said.matches('\n').count(), 1, "{said}");
     assert!(
-        said.starts_with("ovbd: a\\nb\\u{1b}[2J\u{fffd}: cannot open: No such file"),
+        said.starts_with("ovbd: a\\nb\\u{1b}[2J\\xff: cannot open: No such file"),
         "{said}"
     );
 }

@@ -9,18 +9,22 @@ use clap::{Args, ValueHint};
 use ovbd_layers::{
     layer::LayerPath,
     report::Report as _,
-    verify::{verify, Finding},
+    verify::{verify, Finding, State},
 };
 
 use crate::{
-    cli::{self, Parents, Threads},
+    cli::{self, status, Parents, Threads},
     report::Report,
 };
 
 /// Check every checksum, bound and invariant, and list all that is wrong.
+///
+/// The last line says what was checked. Of layers without checksums only the structure can be checked.
+///
+/// Exit status: 0 all is sound, 1 something is damaged, 3 something could not be read.
 #[derive(Debug, Args)]
 pub struct Verify {
-    /// Print errors as JSON
+    /// Print errors and the verdict as JSON
     #[arg(long)]
     pub json: bool,
     /// Parents.
@@ -39,7 +43,7 @@ impl Verify {
     pub fn run(self, report: &Report) -> Result<ExitCode> {
         let size = |path: &LayerPath| std::fs::metadata(path.data()).map_or(0, |found| found.len());
         report.begin("verifying", self.layers.iter().map(size).sum());
-        let problems = self.threads.run(|| {
+        let verdict = self.threads.run(|| {
             let parents = self.parents.unless_alone();
             Ok(verify(
                 &self.layers,
@@ -51,9 +55,15 @@ impl Verify {
                 },
             ))
         })?;
-        Ok(match problems {
-            0 => ExitCode::SUCCESS,
-            _ => ExitCode::FAILURE,
+        if self.json {
+            report.print(&(serde_json::to_string_pretty(&verdict)? + "\n"))?;
+        } else if !report.is_quiet() {
+            report.print(&format!("{verdict}\n"))?;
+        }
+        Ok(match verdict.state {
+            State::Sound => ExitCode::SUCCESS,
+            State::Damaged => ExitCode::FAILURE,
+            State::Unreadable => ExitCode::from(status::CANNOT_TELL),
         })
     }
 }
