@@ -22,10 +22,9 @@ use super::{
     device::TargetDevice,
     instance::Instance,
     per_bio::{
-        PerBioArea,
-        Workqueue, //
-    },
-    target::Target, //
+        BioOwner,
+        PerBioArea, //
+    }, //
 };
 use core::{marker::PhantomData, mem::ManuallyDrop, ops::Deref, ptr::NonNull};
 use kernel::prelude::*;
@@ -110,13 +109,13 @@ impl From<Result> for BlkStatus {
 /// `bio` is a valid clone that device mapper made for `ti`, whose `private` is an
 /// [`Instance<T>`]. It belongs to the target: it was given to its `map` callback and has not been
 /// ended or submitted. The per-bio data is initialised.
-pub struct BioRef<T: Target> {
+pub struct BioRef<T: BioOwner> {
     bio: NonNull<bindings::bio>,
     ti: NonNull<bindings::dm_target>,
     _type: PhantomData<T>,
 }
 
-impl<T: Target> BioRef<T> {
+impl<T: BioOwner> BioRef<T> {
     /// # Safety
     ///
     /// The arguments must fulfil the invariants of the type for as long as the result is used.
@@ -321,12 +320,12 @@ impl Mapped<'_> {
 /// A bio to be mapped.
 ///
 /// Dereferences to [`BioRef`] for everything that does not change what becomes of it.
-pub struct Bio<'a, T: Target> {
+pub struct Bio<'a, T: BioOwner> {
     bio: BioRef<T>,
     _call: PhantomData<fn(&'a ()) -> &'a ()>,
 }
 
-impl<T: Target> Deref for Bio<'_, T> {
+impl<T: BioOwner> Deref for Bio<'_, T> {
     type Target = BioRef<T>;
 
     #[inline]
@@ -335,7 +334,7 @@ impl<T: Target> Deref for Bio<'_, T> {
     }
 }
 
-impl<'a, T: Target> Bio<'a, T> {
+impl<'a, T: BioOwner> Bio<'a, T> {
     /// Creates the bio that the `map` callback got.
     #[inline]
     pub(super) fn new(bio: BioRef<T>) -> Self {
@@ -444,15 +443,15 @@ impl<'a, T: Target> Bio<'a, T> {
 /// It has to be ended or submitted eventually. If it is dropped instead then it ends with
 /// an I/O error, so that nobody waits for it forever. The target it belongs to exists at least
 /// until then.
-pub struct DeferredBio<T: Target> {
+pub struct DeferredBio<T: BioOwner> {
     bio: BioRef<T>,
 }
 
 // SAFETY: A bio may be ended on any thread. The per-bio data can be sent, as required by
 // `Target::PerBio`, and the target is `Sync`.
-unsafe impl<T: Target> Send for DeferredBio<T> {}
+unsafe impl<T: BioOwner> Send for DeferredBio<T> {}
 
-impl<T: Target> Deref for DeferredBio<T> {
+impl<T: BioOwner> Deref for DeferredBio<T> {
     type Target = BioRef<T>;
 
     #[inline]
@@ -461,14 +460,14 @@ impl<T: Target> Deref for DeferredBio<T> {
     }
 }
 
-impl<T: Target> Drop for DeferredBio<T> {
+impl<T: BioOwner> Drop for DeferredBio<T> {
     fn drop(&mut self) {
         // SAFETY: The bio is being dropped and so not used any more.
         unsafe { self.bio.end(BlkStatus::IOERR) };
     }
 }
 
-impl<T: Target> DeferredBio<T> {
+impl<T: BioOwner> DeferredBio<T> {
     /// Creates a deferred bio again that was taken apart.
     pub(crate) fn from_inner(bio: BioRef<T>) -> Self {
         Self { bio }
@@ -522,31 +521,31 @@ impl<T: Target> DeferredBio<T> {
     pub fn queue(self) {
         const {
             assert!(
-                T::HAS_PROCESS,
+                T::HAS_WORK,
                 "a target that queues bios must implement `process`"
             )
         };
         let bio = self.into_inner();
-        let Some(queue) = bio.instance().workqueue.as_ref().map(Workqueue::as_raw) else {
-            drop(DeferredBio { bio });
-            return;
-        };
-        // SAFETY: There is a `process` function. The workqueue belongs to the instance, which
-        // exists at least until the bio has ended.
-        unsafe { PerBioArea::queue(bio, queue) };
+        if let Some(queue) = &bio.instance().workqueue {
+            // SAFETY: There is a work item, as was checked. The bio is not used any more, and the
+            // workqueue belongs to its instance.
+            unsafe { PerBioArea::<T>::queue(bio.bio, bio.ti, queue) };
+        } else {
+            drop(Self { bio });
+        }
     }
 }
 
 /// A bio that has been ended, as seen by [`Target::end_io`](super::Target::end_io).
 ///
 /// Position and length are not what they were: the lower device has advanced them.
-pub struct EndedBio<'a, T: Target> {
+pub struct EndedBio<'a, T: BioOwner> {
     bio: NonNull<bindings::bio>,
     status: BlkStatus,
     _call: PhantomData<&'a T>,
 }
 
-impl<T: Target> EndedBio<'_, T> {
+impl<T: BioOwner> EndedBio<'_, T> {
     /// # Safety
     ///
     /// `bio` must be what the `end_io` callback got, and the per-bio data must be initialised.

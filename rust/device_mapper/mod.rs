@@ -145,6 +145,7 @@ use crate::bindings;
 
 mod args;
 mod bio;
+mod callbacks;
 mod constructor;
 mod device;
 mod digest;
@@ -159,6 +160,7 @@ mod status;
 mod target;
 
 pub(crate) use self::per_bio::{
+    BioOwner,
     PerBioArea,
     Workqueue, //
 };

@@ -7,15 +7,7 @@
 //! [`process`](super::Target::process), the work item by which a bio gets to a worker thread.
 //! For a target which wants neither the size is zero and nothing is done at all.
 
-use super::{
-    bindings,
-    bio::{
-        BioRef,
-        DeferredBio, //
-    },
-    instance::Instance,
-    target::Target,
-};
+use super::bindings;
 use core::{
     marker::PhantomData,
     mem::{
@@ -28,6 +20,15 @@ use core::{
 };
 use kernel::{prelude::*, types::Opaque};
 
+/// A type of target, as far as its bios need to know it. Every [`Target`](super::Target) is one.
+pub trait BioOwner: Sized + Send + Sync + 'static {
+    /// See [`Target::PerBio`](super::Target::PerBio).
+    type PerBio: Default + Send + 'static;
+
+    /// Whether there is a work item for each bio.
+    const HAS_WORK: bool;
+}
+
 /// What is needed to find the bio again when its work item runs.
 struct WorkArea {
     work: Opaque<bindings::work_struct>,
@@ -36,9 +37,9 @@ struct WorkArea {
 }
 
 /// The layout of the memory that comes with each bio of a target.
-pub(crate) struct PerBioArea<T: Target>(PhantomData<T>);
+pub(crate) struct PerBioArea<T: BioOwner>(PhantomData<T>);
 
-impl<T: Target> PerBioArea<T> {
+impl<T: BioOwner> PerBioArea<T> {
     /// The alignment that the start of the area is known to have.
     const ALIGN: usize = align_of::<*mut c_void>();
 
@@ -49,7 +50,7 @@ impl<T: Target> PerBioArea<T> {
     pub(super) const SIZE: usize = {
         assert!(align_of::<T::PerBio>() <= Self::ALIGN);
         assert!(align_of::<WorkArea>() <= Self::ALIGN);
-        let size = if T::HAS_PROCESS {
+        let size = if T::HAS_WORK {
             Self::WORK_OFFSET + size_of::<WorkArea>()
         } else {
             size_of::<T::PerBio>()
@@ -108,66 +109,68 @@ impl<T: Target> PerBioArea<T> {
         }
     }
 
-    /// Queues the work item of `bio`, which calls [`Target::process`].
+    /// Queues the work item of `bio`, for whose function [`PerBioArea::queued`] returns the
+    /// arguments.
     ///
     /// # Safety
     ///
-    /// `T::HAS_PROCESS` must be true, and `queue` be the workqueue of the instance.
-    pub(super) unsafe fn queue(bio: BioRef<T>, queue: NonNull<bindings::workqueue_struct>) {
-        let area = Self::area(bio.as_raw());
-        // SAFETY: With a `process` function there is a `WorkArea` at this offset of the area.
-        let work = unsafe { area.add(Self::WORK_OFFSET) }.cast::<WorkArea>();
-
+    /// `T::HAS_WORK` must be true, `bio` a clone made for the target `ti` of type `T`, and `queue`
+    /// the workqueue of that target. Nobody but the work function uses the bio from here on.
+    pub(super) unsafe fn queue(
+        bio: NonNull<bindings::bio>,
+        ti: NonNull<bindings::dm_target>,
+        queue: &Workqueue,
+    ) {
+        // SAFETY: With `HAS_WORK` there is a `WorkArea` at this offset of the area.
+        let area = unsafe { Self::area(bio).add(Self::WORK_OFFSET) }.cast::<WorkArea>();
+        let (raw, run) = (queue.queue.as_ptr(), queue.run);
         // SAFETY: The memory belongs to the bio, and the work item is not in use, since the work
-        // function has given up a bio that it got before it can be queued again.
+        // function has given up a bio that it got before it can be queued again. The workqueue
+        // exists until the bio has ended; `queue` is not used after the item was queued.
         unsafe {
-            work.write(WorkArea {
+            area.write(WorkArea {
                 work: Opaque::uninit(),
-                bio: bio.as_raw(),
-                ti: bio.ti(),
+                bio,
+                ti,
             });
-            bindings::init_dm_work(Self::work_ptr(work), Some(Self::run));
+            let work = (*area.as_ptr()).work.get();
+            bindings::init_dm_work(work, Some(run));
             bindings::queue_work_on(
                 bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
-                queue.as_ptr(),
-                Self::work_ptr(work),
+                raw,
+                work,
             );
         }
     }
 
-    fn work_ptr(area: NonNull<WorkArea>) -> *mut bindings::work_struct {
-        // SAFETY: Callers pass a pointer to an allocated area.
-        let work = unsafe { &raw const (*area.as_ptr()).work };
-        Opaque::cast_into(work)
-    }
-
-    /// The work function.
+    /// Returns the bio of a work item and its target.
     ///
     /// # Safety
     ///
-    /// Only to be called by the workqueue, for a work item queued by [`PerBioArea::queue`].
-    unsafe extern "C" fn run(work: *mut bindings::work_struct) {
-        // SAFETY: The work item is a field of a `WorkArea`, which was written by `queue()`.
-        let (bio, ti) = unsafe {
+    /// Only to be called by the function of a work item that [`PerBioArea::queue`] has queued.
+    pub(super) unsafe fn queued(
+        work: *mut bindings::work_struct,
+    ) -> (NonNull<bindings::bio>, NonNull<bindings::dm_target>) {
+        // SAFETY: The work item is a field of a `WorkArea`, which `queue()` has written.
+        unsafe {
             let area = work.byte_sub(offset_of!(WorkArea, work)).cast::<WorkArea>();
             ((*area).bio, (*area).ti)
-        };
-        // SAFETY: The bio has not ended, so its target is constructed. The instance is not
-        // dropped before all work functions have returned.
-        let instance = unsafe { &*(*ti.as_ptr()).private.cast::<Instance<T>>() };
-        // SAFETY: `queue()` was given a bio that fulfils the invariants, and nobody has used it
-        // since.
-        let bio = DeferredBio::from_inner(unsafe { BioRef::from_raw(bio, ti) });
-        instance.target.process(bio);
+        }
     }
 }
 
-/// The workqueue of an instance.
+/// The function of a work item.
+type WorkFn = unsafe extern "C" fn(*mut bindings::work_struct);
+
+/// The workqueue of an instance, and what its work items call.
 ///
 /// # Invariants
 ///
-/// The pointer is a workqueue that nobody else destroys.
-pub(crate) struct Workqueue(NonNull<bindings::workqueue_struct>);
+/// `queue` is a workqueue that nobody else destroys.
+pub(crate) struct Workqueue {
+    queue: NonNull<bindings::workqueue_struct>,
+    run: WorkFn,
+}
 
 // SAFETY: A workqueue can be used from any thread.
 unsafe impl Send for Workqueue {}
@@ -176,15 +179,12 @@ unsafe impl Sync for Workqueue {}
 
 impl Workqueue {
     /// Allocates a workqueue that makes progress even when memory is short.
-    pub(crate) fn new(name: &'static CStr) -> Result<Self> {
+    pub(crate) fn new(name: &'static CStr, run: WorkFn) -> Result<Self> {
         // SAFETY: `name` is a string.
         let queue = unsafe { bindings::alloc_dm_workqueue(name.as_char_ptr()) };
         // INVARIANT: The workqueue was just allocated.
-        NonNull::new(queue).map(Self).ok_or(ENOMEM)
-    }
-
-    pub(super) fn as_raw(&self) -> NonNull<bindings::workqueue_struct> {
-        self.0
+        let queue = NonNull::new(queue).ok_or(ENOMEM)?;
+        Ok(Self { queue, run })
     }
 
     /// Queues a work item on `cpu`. If that is not online then the workqueue takes another.
@@ -194,13 +194,13 @@ impl Workqueue {
     /// `work` must be initialised, and stay valid until its function was called.
     pub(crate) unsafe fn queue_on(&self, cpu: u32, work: *mut bindings::work_struct) {
         // SAFETY: By the type invariant, and as required from the caller.
-        unsafe { bindings::queue_work_on(cpu as c_int, self.0.as_ptr(), work) };
+        unsafe { bindings::queue_work_on(cpu as c_int, self.queue.as_ptr(), work) };
     }
 }
 
 impl Drop for Workqueue {
     fn drop(&mut self) {
         // SAFETY: By the type invariant. Work items that are queued or run are waited for.
-        unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };
+        unsafe { bindings::destroy_workqueue(self.queue.as_ptr()) };
     }
 }

@@ -4,7 +4,7 @@
 
 use super::{
     bindings,
-    instance::Callbacks,
+    callbacks::Callbacks,
     target::Target, //
 };
 use core::{cell::UnsafeCell, marker::PhantomData};

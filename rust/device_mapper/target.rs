@@ -19,6 +19,7 @@ use super::{
     },
     error::CtrError,
     limits::QueueLimits,
+    per_bio::BioOwner,
     status::{
         StatusType,
         StatusWriter, //
@@ -159,4 +160,10 @@ pub trait Target: Sized + Send + Sync + 'static {
 
     /// Adjusts the limits which were stacked from those of the devices.
     fn io_hints(&self, _limits: &mut QueueLimits) {}
+}
+
+impl<T: Target> BioOwner for T {
+    type PerBio = <T as Target>::PerBio;
+
+    const HAS_WORK: bool = T::HAS_PROCESS;
 }

@@ -145,7 +145,7 @@ impl<P> Spread<P> {
         }
         // INVARIANT: Nothing waits.
         let this = Self {
-            queue: Workqueue::new(c"lower-read")?,
+            queue: Workqueue::new(c"lower-read", help)?,
             cpus,
             waiting: array::from_fn(|_| Place {
                 part: Atomic::new(null_mut()),
