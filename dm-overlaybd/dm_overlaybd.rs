@@ -40,6 +40,9 @@ use stack::Stack;
 #[path = "../rust/bindings/mod.rs"]
 mod bindings;
 #[allow(unsafe_code)]
+#[path = "../rust/codec/mod.rs"]
+pub mod codec;
+#[allow(unsafe_code)]
 #[path = "../rust/device_mapper/mod.rs"]
 pub mod device_mapper;
 #[path = "../rust/image/mod.rs"]

@@ -7,8 +7,8 @@
 //! freed, the parts are copied into one allocation of the right size.
 
 use super::{
-    device_mapper::gfp_table,
-    image::segment::PackedSegment, //
+    image::segment::PackedSegment,
+    lower_read::gfp_table, //
 };
 use kernel::{
     alloc::AllocError,

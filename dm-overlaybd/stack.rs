@@ -10,15 +10,16 @@
 //! byte and does the merge.
 
 use super::{
+    codec::{
+        Digest,
+        DigestValue, //
+    },
     device_mapper::{
         dm_err,
-        gfp_table,
         Args,
         Constructor,
         CtrContext,
         CtrError,
-        Digest,
-        DigestValue,
         TargetDevice, //
     },
     image::{
@@ -46,6 +47,7 @@ use super::{
         },
     },
     lower_read::{
+        gfp_table,
         read_metadata_batch,
         ReadRequest, //
     },
@@ -306,13 +308,13 @@ fn read_indexes(
     trailers: &[Trailer],
 ) -> Result<KVec<KVVec<PackedSegment>>, CtrError> {
     let mut indexes = KVec::with_capacity(layers.len(), GFP_KERNEL)?;
-    let mut rest = trailers;
-    while !rest.is_empty() {
-        let batch = rest.split_at(batch_len(rest)).0;
+    let mut unread = trailers;
+    while !unread.is_empty() {
+        let batch = unread.split_at(batch_len(unread)).0;
         let first = indexes.len();
         let layers = layers.get(first..).unwrap_or(&[]);
         read_batch(ctx, first, layers, batch, &mut indexes)?;
-        rest = rest.get(batch.len()..).unwrap_or(&[]);
+        unread = unread.get(batch.len()..).unwrap_or(&[]);
     }
     Ok(indexes)
 }

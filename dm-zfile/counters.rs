@@ -2,77 +2,70 @@
 
 //! What has happened since the target was constructed.
 
-use super::device_mapper::StatusWriter;
+use super::{
+    device_mapper::StatusWriter,
+    lower_read, //
+};
 use core::fmt::{
     self,
     Write, //
 };
-use kernel::sync::atomic::{
-    Atomic,
-    Relaxed, //
-};
+use kernel::prelude::*;
 
-/// A number that only grows.
-pub(super) struct Counter(Atomic<u64>);
-
-impl Default for Counter {
-    fn default() -> Self {
-        Self(Atomic::new(0))
-    }
-}
-
-impl Counter {
-    /// Adds `count`.
-    #[inline]
-    pub(super) fn add(&self, count: u64) {
-        self.0.fetch_add(count, Relaxed);
-    }
-
-    /// The present value.
-    pub(super) fn get(&self) -> u64 {
-        self.0.load(Relaxed)
-    }
-}
-
-/// The counters of a target, in the order of the status line.
-#[derive(Default)]
-pub(super) struct Counters {
+/// What is counted.
+#[derive(Clone, Copy)]
+pub(super) enum Count {
     /// Blocks that were decompressed.
-    pub(super) decompressed: Counter,
+    Decompressed,
     /// Parts of blocks that came from the cache.
-    pub(super) cache_hits: Counter,
+    CacheHits,
     /// Blocks with a wrong CRC.
-    pub(super) crc_errors: Counter,
+    CrcErrors,
     /// Blocks that did not decompress to their length.
-    pub(super) decode_errors: Counter,
+    DecodeErrors,
     /// Reads of the lower device that failed.
-    pub(super) read_errors: Counter,
+    ReadErrors,
 }
+
+/// All of them with their names, in the order of the status line.
+const ALL: [(Count, &str); 5] = [
+    (Count::Decompressed, "decompressed"),
+    (Count::CacheHits, "cache_hits"),
+    (Count::CrcErrors, "crc_errors"),
+    (Count::DecodeErrors, "decode_errors"),
+    (Count::ReadErrors, "read_errors"),
+];
+
+/// The counters of a target.
+pub(super) struct Counters(lower_read::Counters<{ ALL.len() }>);
 
 impl Counters {
+    /// Nothing has happened yet.
+    pub(super) fn new() -> Result<Self> {
+        Ok(Self(lower_read::Counters::new()?))
+    }
+
+    /// Adds `count`.
+    #[inline]
+    pub(super) fn add(&self, what: Count, count: u64) {
+        self.0.add(what as usize, count);
+    }
+
     /// Writes the values.
     pub(super) fn write(&self, out: &mut StatusWriter<'_>) -> fmt::Result {
-        write!(
-            out,
-            "{} {} {} {} {}",
-            self.decompressed.get(),
-            self.cache_hits.get(),
-            self.crc_errors.get(),
-            self.decode_errors.get(),
-            self.read_errors.get()
-        )
+        for (number, (what, _)) in ALL.iter().enumerate() {
+            let space = if number == 0 { "" } else { " " };
+            write!(out, "{space}{}", self.0.get(*what as usize))?;
+        }
+        Ok(())
     }
 
     /// Writes the values with their names.
     pub(super) fn describe(&self, out: &mut StatusWriter<'_>) -> fmt::Result {
-        write!(
-            out,
-            "decompressed={} cache_hits={} crc_errors={} decode_errors={} read_errors={}",
-            self.decompressed.get(),
-            self.cache_hits.get(),
-            self.crc_errors.get(),
-            self.decode_errors.get(),
-            self.read_errors.get()
-        )
+        for (number, (what, name)) in ALL.iter().enumerate() {
+            let space = if number == 0 { "" } else { " " };
+            write!(out, "{space}{name}={}", self.0.get(*what as usize))?;
+        }
+        Ok(())
     }
 }

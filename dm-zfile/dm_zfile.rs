@@ -43,11 +43,12 @@ use file::File;
 use kernel::prelude::*;
 use lower_read::{
     read_lower,
+    Extent,
     FinishedRead,
     LowerRead,
     LowerReader,
     LowerReads,
-    Placement, //
+    Piece, //
 };
 use options::Options;
 use read::{
@@ -110,7 +111,7 @@ impl Zfile {
                 file.device().name()
             );
         }
-        let reads = LowerReads::new(ctx, file.device(), file.max_span())
+        let reads = LowerReads::new(ctx, file.device(), file.largest_block())
             .context(c"Cannot allocate buffers")?;
         let block_bytes = geometry.block_bytes();
         // A block of a sector or less is never read in part.
@@ -123,12 +124,31 @@ impl Zfile {
             reads,
             cache: Cache::new(cached, block_bytes as usize)
                 .context(c"Cannot allocate the block cache")?,
-            workspaces: Workspaces::new(geometry.algorithm(), block_bytes as usize)
+            workspaces: Workspaces::new(geometry.algorithm())
                 .context(c"Cannot allocate decompressors")?,
-            counters: Counters::default(),
+            counters: Counters::new().context(c"Cannot allocate counters")?,
             file,
             options,
         })
+    }
+
+    /// Cuts `bio` at the next multiple of `sectors`, a power of two. Returns whether that is before
+    /// its end.
+    #[inline]
+    fn shorten(bio: &mut Bio<'_, Self>, sectors: u64) -> Result<bool> {
+        let left = sectors - (bio.sector() & (sectors - 1));
+        if u64::from(bio.sectors()) <= left {
+            return Ok(false);
+        }
+        // This fits 32 bits as the length of the bio does.
+        bio.accept_partial(left as u32)?;
+        Ok(true)
+    }
+
+    /// Where the blocks of `range` are in the lower device.
+    #[inline]
+    fn extent(&self, range: &Range) -> Option<Extent> {
+        self.file.extent(range.first(), range.last())
     }
 
     fn write_table(&self, out: &mut StatusWriter<'_>) -> fmt::Result {
@@ -158,30 +178,26 @@ impl Target for Zfile {
         if bio.op() != Op::Read {
             return bio.kill();
         }
-        // The parts of a request larger than a piece come one after the other. Other CPUs may get
-        // all but the last, for which this one would only wait.
-        let sector = bio.sector();
-        let piece = self.file.piece_sectors();
-        let left = piece - (sector & (piece - 1));
-        let mut placement = Placement::Here;
-        if u64::from(bio.sectors()) > left {
-            // A piece fits 32 bits as the length of the bio does.
-            if bio.accept_partial(left as u32).is_err() {
-                return bio.kill();
-            }
-            placement = Placement::Spread;
-        }
-
+        // The pieces of a request that is larger than one come one after the other.
+        let piece = match Self::shorten(&mut bio, self.file.piece_sectors()) {
+            Ok(true) => Piece::Inner,
+            Ok(false) => Piece::Last,
+            Err(_) => return bio.kill(),
+        };
         let Some(range) = Range::of(&bio, self.file.geometry()) else {
             return bio.kill();
         };
         if self.read_cached(&bio, &range) {
             return bio.end(BlkStatus::OK);
         }
-        match self.file.span(range.first(), range.last()) {
-            Some((offset, len)) => read_lower(bio, offset, len, placement),
-            None => bio.kill(),
-        }
+        let Some(extent) = self.extent(&range) else {
+            return bio.kill();
+        };
+        read_lower(bio, extent, piece, |bio| {
+            let block = self.file.geometry().block_bytes().max(SECTOR_SIZE);
+            Self::shorten(bio, u64::from(block >> SECTOR_SHIFT)).ok()?;
+            self.extent(&Range::of(bio, self.file.geometry())?)
+        })
     }
 
     fn status(&self, kind: StatusType, out: &mut StatusWriter<'_>) -> fmt::Result {

@@ -9,7 +9,6 @@ use super::{
     codec::crc32c,
     device_mapper::{
         dm_err,
-        gfp_table,
         module_param,
         Args,
         Constructor,
@@ -33,7 +32,11 @@ use super::{
             HEADER_BYTES, //
         },
     },
-    lower_read::read_metadata,
+    lower_read::{
+        gfp_table,
+        read_metadata,
+        Extent, //
+    },
     module_parameters,
     Zfile, //
 };
@@ -48,7 +51,7 @@ const BATCH_BYTES: u64 = 4 << 20;
 /// Bytes that a request is cut into, if there are not too many compressed bytes in it.
 const PIECE_BYTES: u64 = 128 << 10;
 
-/// Compressed bytes that a piece may have. Buffers of that size can be had without much effort.
+/// Compressed bytes that a piece may have. The blocks of the device around them fit into 128 KiB.
 const SPAN_BYTES: usize = 120 << 10;
 
 /// The jump table, in memory that the target owns.
@@ -59,8 +62,7 @@ type Table = JumpTable<KVVec<u32>, KVVec<u64>>;
 /// # Invariants
 ///
 /// - The extents in `table` are inside the file, which was inside the device.
-/// - `piece_sectors` is a power of two, and the compressed blocks of every piece, which starts at
-///   a multiple of it, take at most `max_span` bytes.
+/// - `piece_sectors` is a power of two.
 pub(super) struct File {
     device: TargetDevice,
     file_bytes: u64,
@@ -69,7 +71,7 @@ pub(super) struct File {
     table: Table,
     compressed_bytes: u64,
     piece_sectors: u64,
-    max_span: usize,
+    largest_block: usize,
 }
 
 impl File {
@@ -93,7 +95,9 @@ impl File {
         };
         let geometry = source.geometry()?;
         let (table, data_end) = source.jump_table(&geometry)?;
-        let (piece_sectors, max_span) = pieces(&geometry, &table);
+        let piece_sectors = choose_piece_sectors(&geometry, &table);
+        let largest_block = table.lengths(0, geometry.blocks().saturating_sub(1));
+        let largest_block = largest_block.unwrap_or(&[]).iter().max().copied();
         // INVARIANT: The reader of the jump table checks that all blocks come before it.
         Ok(Self {
             file_bytes,
@@ -106,7 +110,7 @@ impl File {
             table,
             compressed_bytes: data_end.saturating_sub(HEADER_BYTES as u64),
             piece_sectors,
-            max_span,
+            largest_block: largest_block.unwrap_or(0) as usize,
             device,
         })
     }
@@ -143,16 +147,19 @@ impl File {
         self.piece_sectors
     }
 
-    /// Compressed bytes that a piece has at most.
-    pub(super) fn max_span(&self) -> usize {
-        self.max_span
+    /// Compressed bytes that a block has at most.
+    pub(super) fn largest_block(&self) -> usize {
+        self.largest_block
     }
 
-    /// Offset and length of the compressed blocks from `first` to `last`.
+    /// The compressed blocks from `first` to `last`.
     #[inline]
-    pub(super) fn span(&self, first: u64, last: u64) -> Option<(u64, usize)> {
+    pub(super) fn extent(&self, first: u64, last: u64) -> Option<Extent> {
         let (start, end) = self.table.span(first, last)?;
-        Some((start, (end - start) as usize))
+        Some(Extent {
+            offset: start,
+            len: (end - start) as usize,
+        })
     }
 
     /// Lengths of the compressed blocks from `first` to `last`.
@@ -162,8 +169,9 @@ impl File {
     }
 }
 
-/// Chooses the size of pieces in sectors, and returns also their compressed bytes at most.
-fn pieces(geometry: &Geometry, table: &JumpTable<KVVec<u32>, KVVec<u64>>) -> (u64, usize) {
+/// Chooses the size of pieces in sectors: a power of two, so that the compressed blocks of none take
+/// more than [`SPAN_BYTES`] bytes. A single block never does.
+fn choose_piece_sectors(geometry: &Geometry, table: &Table) -> u64 {
     let least = u64::from(geometry.block_bytes().max(SECTOR_SIZE));
     let mut bytes = PIECE_BYTES;
     loop {
@@ -178,7 +186,7 @@ fn pieces(geometry: &Geometry, table: &JumpTable<KVVec<u32>, KVVec<u64>>) -> (u6
             first = next;
         }
         if max_span <= SPAN_BYTES || bytes <= least {
-            return (bytes >> SECTOR_SHIFT, max_span);
+            return bytes >> SECTOR_SHIFT;
         }
         bytes /= 2;
     }

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Things of which a thread needs one for a short time, allocated in advance.
+//! Things of which a thread needs one for a short time: one for each CPU, shared by all devices.
 
+use super::lower_read::online_cpus;
 use kernel::{
-    cpu::{
-        nr_cpu_ids,
-        CpuId, //
-    },
+    cpu::CpuId,
     new_mutex,
     prelude::*,
     sync::{
@@ -18,10 +16,7 @@ use kernel::{
     },
 };
 
-/// A pool does not grow beyond this, however many CPUs there are.
-const MAX_SIZE: u32 = 16;
-
-/// A pool of `T`: one for each CPU, up to [`MAX_SIZE`].
+/// A pool of `T`: one for each CPU that was there when it was made.
 ///
 /// # Invariants
 ///
@@ -32,9 +27,9 @@ pub(super) struct Pool<T> {
 
 impl<T> Pool<T> {
     /// Fills a pool with what `make` returns.
-    pub(super) fn new(mut make: impl FnMut() -> Result<T>) -> Result<Self> {
+    pub(super) fn new(make: impl Fn() -> Result<T>) -> Result<Self> {
         let mut slots = KVec::new();
-        for _ in 0..nr_cpu_ids().clamp(1, MAX_SIZE) {
+        for _ in 0..online_cpus().max(1) {
             let slot = KBox::pin_init(new_mutex!(make()?), GFP_KERNEL)?;
             slots.push(slot, GFP_KERNEL)?;
         }

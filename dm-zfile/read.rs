@@ -13,6 +13,7 @@ use super::{
         lz4_decompress_safe,
         ZstdDecompressor, //
     },
+    counters::Count,
     device_mapper::{
         dm_err_limit,
         BioRef,
@@ -21,12 +22,15 @@ use super::{
     },
     image::zfile::{
         Algorithm,
-        Geometry, //
+        Geometry,
+        MAX_BLOCK_BYTES, //
     },
     lower_read::{
         BioCursor,
         Destination,
-        FinishedRead, //
+        FinishedRead,
+        Shared,
+        SharedRef, //
     },
     pool::Pool,
     Zfile,
@@ -91,23 +95,29 @@ impl Range {
     }
 }
 
-/// What decompression needs besides input and output.
+/// Decompressors that need memory.
+static ZSTD: Shared<Pool<ZstdDecompressor>> = Shared::new();
+
+/// Room for a block of any size.
+static BOUNCE: Shared<Pool<KVVec<u8>>> = Shared::new();
+
+/// What decompression needs besides input and output. All devices share it.
 pub(super) struct Workspaces {
     /// The decompressors, if the algorithm needs memory.
-    zstd: Option<Pool<ZstdDecompressor>>,
-    /// Room for a block.
-    bounce: Pool<KVVec<u8>>,
+    zstd: Option<SharedRef<Pool<ZstdDecompressor>>>,
+    bounce: SharedRef<Pool<KVVec<u8>>>,
 }
 
 impl Workspaces {
-    /// Allocates everything.
-    pub(super) fn new(algorithm: Algorithm, block_bytes: usize) -> Result<Self> {
+    /// Allocates what no other device has yet.
+    pub(super) fn new(algorithm: Algorithm) -> Result<Self> {
+        let block = || Ok(KVVec::from_elem(0u8, MAX_BLOCK_BYTES as usize, GFP_KERNEL)?);
         Ok(Self {
             zstd: match algorithm {
                 Algorithm::Lz4 => None,
-                Algorithm::Zstd => Some(Pool::new(ZstdDecompressor::new)?),
+                Algorithm::Zstd => Some(ZSTD.get(|| Pool::new(ZstdDecompressor::new))?),
             },
-            bounce: Pool::new(|| Ok(KVVec::from_elem(0u8, block_bytes, GFP_KERNEL)?))?,
+            bounce: BOUNCE.get(|| Pool::new(block))?,
         })
     }
 }
@@ -153,7 +163,7 @@ impl Zfile {
         if !self.copy_cached(range.first, from, to, &mut cursor) {
             return false;
         }
-        zero_rest(&mut cursor);
+        cursor.zero_rest();
         true
     }
 
@@ -164,7 +174,7 @@ impl Zfile {
             .find(block, |bytes| copy(bytes, from, to, cursor))
             .unwrap_or(false);
         if copied {
-            self.counters.cache_hits.add(1);
+            self.counters.add(Count::CacheHits, 1);
         }
         copied
     }
@@ -174,14 +184,14 @@ impl Zfile {
         let data = match read.data() {
             Ok(data) => data,
             Err(status) => {
-                self.counters.read_errors.add(1);
+                self.counters.add(Count::ReadErrors, 1);
                 return status;
             }
         };
         let Some(range) = Range::of(read, self.file.geometry()) else {
             return BlkStatus::IOERR;
         };
-        let result = match self.workspaces.zstd.as_ref().map(Pool::take) {
+        let result = match self.workspaces.zstd.as_ref().map(|pool| pool.take()) {
             None => self.decode_all(Decoder::Lz4, read, &range, data),
             Some(Some(mut zstd)) => self.decode_all(Decoder::Zstd(&mut zstd), read, &range, data),
             Some(None) => return BlkStatus::IOERR,
@@ -198,10 +208,10 @@ impl Zfile {
     /// Counts, logs and raises an event for a block that is damaged.
     fn report(&self, read: &FinishedRead<'_, Self>, block: u64, damage: Damage) {
         let (counter, what) = match damage {
-            Damage::Crc => (&self.counters.crc_errors, "CRC mismatch"),
-            Damage::Data => (&self.counters.decode_errors, "damaged data"),
+            Damage::Crc => (Count::CrcErrors, "CRC mismatch"),
+            Damage::Data => (Count::DecodeErrors, "damaged data"),
         };
-        counter.add(1);
+        self.counters.add(counter, 1);
         dm_err_limit!(
             Self,
             "{}: {what} in block {block}",
@@ -221,15 +231,15 @@ impl Zfile {
         let geometry = self.file.geometry();
         let lengths = self.file.lengths(range.first, range.last).unwrap_or(&[]);
         let mut cursor = BioCursor::new(bio);
-        let mut rest = data;
+        let mut unread = data;
         let mut decompressed = 0;
         let mut result = Ok(());
         for (block, length) in (range.first..).zip(lengths) {
-            let Some((stored, next)) = rest.split_at_checked(*length as usize) else {
+            let Some((stored, next)) = unread.split_at_checked(*length as usize) else {
                 result = Err((block, Damage::Data));
                 break;
             };
-            rest = next;
+            unread = next;
             match self.decode_block(&mut decoder, block, stored, range, &mut cursor) {
                 Ok(count) => decompressed += count,
                 Err(damage) => {
@@ -238,15 +248,15 @@ impl Zfile {
                 }
             }
         }
-        self.counters.decompressed.add(decompressed);
+        self.counters.add(Count::Decompressed, decompressed);
         result?;
-        // Only the last sector of the file can have a rest.
+        // Only the last sector of the file is longer than its content.
         if (cursor.remaining() as u64) >> SECTOR_SHIFT != 0
             || range.end != geometry.original_bytes() && cursor.remaining() != 0
         {
             return Err((range.last, Damage::Data));
         }
-        zero_rest(&mut cursor);
+        cursor.zero_rest();
         Ok(())
     }
 
@@ -276,16 +286,16 @@ impl Zfile {
         .map_err(|_| Damage::Crc)?;
 
         if whole {
-            if let Some(mut pages) = cursor.contiguous(decoded) {
-                decoder.decode(payload, &mut pages)?;
-                return Ok(1);
+            let decoded = cursor.contiguous(decoded, |pages| decoder.decode(payload, pages));
+            if let Some(decoded) = decoded {
+                return decoded.map(|()| 1);
             }
         }
-        self.decode_aside(decoder, block, payload, (from, to), cursor)?;
-        Ok(1)
+        self.decode_aside(decoder, block, payload, (from, to), cursor)
     }
 
-    /// Decompresses a block elsewhere and copies what is wanted.
+    /// Decompresses a block elsewhere and copies what is wanted. Returns how often that took
+    /// decompression.
     fn decode_aside(
         &self,
         decoder: &mut Decoder<'_>,
@@ -293,9 +303,11 @@ impl Zfile {
         payload: &[u8],
         (from, to): (usize, usize),
         cursor: &mut BioCursor<'_>,
-    ) -> Result<(), Damage> {
+    ) -> Result<u64, Damage> {
         let decoded = self.file.geometry().decoded_bytes(block) as usize;
+        let mut count = 0;
         let mut decode = |bytes: &mut [u8]| {
+            count += 1;
             let bytes = bytes.get_mut(..decoded).ok_or(Damage::Data)?;
             decoder.decode(payload, &mut bytes.into())
         };
@@ -313,11 +325,13 @@ impl Zfile {
                 copy(&bounce, from, to, cursor)
             }
         };
-        if copied {
-            Ok(())
-        } else {
-            Err(Damage::Data)
+        if !copied {
+            return Err(Damage::Data);
         }
+        if count == 0 {
+            self.counters.add(Count::CacheHits, 1);
+        }
+        Ok(count)
     }
 }
 
@@ -326,9 +340,4 @@ fn copy(bytes: &[u8], from: usize, to: usize, cursor: &mut BioCursor<'_>) -> boo
     bytes
         .get(from..to)
         .is_some_and(|bytes| cursor.copy_from_slice(bytes) == bytes.len())
-}
-
-/// Fills what comes after the end of the file in its last sector.
-fn zero_rest(cursor: &mut BioCursor<'_>) {
-    cursor.zero(cursor.remaining());
 }

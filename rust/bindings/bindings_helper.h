@@ -14,7 +14,8 @@
 #include <linux/device-mapper.h>
 #include <linux/dm-io.h>
 #include <linux/lz4.h>
-#include <linux/mempool.h>
+#include <linux/percpu_counter.h>
+#include <linux/vmalloc.h>
 #include <linux/zstd.h>
 
 #include "helpers.h"
@@ -27,15 +28,15 @@ const blk_status_t RUST_CONST_HELPER_BLK_STS_NOTSUPP = BLK_STS_NOTSUPP;
 const blk_status_t RUST_CONST_HELPER_BLK_STS_TIMEOUT = BLK_STS_TIMEOUT;
 const blk_status_t RUST_CONST_HELPER_BLK_STS_NOSPC = BLK_STS_NOSPC;
 const blk_status_t RUST_CONST_HELPER_BLK_STS_TARGET = BLK_STS_TARGET;
-const blk_status_t RUST_CONST_HELPER_BLK_STS_MEDIUM = BLK_STS_MEDIUM;
 const blk_status_t RUST_CONST_HELPER_BLK_STS_PROTECTION = BLK_STS_PROTECTION;
 const blk_status_t RUST_CONST_HELPER_BLK_STS_RESOURCE = BLK_STS_RESOURCE;
-const blk_status_t RUST_CONST_HELPER_BLK_STS_IOERR = BLK_STS_IOERR;
 const blk_status_t RUST_CONST_HELPER_BLK_STS_AGAIN = BLK_STS_AGAIN;
+const blk_status_t RUST_CONST_HELPER_BLK_STS_MEDIUM = BLK_STS_MEDIUM;
+const blk_status_t RUST_CONST_HELPER_BLK_STS_IOERR = BLK_STS_IOERR;
 const blk_opf_t RUST_CONST_HELPER_REQ_PREFLUSH = REQ_PREFLUSH;
 const blk_opf_t RUST_CONST_HELPER_REQ_FUA = REQ_FUA;
-const blk_opf_t RUST_CONST_HELPER_REQ_RAHEAD = REQ_RAHEAD;
 const blk_opf_t RUST_CONST_HELPER_REQ_NOWAIT = REQ_NOWAIT;
+const blk_opf_t RUST_CONST_HELPER_REQ_RAHEAD = REQ_RAHEAD;
 const blk_opf_t RUST_CONST_HELPER_REQ_ATOMIC = REQ_ATOMIC;
 const blk_opf_t RUST_CONST_HELPER_REQ_SYNC = REQ_SYNC;
 const blk_opf_t RUST_CONST_HELPER_REQ_META = REQ_META;

@@ -11,14 +11,15 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/btf.h>
-#include <linux/completion.h>
 #include <linux/device-mapper.h>
 #include <linux/highmem.h>
-#include <linux/mempool.h>
+#include <linux/mutex.h>
+#include <linux/percpu_counter.h>
 #include <linux/ratelimit.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
 #include <linux/utsname.h>
+#include <linux/vmalloc.h>
 #include <linux/version.h>
 
 /* Trees in which no kernel was built may lack it. */
@@ -70,14 +71,24 @@ void rust_helper_bio_advance_iter(const struct bio *bio,
 	bio_advance_iter(bio, iter, bytes);
 }
 
+/*
+ * Copies to pages that user space may read and write meanwhile. That is a race
+ * as far as languages are concerned, in C too, but not for the kernel's memcpy()
+ * and memset(): they store each byte and nothing else, and read nothing back.
+ */
+void rust_helper_copy_to_shared(void *to, const void *from, size_t len)
+{
+	memcpy(to, from, len);
+}
+
+void rust_helper_zero_shared(void *to, size_t len)
+{
+	memset(to, 0, len);
+}
+
 void *rust_helper_bvec_kmap_local(const struct bio_vec *bvec)
 {
 	return bvec_kmap_local((struct bio_vec *)bvec);
-}
-
-void rust_helper_kunmap_local(const void *addr)
-{
-	kunmap_local(addr);
 }
 
 /* What was written through the kernel mapping of a segment becomes visible. */
@@ -108,11 +119,6 @@ void rust_helper_blake2s_init(struct blake2s_ctx *ctx, size_t outlen)
 	blake2s_init(ctx, outlen);
 }
 
-void rust_helper_init_completion(struct completion *x)
-{
-	init_completion(x);
-}
-
 void rust_helper_init_dm_work(struct work_struct *work, work_func_t func)
 {
 	INIT_WORK(work, func);
@@ -133,37 +139,72 @@ int rust_helper_dm_printk_ratelimit(void)
 	return __ratelimit(&rs);
 }
 
-/* At once or not at all, and leaving the emergency reserves to others. */
-void *rust_helper_kmalloc_nowait(size_t size)
+/*
+ * Zeroed memory for a lower read: contiguous as long as that is easy to have. At
+ * once or not at all unless it may wait, and leaving the emergency reserves to
+ * others.
+ */
+void *rust_helper_alloc_read_buffer(size_t size, bool wait)
 {
-	return kmalloc(size, GFP_NOWAIT | __GFP_NOMEMALLOC | __GFP_NORETRY |
-			     __GFP_NOWARN);
+	gfp_t gfp = (wait ? GFP_KERNEL : GFP_NOWAIT) | __GFP_ZERO;
+
+	if (size <= PAGE_SIZE << PAGE_ALLOC_COSTLY_ORDER)
+		return kmalloc(size, gfp | __GFP_NOMEMALLOC | __GFP_NORETRY |
+				     __GFP_NOWARN);
+	return __vmalloc(size, gfp);
 }
 
-mempool_t *rust_helper_mempool_create_kmalloc_pool(int min_nr, size_t size)
+void rust_helper_invalidate_read_buffer(void *addr, int size)
 {
-	return mempool_create_kmalloc_pool(min_nr, size);
+	invalidate_kernel_vmap_range(addr, size);
 }
 
-/* Waits for an element where there is none, and does not fail. */
-void *rust_helper_mempool_alloc_noio(mempool_t *pool)
+/*
+ * Not bound to CPUs: the scheduler and the administrator (isolcpus, nohz_full,
+ * the masks in sysfs) say where work is done, and no CPU that is busy with
+ * something more urgent holds it up.
+ */
+struct workqueue_struct *rust_helper_alloc_lower_read_workqueue(void)
 {
-	return mempool_alloc(pool, GFP_NOIO);
+	return alloc_workqueue(KBUILD_MODNAME,
+			       WQ_MEM_RECLAIM | WQ_HIGHPRI | WQ_UNBOUND, 0);
+}
+
+static DEFINE_MUTEX(lower_read_mutex);
+
+void rust_helper_lower_read_lock(void)
+{
+	mutex_lock(&lower_read_mutex);
+}
+
+void rust_helper_lower_read_unlock(void)
+{
+	mutex_unlock(&lower_read_mutex);
+}
+
+int rust_helper_percpu_counters_init(struct percpu_counter *list, u32 count)
+{
+	return percpu_counter_init_many(list, 0, GFP_KERNEL, count);
+}
+
+void rust_helper_percpu_counters_destroy(struct percpu_counter *list, u32 count)
+{
+	percpu_counter_destroy_many(list, count);
+}
+
+void rust_helper_percpu_counter_count(struct percpu_counter *counter, s64 count)
+{
+	percpu_counter_add_local(counter, count);
+}
+
+s64 rust_helper_percpu_counter_total(struct percpu_counter *counter)
+{
+	return percpu_counter_sum_positive(counter);
 }
 
 unsigned int rust_helper_num_online_cpus_now(void)
 {
 	return num_online_cpus();
-}
-
-bool rust_helper_cpu_is_online(unsigned int cpu)
-{
-	return cpu < nr_cpu_ids && cpu_online(cpu);
-}
-
-struct task_struct *rust_helper_current_task(void)
-{
-	return current;
 }
 
 /*

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Checksums and decompressors.
+//! Checksums, digests and decompressors.
 //!
 //! The input of a decompressor must be private memory: it is validated as it is read, so it must
 //! not change meanwhile. The output may be memory that others write to, see [`Destination`]: a
@@ -16,12 +16,17 @@ use crate::{
 };
 
 mod crc32c;
+mod digest;
 pub mod lz4;
 mod lz4_block;
 mod zstd;
 
 pub use self::{
     crc32c::crc32c,
+    digest::{
+        Digest,
+        DigestValue, //
+    },
     lz4_block::lz4_decompress_safe,
     zstd::ZstdDecompressor, //
 };

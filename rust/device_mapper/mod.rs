@@ -148,9 +148,7 @@ mod bio;
 mod callbacks;
 mod constructor;
 mod device;
-mod digest;
 mod error;
-mod flags;
 mod instance;
 mod limits;
 pub mod log;
@@ -190,15 +188,10 @@ pub use self::{
         Stop,
         TargetDevice, //
     },
-    digest::{
-        Digest,
-        DigestValue, //
-    },
     error::{
         CtrContext,
         CtrError, //
     },
-    flags::gfp_table,
     limits::QueueLimits,
     registration::{
         module_param,

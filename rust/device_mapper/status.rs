@@ -16,7 +16,7 @@ pub enum StatusType {
     ///
     /// `target_name=<name>,target_version=<version>` is written already when the target is
     /// called; it adds `,key=value` for each of its own and ends with a semicolon. At most 2048
-    /// bytes are measured; see [`Digest`](super::Digest) for what would be longer.
+    /// bytes are measured; a target measures a digest of what would be longer.
     Ima,
 }
 

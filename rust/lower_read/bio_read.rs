@@ -3,26 +3,55 @@
 //! Reads from a lower device on behalf of a bio.
 //!
 //! A target that cannot pass a bio on, because what the lower device stores is not what the bio
-//! wants, reads into memory of its own and computes the answer from that:
+//! wants, reads into memory of its own and computes the data of the bio from that:
 //!
 //! ```text
 //!   map(Bio) -- read_lower() --> lower device --> lower_read_done(FinishedRead) -> BlkStatus
 //! ```
 //!
-//! Nothing on this way can fail for lack of memory. The lower bio and its work item lie in the
-//! data that comes with each bio; the buffer is allocated if that is possible at once, else it
-//! comes from a reserve, for which [`read_lower`] waits. That wait ends, since whoever holds
-//! a buffer of the reserve only waits for the lower device and its own CPU: reads which the same
-//! task has submitted before have been given to their driver when another bio is mapped.
+//! # Progress
 //!
-//! [`LowerReader::lower_read_done`] runs in process context, on the CPU on which the bio was
-//! mapped or, if the [`Placement`] allows, on another. If the read completes while it is being
-//! submitted, as with RAM disks, and stays on this CPU, then it is called right there and no
-//! thread has to be woken.
+//! Nothing on this way fails for lack of memory. The lower bio and its work item lie in the data
+//! that comes with each bio. Where no buffer can be had at once the bio is made as short as the
+//! target can read, and if there is none for that either then it waits for the reserve of the
+//! device, one buffer.
+//!
+//! That wait ends, also where such devices are stacked. Who holds the reserve waits for the lower
+//! device only, never for memory, another buffer or this device: so each device depends on those
+//! below it, of which there are finitely many. What the waiting task has submitted before it has
+//! been given to its driver, since `submit_bio_noacct()` maps one bio completely, with all that
+//! follows from it below, before the next, and a task that sleeps first submits what it has
+//! plugged. When the lower read has completed, a work item may be needed to finish the bio. Work
+//! items wait for nothing but each other's turn with a lock: they allocate nothing that they could
+//! wait for and submit nothing. So the one workqueue of the module, and its one rescuer where no
+//! worker can be created, serve a stack of any height: an item of a lower device ends the read of
+//! the device above, which queues another item, and returns.
+//!
+//! # Where the work is done
+//!
+//! [`LowerReader::lower_read_done`] runs in process context. If a read completes while its task is
+//! submitting it, as with RAM disks, then the task does the work itself: no thread is woken. Of a
+//! request in several pieces it leaves all but the last to an unbound workqueue, as long as not too
+//! many wait there, and when it has finished the last it takes back those that nobody has begun. So
+//! all CPUs that the scheduler gives to the workers help, and none is waited for that has something
+//! else to do. A read that completes elsewhere, as most do in an interrupt, goes to the workqueue.
+//!
+//! `bio_complete_in_task()` would do for the latter, but it binds the work to the CPU of the
+//! interrupt, behind whatever that has to do, and Linux 7.2 does not have it.
 
 use super::{
     bindings,
-    spread::Spread, //
+    buffers::{
+        online_cpus,
+        Buffer,
+        Buffers,
+        MARGIN,
+        MAX_READ, //
+    },
+    shared::{
+        Shared,
+        SharedRef, //
+    },
 };
 use crate::device_mapper::{
     Bio,
@@ -34,27 +63,39 @@ use crate::device_mapper::{
     PerBioArea,
     Target,
     TargetDevice,
-    SECTOR_SHIFT,
-    SECTOR_SIZE, //
+    SECTOR_SHIFT, //
 };
 use core::{
+    array,
     mem::{
         offset_of,
         MaybeUninit, //
     },
     ops::Deref,
-    ptr::NonNull,
+    ptr::{
+        null_mut,
+        NonNull, //
+    },
 };
 use kernel::{
-    cpu::CpuId,
+    new_condvar,
+    new_mutex,
+    new_spinlock,
     prelude::*,
+    sync::{
+        CondVar,
+        Mutex,
+        SpinLock, //
+    },
+    task::Task,
     types::Opaque, //
 };
 
-/// Buffers that are kept for when no other memory is available.
-const RESERVED: c_int = 2;
+/// Pieces of one device that wait at most for a worker to begin, however many CPUs there are. Each
+/// has a buffer.
+const MAX_QUEUED: usize = 16;
 
-/// A target that reads from its lower device and answers bios itself.
+/// A target that reads from its lower device and ends bios itself.
 ///
 /// Its constructor makes [`LowerReads`], which it keeps.
 pub trait LowerReader: Target<PerBio = LowerRead> {
@@ -63,19 +104,26 @@ pub trait LowerReader: Target<PerBio = LowerRead> {
 
     /// Fills a bio from what was read for it, and returns how the bio ends.
     ///
-    /// Runs in process context. It must not wait for other I/O or for memory.
+    /// Runs in process context. It must not wait for I/O or for memory.
     fn lower_read_done(&self, read: &FinishedRead<'_, Self>) -> BlkStatus;
 }
 
-/// Where [`LowerReader::lower_read_done`] is called.
+/// Bytes of the lower device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Placement {
-    /// On the CPU that the bio was mapped on.
-    Here,
-    /// On the first CPU that gets to it, of those that have nothing else to do for this instance.
-    ///
-    /// For the parts of a large request but the last, so that they are worked on at the same time.
-    Spread,
+pub struct Extent {
+    /// The first byte.
+    pub offset: u64,
+    /// How many.
+    pub len: usize,
+}
+
+/// Which piece of a request a bio is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// One that others follow.
+    Inner,
+    /// The last, or the only one.
+    Last,
 }
 
 /// What the target got: the bio, and the data that was read for it.
@@ -94,19 +142,14 @@ impl<T: Target> Deref for FinishedRead<'_, T> {
 }
 
 impl<T: Target> FinishedRead<'_, T> {
-    /// Returns exactly the bytes that were asked for, or how the lower read failed.
+    /// Returns the bytes that were asked for, followed by [`MARGIN`] bytes that say nothing; or how
+    /// the lower read failed.
     ///
     /// They are private memory: nobody changes them.
     #[inline]
     pub fn data(&self) -> Result<&[u8], BlkStatus> {
         self.data
     }
-}
-
-/// A buffer, to be given back with [`LowerReads::free`].
-struct Buffer {
-    ptr: NonNull<u8>,
-    reserved: bool,
 }
 
 /// The lower read of one bio.
@@ -116,16 +159,17 @@ struct State {
     work: Opaque<bindings::work_struct>,
     upper: NonNull<bindings::bio>,
     ti: NonNull<bindings::dm_target>,
-    reads: NonNull<LowerReads>,
+    reads: NonNull<Inner>,
     buffer: Buffer,
-    /// The wanted bytes in the buffer.
+    /// The bytes that are read, and the wanted ones among them.
+    bytes: usize,
     skip: usize,
     len: usize,
     /// The task which may go on with the read where it completes.
     submitter: *mut bindings::task_struct,
-    placement: Placement,
-    /// The CPU that the bio was mapped on.
-    cpu: u32,
+    piece: Piece,
+    /// Whether it is one of those in [`Inner::queued`].
+    listed: bool,
     /// [`finish`] for the bio's target.
     finish: unsafe fn(*mut State),
 }
@@ -134,8 +178,8 @@ struct State {
 ///
 /// # Invariants
 ///
-/// The state is initialised from when [`read_lower`] has submitted a read until that has
-/// finished; nothing else uses it.
+/// The state is initialised from when [`read_lower`] has submitted a read until that has finished;
+/// nothing else uses it.
 #[repr(transparent)]
 pub struct LowerRead {
     state: MaybeUninit<State>,
@@ -153,118 +197,264 @@ impl Default for LowerRead {
     }
 }
 
-/// What a [`LowerReader`] needs to read from one device.
+/// What all devices of the module share.
 ///
 /// # Invariants
 ///
-/// `reserve` is a pool of buffers of `max` bytes from `kmalloc()`, which nobody else destroys.
-/// `device` was opened by the instance that this was made for.
-pub struct LowerReads {
-    spread: Pin<KBox<Spread<State>>>,
-    device: NonNull<bindings::block_device>,
-    reserve: NonNull<bindings::mempool>,
-    max: usize,
+/// `queue` is a workqueue that nobody else destroys.
+struct Common {
+    queue: NonNull<bindings::workqueue_struct>,
+    buffers: Buffers,
 }
 
-// SAFETY: Parts, work items, device and pool may be used by any thread.
-unsafe impl Send for LowerReads {}
-// SAFETY: As above, by several at a time.
-unsafe impl Sync for LowerReads {}
+// SAFETY: A workqueue can be used from any thread.
+unsafe impl Send for Common {}
+// SAFETY: As above.
+unsafe impl Sync for Common {}
 
-impl LowerReads {
-    /// Makes ready for reads from `device` of at most `max` bytes each.
-    ///
-    /// Allocates a reserve of buffers of about that size in contiguous memory, so it may fail for
-    /// more than a few pages.
-    pub fn new(ctx: &Constructor<'_>, device: &TargetDevice, max: usize) -> Result<Self> {
-        let bdev = ctx.bdev(device)?;
-        // Both ends of a read are moved to the next boundary of a block.
-        let block = ctx.logical_block_size(device)?.max(SECTOR_SIZE) as usize;
-        let max = max
-            .checked_add(block.saturating_mul(2))
-            .and_then(usize::checked_next_power_of_two)
-            .ok_or(E2BIG)?;
-        let spread = Spread::new(help)?;
+static COMMON: Shared<Common> = Shared::new();
+
+impl Common {
+    fn new() -> Result<Self> {
+        let buffers = Buffers::new()?;
         // SAFETY: The function has no requirements.
-        let reserve = unsafe { bindings::mempool_create_kmalloc_pool(RESERVED, max) };
-        // INVARIANT: The pool was just created, and the device was opened by this instance.
+        let queue = NonNull::new(unsafe { bindings::alloc_lower_read_workqueue() });
+        // INVARIANT: The workqueue was just allocated.
         Ok(Self {
-            spread,
-            device: bdev,
-            reserve: NonNull::new(reserve).ok_or(ENOMEM)?,
-            max,
+            queue: queue.ok_or(ENOMEM)?,
+            buffers,
         })
     }
+}
 
-    /// Returns a buffer of at least `len` bytes, which must be at most `max`.
+impl Drop for Common {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant. No bio is left that could queue anything. This waits for
+        // work functions that have ended their bio and are about to return.
+        unsafe { bindings::destroy_workqueue(self.queue.as_ptr()) };
+    }
+}
+
+/// What a [`LowerReader`] needs to read from one device.
+pub struct LowerReads(Pin<KBox<Inner>>);
+
+/// # Invariants
+///
+/// - `device` was opened by the instance that this was made for.
+/// - What is in `queued` are states whose read has completed and whose work item was queued. They
+///   stay valid while they are there: both who takes one out and its work item hold the lock for
+///   that before they finish the bio.
+#[pin_data]
+struct Inner {
+    common: SharedRef<Common>,
+    device: NonNull<bindings::block_device>,
+    /// The bytes that the reserve can hold.
+    reserved: usize,
+    #[pin]
+    reserve: Mutex<Option<Buffer>>,
+    #[pin]
+    reserve_returned: CondVar,
+    #[pin]
+    queued: SpinLock<[*mut State; MAX_QUEUED]>,
+}
+
+// SAFETY: States, work items and device may be used by any thread.
+unsafe impl Send for Inner {}
+// SAFETY: As above, by several at a time.
+unsafe impl Sync for Inner {}
+
+impl LowerReads {
+    /// Makes ready for reads from `device`.
     ///
-    /// Its alignment suits any logical block size. May sleep.
-    #[inline]
-    fn buffer(&self, len: usize) -> Buffer {
-        // SAFETY: The function has no requirements.
-        let ptr = unsafe { bindings::kmalloc_nowait(len.next_power_of_two()) };
-        if let Some(ptr) = NonNull::new(ptr.cast()) {
-            return Buffer {
-                ptr,
-                reserved: false,
-            };
+    /// `step` is the number of bytes that the target must be able to read at once for any progress.
+    /// That much memory, and what blocks of the device add to it, is reserved. Fails if it is more
+    /// than [`LowerReads::max_len`].
+    pub fn new(ctx: &Constructor<'_>, device: &TargetDevice, step: usize) -> Result<Self> {
+        if step > Self::max_len(ctx, device)? {
+            return Err(E2BIG);
         }
-        // SAFETY: By the type invariant. With its flags the allocation does not fail.
-        let ptr = unsafe {
-            NonNull::new_unchecked(bindings::mempool_alloc_noio(self.reserve.as_ptr()).cast())
-        };
-        Buffer {
-            ptr,
-            reserved: true,
+        let added = Self::added_by_blocks(ctx, device)?;
+        let reserve = Buffer::new(step + added, true).ok_or(ENOMEM)?;
+        let common = COMMON.get(Common::new)?;
+        let device = ctx.bdev(device)?;
+        // INVARIANT: The device was opened by this instance, and nothing is queued.
+        let inner = KBox::pin_init(
+            pin_init!(Inner {
+                common,
+                device,
+                reserved: reserve.capacity(),
+                reserve <- new_mutex!(Some(reserve)),
+                reserve_returned <- new_condvar!(),
+                queued <- new_spinlock!(array::from_fn(|_| null_mut())),
+            }),
+            GFP_KERNEL,
+        )?;
+        Ok(Self(inner))
+    }
+
+    /// Returns how many bytes of `device` can be read at once.
+    pub fn max_len(ctx: &Constructor<'_>, device: &TargetDevice) -> Result<usize> {
+        Ok(MAX_READ.saturating_sub(Self::added_by_blocks(ctx, device)?))
+    }
+
+    /// Bytes by which a read can grow when both ends are moved to the next boundary of a block.
+    fn added_by_blocks(ctx: &Constructor<'_>, device: &TargetDevice) -> Result<usize> {
+        let block = ctx.logical_block_size(device)? as usize;
+        Ok(block.saturating_sub(1).saturating_mul(2))
+    }
+}
+
+impl Inner {
+    /// Returns the blocks of the device that hold `extent`, as bytes, if those are not too many.
+    #[inline]
+    fn blocks_around(&self, extent: Extent) -> Option<Extent> {
+        // SAFETY: The device is open as long as the instance exists.
+        let block = unsafe { bindings::bdev_logical_block_size(self.device.as_ptr()) };
+        let mask = u64::from(block).wrapping_sub(1);
+        let end = extent.offset.checked_add(extent.len as u64)?;
+        let end = end.checked_add(mask)? & !mask;
+        let offset = extent.offset & !mask;
+        let len = usize::try_from(end - offset).ok()?;
+        (len != 0 && len <= MAX_READ).then_some(Extent { offset, len })
+    }
+
+    /// Returns the reserve. May sleep, until another read has finished.
+    #[cold]
+    fn wait_for_reserve(&self) -> Buffer {
+        let mut reserve = self.reserve.lock();
+        loop {
+            if let Some(buffer) = reserve.take() {
+                return buffer;
+            }
+            self.reserve_returned.wait(&mut reserve);
         }
     }
 
     /// Gives a buffer back.
+    #[inline]
+    fn give_back(&self, buffer: Buffer) {
+        if Buffers::owns(&buffer) {
+            self.common.buffers.put(buffer);
+        } else {
+            *self.reserve.lock() = Some(buffer);
+            self.reserve_returned.notify_one();
+        }
+    }
+
+    /// Queues a state whose read has completed, where [`Inner::take_back`] finds it. Returns false
+    /// if enough wait already.
     ///
     /// # Safety
     ///
-    /// The buffer must be one of this instance's that is not used any more.
-    #[inline]
-    unsafe fn free(&self, buffer: Buffer) {
-        // SAFETY: The buffer came from where it goes, and is not used any more.
+    /// As [`queue`], and the work function must be [`run`]. If this returns true then neither the
+    /// state nor `self` may be used any more.
+    unsafe fn queue_listed(&self, state: *mut State) -> bool {
+        let cpus = online_cpus();
+        if cpus < 2 {
+            return false;
+        }
+        let mut queued = self.queued.lock();
+        let wanted = cpus.saturating_mul(2).min(MAX_QUEUED);
+        let Some(place) = queued.iter_mut().take(wanted).find(|place| place.is_null()) else {
+            return false;
+        };
+        *place = state;
+        // INVARIANT: The item is queued before the lock is released.
+        // SAFETY: As required from the caller. The work function waits for the lock, so `self`
+        // exists until that is released.
         unsafe {
-            if buffer.reserved {
-                bindings::mempool_free(buffer.ptr.as_ptr().cast(), self.reserve.as_ptr());
-            } else {
-                bindings::kfree(buffer.ptr.as_ptr().cast());
-            }
+            (*state).listed = true;
+            queue(state, self.common.queue);
+        }
+        true
+    }
+
+    /// Takes `state`, which was queued, out of the list.
+    fn remove(&self, state: *mut State) {
+        let mut queued = self.queued.lock();
+        if let Some(place) = queued.iter_mut().find(|place| **place == state) {
+            *place = null_mut();
         }
     }
-}
 
-impl Drop for LowerReads {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant. All buffers are back, since a bio ends after its buffer
-        // was freed and an instance is dropped after its last bio has ended. Workers that are still
-        // to run find no part.
-        unsafe { bindings::mempool_destroy(self.reserve.as_ptr()) };
+    /// Returns a state that `submitter` has queued and no worker has begun with. It belongs to the
+    /// caller.
+    fn take_back(&self, submitter: *mut bindings::task_struct) -> Option<NonNull<State>> {
+        let mut queued = self.queued.lock();
+        for place in queued.iter_mut() {
+            let Some(state) = NonNull::new(*place) else {
+                continue;
+            };
+            // SAFETY: By the type invariant the state is valid while the lock is held, and its work
+            // item was initialised. If the item was taken from the workqueue then nobody but the
+            // caller knows the state.
+            let taken = unsafe {
+                (*state.as_ptr()).submitter == submitter
+                    && bindings::cancel_work((*state.as_ptr()).work.get())
+            };
+            if taken {
+                *place = null_mut();
+                return Some(state);
+            }
+        }
+        None
     }
 }
 
-/// Reads `len` bytes from byte `offset` of the lower device on, any bytes, and has
-/// [`LowerReader::lower_read_done`] called with them.
+/// Reads `extent` of the lower device and has [`LowerReader::lower_read_done`] called with it.
 ///
-/// If that is more than [`LowerReads::new`] was told then the bio fails. May sleep, until another
-/// read has finished.
+/// Where memory is short, `shorten` is called: it shortens the bio to its smallest step and returns
+/// the extent of that, which must be no longer than the step that [`LowerReads::new`] was told. The
+/// bio fails if it cannot, or if the extent is longer than [`LowerReads::max_len`].
+///
+/// May sleep, until another read has finished.
 #[inline]
 pub fn read_lower<'a, T: LowerReader>(
-    bio: Bio<'a, T>,
-    offset: u64,
-    len: usize,
-    placement: Placement,
+    mut bio: Bio<'a, T>,
+    extent: Extent,
+    piece: Piece,
+    shorten: impl FnOnce(&mut Bio<'a, T>) -> Option<Extent>,
 ) -> Mapped<'a> {
+    let reads = NonNull::from(&*bio.target().lower_reads().0);
+    // SAFETY: The target is not changed or dropped before the bio has ended, so neither is what it
+    // lends.
+    let inner = unsafe { reads.as_ref() };
+    let Some(around) = inner.blocks_around(extent) else {
+        return bio.kill();
+    };
+    if let Some(buffer) = inner.common.buffers.get(around.len) {
+        let (mapped, bio) = bio.defer();
+        submit(bio, reads, (extent, around), buffer, piece);
+        return mapped;
+    }
+
+    let Some(extent) = shorten(&mut bio) else {
+        return bio.kill();
+    };
+    let Some(around) = inner
+        .blocks_around(extent)
+        .filter(|around| around.len <= inner.reserved)
+    else {
+        return bio.kill();
+    };
+    let buffer = inner.common.buffers.get(around.len);
+    let buffer = buffer.unwrap_or_else(|| inner.wait_for_reserve());
     let (mapped, bio) = bio.defer();
-    submit(bio, offset, len, placement);
+    submit(bio, reads, (extent, around), buffer, Piece::Last);
     mapped
 }
 
-/// Starts the read, or drops `bio`, which ends it with an error.
-fn submit<T: LowerReader>(bio: DeferredBio<T>, offset: u64, len: usize, placement: Placement) {
+/// Starts the read of `around`, in which `extent` is wanted.
+///
+/// `reads` are those of the bio's target, and `buffer` has room for `around`.
+#[inline]
+fn submit<T: LowerReader>(
+    bio: DeferredBio<T>,
+    reads: NonNull<Inner>,
+    (extent, around): (Extent, Extent),
+    buffer: Buffer,
+    piece: Piece,
+) {
     // What a bio says about its urgency holds for the read too.
     const INHERITED: bindings::blk_opf_t = bindings::REQ_SYNC
         | bindings::REQ_META
@@ -272,61 +462,37 @@ fn submit<T: LowerReader>(bio: DeferredBio<T>, offset: u64, len: usize, placemen
         | bindings::REQ_IDLE
         | bindings::REQ_RAHEAD;
 
-    // The target exists, shared and pinned, until the bio has ended.
-    let reads_ptr = NonNull::from(bio.target().lower_reads());
-    // SAFETY: So do the reads, which the target has lent.
-    let reads = unsafe { reads_ptr.as_ref() };
-    // SAFETY: The device is open as long as the instance exists.
-    let mask = u64::from(unsafe { bindings::bdev_logical_block_size(reads.device.as_ptr()) }) - 1;
-    let start = offset & !mask;
-    let Some(bytes) = offset
-        .checked_add(len as u64)
-        .and_then(|end| end.checked_add(mask))
-        .map(|end| ((end & !mask) - start) as usize)
-        .filter(|bytes| *bytes <= reads.max && *bytes != 0)
-    else {
-        return;
-    };
-    let cpu = CpuId::current().as_u32();
-    // SAFETY: The function has no requirements.
-    let submitter = unsafe { bindings::current_task() };
-    reads.spread.maps(cpu, submitter);
-    let buffer = reads.buffer(bytes);
-    let address = buffer.ptr;
-
+    // SAFETY: The reads exist until the bio has ended.
+    let device = unsafe { reads.as_ref() }.device;
     let upper = bio.into_inner();
-    let state = PerBioArea::<T>::data(upper.as_raw())
-        .cast::<State>()
-        .as_ptr();
-    // SAFETY: The memory belongs to the bio, and no read is under way in it. The lower bio has
-    // room for one piece of memory, which the buffer is, and everything it refers to stays until
-    // it has completed: the upper bio ends after that.
+    let (raw, ti) = (upper.as_raw(), upper.ti());
+    let state = PerBioArea::<T>::data(raw).cast::<State>().as_ptr();
+    // SAFETY: The memory belongs to the bio, and no read is under way in it: so it is written
+    // without being read. The lower bio has no memory yet, and everything it refers to stays until
+    // it has completed: the upper bio ends after that. The latter belongs to the target, for which
+    // `map` returns `DM_MAPIO_SUBMITTED`.
     unsafe {
-        (&raw mut (*state).upper).write(upper.as_raw());
-        (&raw mut (*state).ti).write(upper.ti());
-        (&raw mut (*state).reads).write(reads_ptr);
-        (&raw mut (*state).buffer).write(buffer);
-        (&raw mut (*state).skip).write((offset - start) as usize);
-        (&raw mut (*state).len).write(len);
-        (&raw mut (*state).submitter).write(submitter);
-        (&raw mut (*state).placement).write(placement);
-        (&raw mut (*state).cpu).write(cpu);
+        (&raw mut (*state).upper).write(raw);
+        (&raw mut (*state).ti).write(ti);
+        (&raw mut (*state).reads).write(reads);
+        (&raw mut (*state).bytes).write(around.len);
+        (&raw mut (*state).skip).write((extent.offset - around.offset) as usize);
+        (&raw mut (*state).len).write(extent.len);
+        (&raw mut (*state).submitter).write(Task::current_raw());
+        (&raw mut (*state).piece).write(piece);
+        (&raw mut (*state).listed).write(false);
         (&raw mut (*state).finish).write(finish::<T>);
 
         let lower = &raw mut (*state).bio;
-        let upper = upper.as_raw().as_ptr();
-        bindings::bio_init(
-            lower,
-            reads.device.as_ptr(),
-            &raw mut (*state).vec,
-            1,
-            bindings::req_op_REQ_OP_READ | ((*upper).bi_opf & INHERITED),
-        );
-        (*lower).bi_ioprio = (*upper).bi_ioprio;
-        (*lower).bi_iter.bi_sector = start >> SECTOR_SHIFT;
-        (*lower).bi_end_io = Some(end_io::<T>);
-        bindings::bio_add_virt_nofail(lower, address.as_ptr().cast(), bytes as c_uint);
-        bindings::submit_bio_noacct(lower);
+        let opf = bindings::req_op_REQ_OP_READ | ((*raw.as_ptr()).bi_opf & INHERITED);
+        bindings::bio_init(lower, device.as_ptr(), null_mut(), 0, opf);
+        (*lower).bi_ioprio = (*raw.as_ptr()).bi_ioprio;
+        (*lower).bi_iter.bi_sector = around.offset >> SECTOR_SHIFT;
+        (*lower).bi_end_io = Some(end_io);
+        buffer.add_to(lower, &raw mut (*state).vec, around.len);
+        (&raw mut (*state).buffer).write(buffer);
+        // Accounts the upper bio, and has the cgroup of its reader pay for the lower.
+        bindings::dm_submit_bio_remap(raw.as_ptr(), lower);
     }
 }
 
@@ -334,59 +500,50 @@ fn submit<T: LowerReader>(bio: DeferredBio<T>, offset: u64, len: usize, placemen
 ///
 /// # Safety
 ///
-/// `bio` must be in a `State` whose read was submitted for a target of type `T`.
-unsafe extern "C" fn end_io<T: LowerReader>(bio: *mut bindings::bio) {
-    // SAFETY: As required from the caller.
-    let state = unsafe { bio.byte_sub(offset_of!(State, bio)) }.cast::<State>();
-    // SAFETY: The state is initialised while the read is under way. The target exists until the
-    // upper bio has ended.
-    let (placement, here, submitter, reads) = unsafe {
+/// `bio` must be in a `State` whose read was submitted.
+unsafe extern "C" fn end_io(bio: *mut bindings::bio) {
+    // SAFETY: As required from the caller. The state is initialised while the read is under way,
+    // and the reads exist until the upper bio has ended.
+    let (state, reads, present) = unsafe {
+        let state = bio.byte_sub(offset_of!(State, bio)).cast::<State>();
         (
-            (*state).placement,
-            (*state).cpu,
-            (*state).submitter,
+            state,
             (*state).reads.as_ref(),
+            // This only compares the pointer.
+            bindings::task_may_work_here((*state).submitter),
         )
     };
-    // SAFETY: The function only compares the pointer.
-    let present = unsafe { bindings::task_may_work_here(submitter) };
-    // A buffer of the reserve is to come back soon, whatever other CPUs do.
-    // SAFETY: The read has completed, and the state is not used any more if it was handed over.
-    let handed_over = unsafe {
-        placement == Placement::Spread
-            && !(*state).buffer.reserved
-            && reads.spread.offer(state, here, submitter, present)
-    };
-    if handed_over {
-        return;
-    }
-    if present {
-        // SAFETY: The read has completed, and this is process context.
-        unsafe {
-            match placement {
-                // The next part is to be read now.
-                Placement::Spread => finish::<T>(state),
-                Placement::Here => finish_with_others::<T>(state),
-            }
+    // SAFETY: The read has completed, so this is the only user of the state. Where it is finished
+    // here, this is process context.
+    unsafe {
+        if !present {
+            queue(state, reads.common.queue);
+        } else if (*state).piece == Piece::Last {
+            finish_with_queued(state);
+        // The reserve is to come back soon.
+        } else if !Buffers::owns(&(*state).buffer) || !reads.queue_listed(state) {
+            ((*state).finish)(state);
         }
-        return;
     }
-    // SAFETY: The read has completed.
-    unsafe { queue::<T>(state, reads) };
 }
 
 /// Has a worker finish a bio.
 ///
 /// # Safety
 ///
-/// Called once for a `State` of a target of type `T` whose read has completed, which belongs to the
-/// instance of `reads`.
-unsafe fn queue<T: LowerReader>(state: *mut State, reads: &LowerReads) {
-    // SAFETY: Nobody else uses the state, and the work item is not in use.
+/// Nobody else uses the state, whose read has completed, and the caller does not use it any more.
+/// `queue` must be the workqueue of its reads.
+unsafe fn queue(state: *mut State, queue: NonNull<bindings::workqueue_struct>) {
+    // SAFETY: The work item is not in use. It stays valid until its function was called, and so
+    // does the workqueue.
     unsafe {
-        let work = Opaque::cast_into(&raw const (*state).work);
-        bindings::init_dm_work(work, Some(run::<T>));
-        reads.spread.queue().queue_on((*state).cpu, work);
+        let work = (*state).work.get();
+        bindings::init_dm_work(work, Some(run));
+        bindings::queue_work_on(
+            bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
+            queue.as_ptr(),
+            work,
+        );
     }
 }
 
@@ -395,68 +552,47 @@ unsafe fn queue<T: LowerReader>(state: *mut State, reads: &LowerReads) {
 /// # Safety
 ///
 /// Only to be called by the workqueue, for a work item queued by [`queue`].
-unsafe extern "C" fn run<T: LowerReader>(work: *mut bindings::work_struct) {
-    // SAFETY: The work item is in a `State`, whose read has completed.
-    unsafe { finish_with_others::<T>(work.byte_sub(offset_of!(State, work)).cast::<State>()) };
-}
-
-/// The work function of a CPU that helps another.
-///
-/// # Safety
-///
-/// Only to be called by the workqueue, for a work item of a [`Spread`].
-unsafe extern "C" fn help(work: *mut bindings::work_struct) {
-    // SAFETY: As required from the caller. All parts are `State`s that [`end_io`] has offered.
-    unsafe { Spread::<State>::help(work, |part| (part.as_ref().finish)(part.as_ptr())) };
-}
-
-/// Finishes a bio, and parts that nobody has begun of what the same task reads.
-///
-/// # Safety
-///
-/// As [`answer`].
-unsafe fn finish_with_others<T: LowerReader>(state: *mut State) {
-    // SAFETY: The state is initialised. The reads exist until the bio has ended.
-    let (submitter, reads) = unsafe { ((*state).submitter, (*state).reads.as_ref()) };
-    // SAFETY: As required from the caller.
-    let (bio, status) = unsafe { answer::<T>(state) };
-    // This bio ends after the others, as the target is only known to exist until then.
-    reads.spread.take_back(submitter, |part| {
-        let part = part.as_ptr();
-        // Who has submitted something may end it. For the bio of another it could hold a lock that
-        // is wanted there.
-        // SAFETY: All parts are `State`s that [`end_io`] has offered, for the same instance. This
-        // is process context.
-        unsafe {
-            if (*part).submitter == submitter {
-                finish::<T>(part);
-            } else {
-                queue::<T>(part, reads);
-            }
+unsafe extern "C" fn run(work: *mut bindings::work_struct) {
+    // SAFETY: The work item is in a `State` whose read has completed, and the reads exist until the
+    // bio has ended. This is process context.
+    unsafe {
+        let state = work.byte_sub(offset_of!(State, work)).cast::<State>();
+        if (*state).listed {
+            (*state).reads.as_ref().remove(state);
         }
-    });
-    bio.end(status);
+        ((*state).finish)(state);
+    }
+}
+
+/// Finishes the last piece of a request, and those before it that no worker has begun with.
+///
+/// # Safety
+///
+/// As [`finish`], by the task that has submitted the read.
+unsafe fn finish_with_queued(state: *mut State) {
+    // SAFETY: The state is initialised.
+    let (submitter, reads) = unsafe { ((*state).submitter, (*state).reads) };
+    // The pieces before it come first, as the reads are only known to exist until this one ends.
+    // SAFETY: The reads exist until then.
+    while let Some(other) = unsafe { reads.as_ref() }.take_back(submitter) {
+        // A task may end what it has submitted itself. Of another's bio it does not know which locks
+        // are wanted there.
+        // SAFETY: The state was taken back, so nobody else uses it. This is process context.
+        unsafe { (other.as_ref().finish)(other.as_ptr()) };
+    }
+    // SAFETY: As required from the caller.
+    unsafe { ((*state).finish)(state) };
 }
 
 /// Finishes a bio.
 ///
 /// # Safety
 ///
-/// As [`answer`].
-unsafe fn finish<T: LowerReader>(state: *mut State) {
-    // SAFETY: As required from the caller.
-    let (bio, status) = unsafe { answer::<T>(state) };
-    bio.end(status);
-}
-
-/// Hands what was read to the target, and returns the bio and how it shall end.
-///
-/// # Safety
-///
 /// Called once for a `State` of a target of type `T` whose read has completed, in process context.
-unsafe fn answer<T: LowerReader>(state: *mut State) -> (DeferredBio<T>, BlkStatus) {
+/// Nobody else uses the state, and the caller does not use it any more.
+unsafe fn finish<T: LowerReader>(state: *mut State) {
     // SAFETY: The state is initialised, and nobody else uses it.
-    let (upper, ti, reads, buffer, skip, len, status) = unsafe {
+    let (upper, ti, reads, buffer, bytes, skip, len, status) = unsafe {
         let status = BlkStatus::from_raw((*state).bio.bi_status);
         bindings::bio_uninit(&raw mut (*state).bio);
         (
@@ -464,6 +600,7 @@ unsafe fn answer<T: LowerReader>(state: *mut State) -> (DeferredBio<T>, BlkStatu
             (*state).ti,
             (*state).reads,
             (&raw const (*state).buffer).read(),
+            (*state).bytes,
             (*state).skip,
             (*state).len,
             status,
@@ -477,18 +614,18 @@ unsafe fn answer<T: LowerReader>(state: *mut State) -> (DeferredBio<T>, BlkStatu
             BioRef::<T>::from_raw(upper, ti),
         )
     };
+    buffer.completed(bytes);
     let data = if status.is_ok() {
-        // SAFETY: The lower device has filled the buffer, in which these bytes are.
-        Ok(unsafe { core::slice::from_raw_parts(buffer.ptr.as_ptr().add(skip), len) })
+        // SAFETY: The lower device has filled `bytes` bytes of the buffer, among which these are,
+        // and `MARGIN` bytes follow the buffer's last.
+        Ok(unsafe { core::slice::from_raw_parts(buffer.as_ptr().add(skip), len + MARGIN) })
     } else {
         Err(status)
     };
     let status = bio
         .target()
         .lower_read_done(&FinishedRead { bio: view, data });
-
-    // SAFETY: The bio has not ended, so the reads exist. The buffer came from there, and nothing
-    // refers to it any more.
-    unsafe { reads.as_ref().free(buffer) };
-    (bio, status)
+    // SAFETY: The bio has not ended, so the reads exist. Nothing refers to the buffer any more.
+    unsafe { reads.as_ref() }.give_back(buffer);
+    bio.end(status);
 }

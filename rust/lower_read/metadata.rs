@@ -29,7 +29,7 @@ use kernel::{
         Atomic,
         Relaxed, //
     },
-    types::Opaque,
+    sync::Completion, //
 };
 
 /// The largest request sent to a device, in bytes. A multiple of every logical block size.
@@ -118,26 +118,18 @@ impl Chunk {
 }
 
 /// What the completion of an I/O needs.
-///
-/// # Invariants
-///
-/// `done` is an initialised completion.
 #[pin_data]
 struct IoState {
     #[pin]
-    done: Opaque<bindings::completion>,
+    done: Completion,
     failed: Atomic<bool>,
 }
 
 impl IoState {
     fn new() -> Result<Pin<KBox<Self>>> {
         KBox::pin_init(
-            // INVARIANT: The completion is initialised.
             pin_init!(Self {
-                done <- Opaque::ffi_init(|done| {
-                    // SAFETY: `done` is memory for a completion that will not move.
-                    unsafe { bindings::init_completion(done) }
-                }),
+                done <- Completion::new(),
                 failed: Atomic::new(false),
             }),
             GFP_KERNEL,
@@ -155,8 +147,8 @@ impl IoState {
         if error != 0 || unsup != 0 {
             this.failed.store(true, Relaxed);
         }
-        // SAFETY: By the type invariant. `this` is not used after this.
-        unsafe { bindings::complete(this.done.get()) };
+        // `this` is not used after this.
+        this.done.complete_all();
     }
 }
 
@@ -164,33 +156,31 @@ impl IoState {
 ///
 /// # Invariants
 ///
-/// While `chunk` is something, an I/O has been submitted which writes to `buf` and uses `state`
-/// until it completes `state.done`.
+/// While `io` is something, an I/O has been submitted which writes to `buf` and uses the state until
+/// it completes that.
 struct Slot {
     buf: VVec<u8>,
-    state: Pin<KBox<IoState>>,
-    chunk: Option<Chunk>,
+    io: Option<(Chunk, Pin<KBox<IoState>>)>,
 }
 
 impl Slot {
-    fn new() -> Result<Self> {
-        Ok(Self {
+    fn new() -> Self {
+        Self {
             buf: VVec::new(),
-            state: IoState::new()?,
-            chunk: None,
-        })
+            io: None,
+        }
     }
 
     /// Starts to read `chunk`.
     fn start(&mut self, client: &Client, chunk: Chunk) -> Result {
-        if self.chunk.is_some() {
+        if self.io.is_some() {
             return Err(EBUSY);
         }
         let len = (chunk.sectors << SECTOR_SHIFT) as usize;
         if self.buf.len() < len {
             self.buf = VVec::from_elem(0u8, len, GFP_KERNEL)?;
         }
-        self.state.failed.store(false, Relaxed);
+        let state = IoState::new()?;
 
         let mut region = bindings::dm_io_region {
             bdev: chunk.bdev.as_ptr(),
@@ -208,7 +198,7 @@ impl Slot {
             },
             notify: bindings::dm_io_notify {
                 fn_: Some(IoState::notify),
-                context: core::ptr::from_ref(&*self.state).cast_mut().cast(),
+                context: core::ptr::from_ref(&*state).cast_mut().cast(),
             },
             client: client.0.as_ptr(),
         };
@@ -220,17 +210,16 @@ impl Slot {
             bindings::dm_io(&mut request, 1, &mut region, null_mut(), null_mut(), 0)
         })?;
         // INVARIANT: The I/O was submitted.
-        self.chunk = Some(chunk);
+        self.io = Some((chunk, state));
         Ok(())
     }
 
     /// Waits for the I/O, if there is one, and returns what was read or [`None`] if that failed.
     fn wait(&mut self) -> Option<(Chunk, Option<&[u8]>)> {
         // INVARIANT: It is waited for right away.
-        let chunk = self.chunk.take()?;
-        // SAFETY: The completion is initialised.
-        unsafe { bindings::wait_for_completion(self.state.done.get()) };
-        let data = if self.state.failed.load(Relaxed) {
+        let (chunk, state) = self.io.take()?;
+        state.done.wait_for_completion();
+        let data = if state.failed.load(Relaxed) {
             None
         } else {
             self.buf
@@ -331,7 +320,7 @@ pub fn read_metadata_batch(ctx: &Constructor<'_>, requests: &mut [ReadRequest<'_
             done += chunk.len;
 
             if slots.len() < MAX_IN_FLIGHT {
-                slots.push(Slot::new()?, GFP_KERNEL)?;
+                slots.push(Slot::new(), GFP_KERNEL)?;
                 next = slots.len() - 1;
             } else {
                 next = (next + 1) % MAX_IN_FLIGHT;

@@ -7,6 +7,9 @@
 //! there; [`BioCursor`] puts what the target makes of it into the pages of the bio. A constructor
 //! reads its metadata with [`read_metadata`].
 //!
+//! What the devices of a module can use in turns they share: buffers, the workqueue, and by
+//! [`Shared`] what else the target needs for its work.
+//!
 //! This uses `device_mapper`, which does not know it: a target that reads has its [`LowerReads`] as
 //! a field.
 
@@ -16,19 +19,29 @@
 use crate::bindings;
 
 mod bio_read;
+mod buffers;
+mod counters;
+mod flags;
 mod metadata;
 mod pages;
-mod spread;
+mod shared;
 
 pub use self::{
     bio_read::{
         read_lower,
+        Extent,
         FinishedRead,
         LowerRead,
         LowerReader,
         LowerReads,
-        Placement, //
+        Piece, //
     },
+    buffers::{
+        online_cpus,
+        MARGIN, //
+    },
+    counters::Counters,
+    flags::gfp_table,
     metadata::{
         read_metadata,
         read_metadata_batch,
@@ -37,5 +50,9 @@ pub use self::{
     pages::{
         BioCursor,
         Destination, //
+    },
+    shared::{
+        Shared,
+        SharedRef, //
     },
 };

@@ -5,15 +5,19 @@
 //! A bio to read lists pieces of pages that are to be filled. Those pages belong to somebody
 //! else: with direct I/O user space can write to them at any time, even while the kernel does. A
 //! Rust reference to such memory would promise that it does not change, so none is ever made
-//! here. Data is copied in, or a [`Destination`] is passed to C code that treats the memory as
-//! raw and validates everything it reads back, like the decompressors.
+//! here. Data is copied in by C code, to which the memory model of Rust does not apply, or a
+//! [`Destination`] is passed to a decompressor that treats the memory as raw and validates
+//! everything it reads back.
 
 use super::bindings;
 use crate::device_mapper::{
     BioRef,
     Target, //
 };
-use core::{marker::PhantomData, ptr, ptr::NonNull};
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
 
 /// Walks over the data of a bio to read.
 ///
@@ -90,72 +94,87 @@ impl<'a> BioCursor<'a> {
         })
     }
 
-    /// Returns the next `len` bytes as one piece, and moves past them.
+    /// Has `fill` write to the next `len` bytes as one piece, and moves past them.
     ///
-    /// Returns [`None`], and does not move, if they are not contiguous in memory or not there.
-    /// Several destinations must be dropped in the reverse order of their creation.
-    pub fn contiguous(&mut self, len: usize) -> Option<Destination<'a>> {
-        let segment = self.segment()?;
+    /// Returns [`None`], and does neither, if they are not contiguous in memory or not there.
+    pub fn contiguous<R>(
+        &mut self,
+        len: usize,
+        fill: impl FnOnce(&mut Destination<'_>) -> R,
+    ) -> Option<R> {
+        let mut segment = self.segment()?;
         if len > segment.bv_len as usize {
             return None;
         }
         self.advance(len);
-        // SAFETY: The pages may be written to for `'a`, by the type invariant.
-        Some(unsafe { Destination::map(segment, len) })
+        segment.bv_len = len as bindings::__u32;
+        // SAFETY: The segment has valid pages, and in high memory lies in one of them.
+        let mapped = unsafe { bindings::bvec_kmap_local(&segment) };
+        // INVARIANT: The mapping covers the whole segment, in high memory because it is in one
+        // page, otherwise because the direct mapping is linear. The pages may be written to until
+        // the bio ends, which is later than this.
+        let mut destination = Destination {
+            // SAFETY: A mapping of a page is not at address zero.
+            ptr: unsafe { NonNull::new_unchecked(mapped.cast()) },
+            len,
+            _lifetime: PhantomData,
+        };
+        let result = fill(&mut destination);
+        // SAFETY: The segment is what was mapped last, and is not used any more: `fill` cannot
+        // keep what it was lent, and what it has mapped itself it has unmapped.
+        unsafe {
+            bindings::bvec_flush_dcache(&segment);
+            bindings::kunmap_local(mapped);
+        }
+        Some(result)
     }
 
-    /// Returns the longest contiguous piece of at most `max` bytes, and moves past it.
+    /// Has `fill` write to the longest contiguous piece of at most `max` bytes, and moves past it.
     ///
     /// Returns [`None`] at the end.
-    pub fn next_piece(&mut self, max: usize) -> Option<Destination<'a>> {
+    fn next_piece<R>(
+        &mut self,
+        max: usize,
+        fill: impl FnOnce(&mut Destination<'_>) -> R,
+    ) -> Option<R> {
         let len = max.min(self.segment()?.bv_len as usize);
-        self.contiguous(len)
+        self.contiguous(len, fill)
     }
 
     /// Copies from `src` and moves forward, until one of them ends.
     ///
     /// Returns how many bytes were copied.
     pub fn copy_from_slice(&mut self, src: &[u8]) -> usize {
-        let mut rest = src;
-        while let Some(mut piece) = self.next_piece(rest.len()) {
-            let Some((now, later)) = rest.split_at_checked(piece.len()) else {
+        let mut left = src;
+        while !left.is_empty() {
+            let Some(copied) = self.next_piece(left.len(), |piece| {
+                piece.copy_from_slice(left);
+                piece.len()
+            }) else {
                 break;
             };
-            if now.is_empty() {
-                break;
-            }
-            piece.copy_from_slice(now);
-            rest = later;
+            left = left.get(copied..).unwrap_or(&[]);
         }
-        src.len().saturating_sub(rest.len())
+        src.len().saturating_sub(left.len())
     }
 
-    /// Fills `len` bytes, or all up to the end, with zeroes and moves forward.
-    ///
-    /// Returns how many bytes were zeroed.
-    pub fn zero(&mut self, len: usize) -> usize {
-        let mut rest = len;
-        while let Some(mut piece) = self.next_piece(rest) {
-            if piece.is_empty() {
-                break;
-            }
-            piece.zero();
-            rest = rest.saturating_sub(piece.len());
-        }
-        len.saturating_sub(rest)
+    /// Fills everything from here to the end with zeroes.
+    pub fn zero_rest(&mut self) {
+        while self
+            .next_piece(self.remaining(), |piece| piece.zero())
+            .is_some()
+        {}
     }
 }
 
-/// Memory to put data into, which may be shared with others.
+/// Memory to put data into, which others may write to at the same time.
 ///
 /// # Invariants
 ///
-/// `ptr` is valid for reads and writes of `len` bytes for `'a`. If `mapped` is something then it
-/// is what `ptr` is a local mapping of.
+/// `ptr` is valid for reads and writes of `len` bytes for `'a`.
 pub struct Destination<'a> {
     ptr: NonNull<u8>,
     len: usize,
-    mapped: Option<bindings::bio_vec>,
     _lifetime: PhantomData<&'a mut [u8]>,
 }
 
@@ -165,34 +184,12 @@ impl<'a> From<&'a mut [u8]> for Destination<'a> {
         Self {
             len: slice.len(),
             ptr: NonNull::from(slice).cast(),
-            mapped: None,
             _lifetime: PhantomData,
         }
     }
 }
 
 impl Destination<'_> {
-    /// Maps the first `len` bytes of `segment`.
-    ///
-    /// # Safety
-    ///
-    /// The segment must be at least that long and, in high memory, lie in one page. Its pages may
-    /// be written to for the lifetime of the result.
-    unsafe fn map(mut segment: bindings::bio_vec, len: usize) -> Self {
-        segment.bv_len = len as bindings::__u32;
-        // SAFETY: The segment has valid pages.
-        let ptr = unsafe { bindings::bvec_kmap_local(&segment) };
-        // INVARIANT: The mapping covers the whole segment, in high memory because it is in one
-        // page, otherwise because the direct mapping is linear.
-        Self {
-            // SAFETY: A mapping of a page is not at address zero.
-            ptr: unsafe { NonNull::new_unchecked(ptr.cast()) },
-            len,
-            mapped: Some(segment),
-            _lifetime: PhantomData,
-        }
-    }
-
     /// Returns the length in bytes.
     #[inline]
     pub fn len(&self) -> usize {
@@ -205,7 +202,7 @@ impl Destination<'_> {
         self.len == 0
     }
 
-    /// Returns the address, for C code that treats the memory as shared.
+    /// Returns the address, for code that treats the memory as shared.
     #[inline]
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
         self.ptr.as_ptr()
@@ -216,25 +213,17 @@ impl Destination<'_> {
         // SAFETY: The destination is valid for as many bytes by the type invariant. They do not
         // overlap: a shared slice is not memory that may be written to.
         unsafe {
-            ptr::copy_nonoverlapping(src.as_ptr(), self.ptr.as_ptr(), src.len().min(self.len))
+            bindings::copy_to_shared(
+                self.ptr.as_ptr().cast(),
+                src.as_ptr().cast(),
+                src.len().min(self.len),
+            )
         };
     }
 
     /// Fills everything with zeroes.
     pub fn zero(&mut self) {
         // SAFETY: By the type invariant.
-        unsafe { ptr::write_bytes(self.ptr.as_ptr(), 0, self.len) };
-    }
-}
-
-impl Drop for Destination<'_> {
-    fn drop(&mut self) {
-        if let Some(segment) = &self.mapped {
-            // SAFETY: The segment is what was mapped at `ptr`, and not used any more.
-            unsafe {
-                bindings::bvec_flush_dcache(segment);
-                bindings::kunmap_local(self.ptr.as_ptr().cast());
-            }
-        }
+        unsafe { bindings::zero_shared(self.ptr.as_ptr().cast(), self.len) };
     }
 }

@@ -11,7 +11,7 @@ const BYTES: usize = bindings::blake2s_lengths_BLAKE2S_HASH_SIZE as usize;
 
 /// The BLAKE2s-256 digest of text that is written to it.
 ///
-/// The integrity subsystem gets at most 2048 bytes of [`StatusType::Ima`](super::StatusType::Ima)
+/// The integrity subsystem gets at most 2048 bytes of `StatusType::Ima`
 /// from a target; what does not fit is cut off, and what was cut off is not measured. A target with
 /// many devices can measure a digest of what it would say of them.
 ///
