@@ -39,25 +39,8 @@ impl<'a> From<&'a CStr> for RawArg<'a> {
     }
 }
 
-/// A type of number that [`Args`] can parse.
-pub trait Number: Sized {
-    /// Converts from the widest type, or returns [`None`] if `value` does not fit.
-    fn from_u64(value: u64) -> Option<Self>;
-}
-
-macro_rules! impl_number {
-    ($($type:ty),*) => {$(
-        impl Number for $type {
-            fn from_u64(value: u64) -> Option<Self> {
-                Self::try_from(value).ok()
-            }
-        }
-    )*};
-}
-impl_number!(u8, u16, u32, u64, usize);
-
 /// Parses a whole word as an unsigned decimal number.
-pub fn parse_number<N: Number>(word: &[u8]) -> Option<N> {
+pub fn parse_number<N: TryFrom<u64>>(word: &[u8]) -> Option<N> {
     if word.is_empty() {
         return None;
     }
@@ -65,7 +48,7 @@ pub fn parse_number<N: Number>(word: &[u8]) -> Option<N> {
         let digit = byte.checked_sub(b'0').filter(|digit| *digit < 10)?;
         value.checked_mul(10)?.checked_add(digit.into())
     })?;
-    N::from_u64(value)
+    N::try_from(value).ok()
 }
 
 /// The arguments that have not been consumed yet.
@@ -91,13 +74,13 @@ pub fn parse_number<N: Number>(word: &[u8]) -> Option<N> {
 /// ```
 #[derive(Clone)]
 pub struct Args<'a> {
-    rest: &'a [RawArg<'a>],
+    words: &'a [RawArg<'a>],
 }
 
 impl<'a> Args<'a> {
     /// Creates the arguments from words, first argument first.
     pub fn new(words: &'a [RawArg<'a>]) -> Self {
-        Self { rest: words }
+        Self { words }
     }
 
     /// Creates the arguments from what a C callback gets.
@@ -108,30 +91,30 @@ impl<'a> Args<'a> {
     /// for `'a`; it may be anything if `argc` is zero.
     pub(super) unsafe fn from_raw(argc: c_uint, argv: *mut *mut c_char) -> Self {
         let Some(argv) = NonNull::new(argv).filter(|_| argc > 0) else {
-            return Self { rest: &[] };
+            return Self { words: &[] };
         };
         // SAFETY: By the requirements of this function there are `argc` elements, none null, and
         // `RawArg` is a transparent wrapper for such a pointer with just the same guarantees.
-        let rest = unsafe {
+        let words = unsafe {
             core::slice::from_raw_parts(argv.as_ptr().cast::<RawArg<'a>>(), argc as usize)
         };
-        Self { rest }
+        Self { words }
     }
 
     /// Returns the number of arguments left.
     pub fn len(&self) -> usize {
-        self.rest.len()
+        self.words.len()
     }
 
     /// Returns whether all arguments have been consumed.
     pub fn is_empty(&self) -> bool {
-        self.rest.is_empty()
+        self.words.is_empty()
     }
 
     /// Consumes an argument if there is one.
     pub fn next_opt(&mut self) -> Option<&'a CStr> {
-        let (first, rest) = self.rest.split_first()?;
-        self.rest = rest;
+        let (first, others) = self.words.split_first()?;
+        self.words = others;
         Some(first.as_cstr())
     }
 
@@ -141,7 +124,7 @@ impl<'a> Args<'a> {
     }
 
     /// Consumes an argument which is a number.
-    pub fn number<N: Number>(&mut self, message: &'static CStr) -> Result<N, CtrError> {
+    pub fn number<N: TryFrom<u64>>(&mut self, message: &'static CStr) -> Result<N, CtrError> {
         let word = self.next(message)?;
         parse_number(word.to_bytes()).ok_or(CtrError::invalid(message))
     }
@@ -153,18 +136,18 @@ impl<'a> Args<'a> {
     /// `dm_read_arg_group()`.
     pub fn group(&mut self, max: usize, message: &'static CStr) -> Result<Args<'a>, CtrError> {
         if self.is_empty() {
-            return Ok(Args { rest: &[] });
+            return Ok(Args { words: &[] });
         }
         let count = self.number::<usize>(message)?;
         if count > max {
             return Err(CtrError::invalid(message));
         }
-        let (group, rest) = self
-            .rest
+        let (group, others) = self
+            .words
             .split_at_checked(count)
             .ok_or(CtrError::invalid(c"Not enough arguments in group"))?;
-        self.rest = rest;
-        Ok(Args { rest: group })
+        self.words = others;
+        Ok(Args { words: group })
     }
 
     /// Checks that no argument is left.

@@ -14,7 +14,7 @@
 //!            +-- end(status), end_zeroed() ------------------------> end_io()
 //!            +-- kill(), requeue()
 //!            +-- queue() ----> process(DeferredBio) --+
-//!            +-- defer() ----> DeferredBio -----------+-- remap(), end(), end_zeroed()
+//!            +-- defer() ----> DeferredBio -----------+-- remap(), end()
 //! ```
 
 use super::{
@@ -40,7 +40,7 @@ pub const SECTOR_SIZE: u32 = bindings::SECTOR_SIZE;
 pub enum Op {
     /// Read sectors, which includes read-ahead.
     Read,
-    /// Write sectors. Also an empty bio for a flush, see [`BioRef::is_preflush`].
+    /// Write sectors. Also an empty bio for a flush.
     Write,
     /// Discard sectors.
     Discard,
@@ -59,24 +59,10 @@ pub struct BlkStatus(bindings::blk_status_t);
 impl BlkStatus {
     /// Success.
     pub const OK: Self = Self(0);
-    /// The operation is not supported.
-    pub const NOTSUPP: Self = Self(bindings::BLK_STS_NOTSUPP);
-    /// The device took too long.
-    pub const TIMEOUT: Self = Self(bindings::BLK_STS_TIMEOUT);
-    /// There is no space left.
-    pub const NOSPC: Self = Self(bindings::BLK_STS_NOSPC);
-    /// The target refused the request.
-    pub const TARGET: Self = Self(bindings::BLK_STS_TARGET);
     /// The medium is bad at this place.
     pub const MEDIUM: Self = Self(bindings::BLK_STS_MEDIUM);
-    /// The data failed a check of its integrity.
-    pub const PROTECTION: Self = Self(bindings::BLK_STS_PROTECTION);
-    /// A resource, such as memory, was not available.
-    pub const RESOURCE: Self = Self(bindings::BLK_STS_RESOURCE);
     /// Any other error.
     pub const IOERR: Self = Self(bindings::BLK_STS_IOERR);
-    /// The request would block but must not.
-    pub const AGAIN: Self = Self(bindings::BLK_STS_AGAIN);
 
     /// Returns whether this is success.
     pub fn is_ok(self) -> bool {
@@ -89,16 +75,6 @@ impl BlkStatus {
 
     pub(super) const fn into_raw(self) -> bindings::blk_status_t {
         self.0
-    }
-}
-
-impl From<Result> for BlkStatus {
-    fn from(result: Result) -> Self {
-        match result {
-            Ok(()) => Self::OK,
-            // SAFETY: The function takes any error number.
-            Err(err) => Self(unsafe { bindings::errno_to_blk_status(err.to_errno()) }),
-        }
     }
 }
 
@@ -215,41 +191,6 @@ impl<T: BioOwner> BioRef<T> {
     #[inline]
     pub fn sectors(&self) -> u32 {
         self.len() >> SECTOR_SHIFT
-    }
-
-    /// Returns whether the bio must not block (`REQ_NOWAIT`).
-    ///
-    /// Sent only to targets with [`Features::NOWAIT`](super::Features::NOWAIT).
-    #[inline]
-    pub fn is_nowait(&self) -> bool {
-        self.opf() & bindings::REQ_NOWAIT != 0
-    }
-
-    /// Returns whether the bio is read-ahead, which may fail when it is inconvenient.
-    #[inline]
-    pub fn is_readahead(&self) -> bool {
-        self.opf() & bindings::REQ_RAHEAD != 0
-    }
-
-    /// Returns whether the bio is a flush. Targets get flushes as empty bios.
-    #[inline]
-    pub fn is_preflush(&self) -> bool {
-        self.opf() & bindings::REQ_PREFLUSH != 0
-    }
-
-    /// Returns whether written data must be on stable storage when the bio ends.
-    #[inline]
-    pub fn is_fua(&self) -> bool {
-        self.opf() & bindings::REQ_FUA != 0
-    }
-
-    /// Returns which of the bios that a flush, discard, etc. is duplicated to this one is.
-    ///
-    /// Counts from zero, see for instance
-    /// [`Constructor::set_num_flush_bios`](super::Constructor::set_num_flush_bios).
-    pub fn target_bio_nr(&self) -> u32 {
-        // SAFETY: The bio is a clone made by device mapper.
-        unsafe { bindings::dm_bio_get_target_bio_nr(self.bio.as_ptr()) }
     }
 
     /// Fills the bio's data with zeroes.
@@ -496,15 +437,10 @@ impl<T: BioOwner> DeferredBio<T> {
         unsafe { bio.end(status) };
     }
 
-    /// Fills the bio with zeroes and ends it.
-    pub fn end_zeroed(self) {
-        self.zero_fill();
-        self.end(BlkStatus::OK);
-    }
-
     /// Sends the bio to `sector` of `device`.
     ///
-    /// If the device belongs to another instance of the target then the bio fails.
+    /// If the device belongs to another instance of the target then the bio fails. See
+    /// [`Constructor::set_accounts_remapped_io`](super::Constructor::set_accounts_remapped_io).
     pub fn remap(self, device: &TargetDevice, sector: u64) {
         let mut bio = self.into_inner();
         if bio.set_device(device, sector) {

@@ -46,6 +46,30 @@ use kernel::{
     str::as_char_ptr_in_const_context, //
 };
 
+/// Defines callbacks that call the function of the target and do nothing else.
+macro_rules! pass_on {
+    ($($name:ident),*) => {$(
+        #[doc = concat!("See [`Target::", stringify!($name), "`].")]
+        ///
+        /// # Safety
+        ///
+        /// To be called as [`Callbacks`] says.
+        unsafe extern "C" fn $name(ti: *mut bindings::dm_target) {
+            // SAFETY: Device mapper calls this between `ctr` and `dtr`.
+            unsafe { Self::instance(ti) }.target.$name();
+        }
+    )*};
+}
+
+/// Returns the callback if the target implements it.
+const fn present<F: Copy>(implemented: bool, callback: F) -> Option<F> {
+    if implemented {
+        Some(callback)
+    } else {
+        None
+    }
+}
+
 /// The callbacks of `struct target_type` for a [`Target`].
 ///
 /// All of them are called by device mapper only, with a valid `ti`. Except for [`Callbacks::ctr`]
@@ -144,7 +168,7 @@ impl<T: Target> Callbacks<T> {
     ///
     /// To be called as [`Callbacks`] says, with a clone made for this target.
     unsafe extern "C" fn map(ti: *mut bindings::dm_target, bio: *mut bindings::bio) -> c_int {
-        // SAFETY: See the type. Device mapper passes a clone for this target.
+        // SAFETY: Device mapper calls this between `ctr` and `dtr`, with a clone for this target.
         let (instance, ti, bio) = unsafe {
             (
                 Self::instance(ti),
@@ -195,11 +219,15 @@ impl<T: Target> Callbacks<T> {
         bio: *mut bindings::bio,
         error: *mut bindings::blk_status_t,
     ) -> c_int {
-        // SAFETY: See the type. Device mapper passes a clone for this target.
+        // SAFETY: Device mapper calls this between `ctr` and `dtr`, with a clone for this target.
         let (instance, bio) = unsafe { (Self::instance(ti), NonNull::new_unchecked(bio)) };
         // SAFETY: `error` is valid, and the bio has been mapped.
         let mut ended = unsafe { EndedBio::from_raw(bio, BlkStatus::from_raw(*error)) };
-        let ret = instance.target.end_io(&mut ended);
+        let ret = if T::HAS_END_IO {
+            instance.target.end_io(&mut ended)
+        } else {
+            EndIo::Done
+        };
         // SAFETY: `error` is valid.
         unsafe { *error = ended.status().into_raw() };
         // SAFETY: The bio has ended, so nobody else uses it, and device mapper will free it.
@@ -210,35 +238,7 @@ impl<T: Target> Callbacks<T> {
         }
     }
 
-    /// See [`Target::presuspend`].
-    ///
-    /// # Safety
-    ///
-    /// To be called as [`Callbacks`] says.
-    unsafe extern "C" fn presuspend(ti: *mut bindings::dm_target) {
-        // SAFETY: See the type.
-        unsafe { Self::instance(ti) }.target.presuspend();
-    }
-
-    /// See [`Target::presuspend_undo`].
-    ///
-    /// # Safety
-    ///
-    /// To be called as [`Callbacks`] says.
-    unsafe extern "C" fn presuspend_undo(ti: *mut bindings::dm_target) {
-        // SAFETY: See the type.
-        unsafe { Self::instance(ti) }.target.presuspend_undo();
-    }
-
-    /// See [`Target::postsuspend`].
-    ///
-    /// # Safety
-    ///
-    /// To be called as [`Callbacks`] says.
-    unsafe extern "C" fn postsuspend(ti: *mut bindings::dm_target) {
-        // SAFETY: See the type.
-        unsafe { Self::instance(ti) }.target.postsuspend();
-    }
+    pass_on!(presuspend, presuspend_undo, postsuspend, resume);
 
     /// See [`Target::preresume`].
     ///
@@ -246,19 +246,9 @@ impl<T: Target> Callbacks<T> {
     ///
     /// To be called as [`Callbacks`] says.
     unsafe extern "C" fn preresume(ti: *mut bindings::dm_target) -> c_int {
-        // SAFETY: See the type.
+        // SAFETY: Device mapper calls this between `ctr` and `dtr`.
         let instance = unsafe { Self::instance(ti) };
         from_result(|| instance.target.preresume().map(|()| 0))
-    }
-
-    /// See [`Target::resume`].
-    ///
-    /// # Safety
-    ///
-    /// To be called as [`Callbacks`] says.
-    unsafe extern "C" fn resume(ti: *mut bindings::dm_target) {
-        // SAFETY: See the type.
-        unsafe { Self::instance(ti) }.target.resume();
     }
 
     /// Writes a status.
@@ -273,7 +263,7 @@ impl<T: Target> Callbacks<T> {
         result: *mut c_char,
         maxlen: c_uint,
     ) {
-        // SAFETY: See the type.
+        // SAFETY: Device mapper calls this between `ctr` and `dtr`.
         let instance = unsafe { Self::instance(ti) };
         // SAFETY: `result` has room for `maxlen` bytes, and is the caller's alone.
         let mut out = unsafe { StatusWriter::from_raw(result, maxlen) };
@@ -307,7 +297,7 @@ impl<T: Target> Callbacks<T> {
         result: *mut c_char,
         maxlen: c_uint,
     ) -> c_int {
-        // SAFETY: See the type.
+        // SAFETY: Device mapper calls this between `ctr` and `dtr`.
         let instance = unsafe { Self::instance(ti) };
         // SAFETY: Device mapper passes `argc` strings which exist until this returns.
         let args = unsafe { Args::from_raw(argc, argv) };
@@ -330,7 +320,7 @@ impl<T: Target> Callbacks<T> {
         callout: bindings::iterate_devices_callout_fn,
         data: *mut c_void,
     ) -> c_int {
-        // SAFETY: See the type.
+        // SAFETY: Device mapper calls this between `ctr` and `dtr`.
         let instance = unsafe { Self::instance(ti) };
         // SAFETY: `ti` is not null, and these are the arguments for this instance.
         let Some(mut devices) = (unsafe {
@@ -353,7 +343,7 @@ impl<T: Target> Callbacks<T> {
         ti: *mut bindings::dm_target,
         limits: *mut bindings::queue_limits,
     ) {
-        // SAFETY: See the type.
+        // SAFETY: Device mapper calls this between `ctr` and `dtr`.
         let instance = unsafe { Self::instance(ti) };
         // SAFETY: `limits` is valid, and only this callback uses it now.
         let limits = unsafe { QueueLimits::from_raw(limits) };
@@ -368,56 +358,16 @@ impl<T: Target> Callbacks<T> {
         ctr: Some(Self::ctr),
         dtr: Some(Self::dtr),
         map: Some(Self::map),
-        end_io: if T::HAS_END_IO || PerBioArea::<T>::NEEDS_DROP {
-            Some(Self::end_io)
-        } else {
-            None
-        },
-        presuspend: if T::HAS_PRESUSPEND {
-            Some(Self::presuspend)
-        } else {
-            None
-        },
-        presuspend_undo: if T::HAS_PRESUSPEND_UNDO {
-            Some(Self::presuspend_undo)
-        } else {
-            None
-        },
-        postsuspend: if T::HAS_POSTSUSPEND {
-            Some(Self::postsuspend)
-        } else {
-            None
-        },
-        preresume: if T::HAS_PRERESUME {
-            Some(Self::preresume)
-        } else {
-            None
-        },
-        resume: if T::HAS_RESUME {
-            Some(Self::resume)
-        } else {
-            None
-        },
-        status: if T::HAS_STATUS {
-            Some(Self::status)
-        } else {
-            None
-        },
-        message: if T::HAS_MESSAGE {
-            Some(Self::message)
-        } else {
-            None
-        },
-        iterate_devices: if T::HAS_ITERATE_DEVICES {
-            Some(Self::iterate_devices)
-        } else {
-            None
-        },
-        io_hints: if T::HAS_IO_HINTS {
-            Some(Self::io_hints)
-        } else {
-            None
-        },
+        end_io: present(T::HAS_END_IO || PerBioArea::<T>::NEEDS_DROP, Self::end_io),
+        presuspend: present(T::HAS_PRESUSPEND, Self::presuspend),
+        presuspend_undo: present(T::HAS_PRESUSPEND_UNDO, Self::presuspend_undo),
+        postsuspend: present(T::HAS_POSTSUSPEND, Self::postsuspend),
+        preresume: present(T::HAS_PRERESUME, Self::preresume),
+        resume: present(T::HAS_RESUME, Self::resume),
+        status: present(T::HAS_STATUS, Self::status),
+        message: present(T::HAS_MESSAGE, Self::message),
+        iterate_devices: present(T::HAS_ITERATE_DEVICES, Self::iterate_devices),
+        io_hints: present(T::HAS_IO_HINTS, Self::io_hints),
         ..pin_init::zeroed()
     };
 }

@@ -155,17 +155,12 @@ impl Constructor<'_> {
         self.ti_mut().num_write_zeroes_bios = count;
     }
 
-    /// Sends flushes to the devices directly if all targets of the table allow that.
+    /// Has the time of a bio count from when [`DeferredBio::remap`](super::DeferredBio::remap)
+    /// submits it, not from when it was mapped.
     ///
-    /// For targets that would only pass a flush on.
-    pub fn set_flush_bypasses_map(&mut self) {
-        self.ti_mut().set_flush_bypasses_map(true);
-    }
-
-    /// Makes device mapper limit the number of bios in flight that swap sends.
-    ///
-    /// For targets which need much memory per bio.
-    pub fn set_limit_swap_bios(&mut self) {
-        self.ti_mut().set_limit_swap_bios(true);
+    /// For targets that remap bios after `map` has returned. Device mapper then accounts no bio that
+    /// the target ends itself.
+    pub fn set_accounts_remapped_io(&mut self) {
+        self.ti_mut().set_accounts_remapped_io(true);
     }
 }

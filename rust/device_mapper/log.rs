@@ -16,8 +16,6 @@ pub enum Level {
     Err,
     /// `KERN_WARNING`
     Warn,
-    /// `KERN_INFO`
-    Info,
 }
 
 /// Prints `device-mapper: <target>: <args>`. Used by the macros.
@@ -26,7 +24,6 @@ pub fn print<T: Target>(level: Level, args: fmt::Arguments<'_>) {
     let format = match level {
         Level::Err => &format_strings::ERR,
         Level::Warn => &format_strings::WARNING,
-        Level::Info => &format_strings::INFO,
     };
     // SAFETY: The format string is one of the kernel crate's own, which take a NUL-terminated
     // prefix and the arguments.
@@ -68,16 +65,6 @@ macro_rules! dm_warn {
     };
 }
 
-/// Prints a notice of the given target type, like `DMINFO()`.
-macro_rules! dm_info {
-    ($target:ty, $($arg:tt)*) => {
-        $crate::device_mapper::log::print::<$target>(
-            $crate::device_mapper::log::Level::Info,
-            ::kernel::prelude::fmt!($($arg)*),
-        )
-    };
-}
-
 /// Prints an error unless too many were printed lately, like `DMERR_LIMIT()`.
 ///
 /// For the I/O path, where an error can repeat without end.
@@ -89,4 +76,4 @@ macro_rules! dm_err_limit {
     };
 }
 
-pub(crate) use {dm_err, dm_err_limit, dm_info, dm_warn};
+pub(crate) use {dm_err, dm_err_limit, dm_warn};

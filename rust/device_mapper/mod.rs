@@ -6,7 +6,7 @@
 //! *target*. What a target does with the bios for its range is up to its type, and types come
 //! from modules. These abstractions let a module implement one in safe code.
 //!
-//! C header: `include/linux/device-mapper.h`
+//! C header: [`include/linux/device-mapper.h`](srctree/include/linux/device-mapper.h)
 //!
 //! # Overview
 //!
@@ -23,8 +23,9 @@
 //! - [`Registration`] makes the type known for as long as it exists, and [`module_dm!`] is all that
 //!   a module without other duties needs.
 //!
-//! The path of a bio that is remapped costs what it costs in C: everything is inlined, and neither
-//! locks nor reference counts are involved.
+//! The path of a bio that is remapped costs what it costs in C: neither locks nor reference counts
+//! are involved, and what is not inlined is `bio_set_dev()` and, with per-bio data, a call of
+//! `dm_per_bio_data()`.
 //!
 //! # Life of a target
 //!
@@ -47,6 +48,12 @@
 //! A sector is always 512 bytes. Positions and lengths of bios, devices and targets are in sectors
 //! unless the name or the documentation says bytes. [`BioRef::sector`] counts from the beginning of
 //! the target.
+//!
+//! # What is missing
+//!
+//! A target cannot have a bio mapped again that it has deferred, submit several lower bios for one
+//! (except with bios of its own), change what an ioctl is passed on to (`prepare_ioctl`), report
+//! zones, or take part in DAX. Devices are opened in the constructor only.
 //!
 //! # Examples
 //!
@@ -159,14 +166,12 @@ mod target;
 
 pub(crate) use self::per_bio::{
     BioOwner,
-    PerBioArea,
-    Workqueue, //
+    PerBioArea, //
 };
 pub use self::{
     args::{
         parse_number,
         Args,
-        Number,
         RawArg, //
     },
     bio::{
@@ -212,7 +217,6 @@ pub(crate) use self::{
     log::{
         dm_err,
         dm_err_limit,
-        dm_info,
         dm_warn, //
     },
     registration::module_dm,

@@ -167,7 +167,7 @@ type WorkFn = unsafe extern "C" fn(*mut bindings::work_struct);
 /// # Invariants
 ///
 /// `queue` is a workqueue that nobody else destroys.
-pub(crate) struct Workqueue {
+pub(super) struct Workqueue {
     queue: NonNull<bindings::workqueue_struct>,
     run: WorkFn,
 }
@@ -179,22 +179,12 @@ unsafe impl Sync for Workqueue {}
 
 impl Workqueue {
     /// Allocates a workqueue that makes progress even when memory is short.
-    pub(crate) fn new(name: &'static CStr, run: WorkFn) -> Result<Self> {
+    pub(super) fn new(name: &'static CStr, run: WorkFn) -> Result<Self> {
         // SAFETY: `name` is a string.
         let queue = unsafe { bindings::alloc_dm_workqueue(name.as_char_ptr()) };
         // INVARIANT: The workqueue was just allocated.
         let queue = NonNull::new(queue).ok_or(ENOMEM)?;
         Ok(Self { queue, run })
-    }
-
-    /// Queues a work item on `cpu`. If that is not online then the workqueue takes another.
-    ///
-    /// # Safety
-    ///
-    /// `work` must be initialised, and stay valid until its function was called.
-    pub(crate) unsafe fn queue_on(&self, cpu: u32, work: *mut bindings::work_struct) {
-        // SAFETY: By the type invariant, and as required from the caller.
-        unsafe { bindings::queue_work_on(cpu as c_int, self.queue.as_ptr(), work) };
     }
 }
 

@@ -27,12 +27,12 @@ use super::{
 };
 use core::{
     fmt,
-    ops::{
-        BitOr,
-        ControlFlow, //
-    },
+    ops::ControlFlow, //
 };
-use kernel::prelude::*;
+use kernel::{
+    error::VTABLE_DEFAULT_ERROR,
+    prelude::*, //
+};
 
 /// What a target declares to device mapper once and for all: `DM_TARGET_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,30 +41,11 @@ pub struct Features(u32);
 impl Features {
     /// Nothing special.
     pub const NONE: Self = Self(0);
-    /// A table with this target must have no other.
-    pub const SINGLETON: Self = Self(bindings::DM_TARGET_SINGLETON);
-    /// The target refuses read-only tables.
-    pub const ALWAYS_WRITEABLE: Self = Self(bindings::DM_TARGET_ALWAYS_WRITEABLE);
-    /// A device with this target can never get a table with another type of target.
-    pub const IMMUTABLE: Self = Self(bindings::DM_TARGET_IMMUTABLE);
     /// The target accepts bios that must not block, and does not block for them.
     pub const NOWAIT: Self = Self(bindings::DM_TARGET_NOWAIT);
 
-    /// Returns the features of both.
-    pub const fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
     pub(super) const fn into_raw(self) -> u64 {
         self.0 as u64
-    }
-}
-
-impl BitOr for Features {
-    type Output = Self;
-
-    fn bitor(self, other: Self) -> Self {
-        self.union(other)
     }
 }
 
@@ -109,8 +90,8 @@ pub trait Target: Sized + Send + Sync + 'static {
     /// Takes a bio that was passed on by [`Bio::queue`] or [`DeferredBio::queue`].
     ///
     /// Runs in a worker thread of this target, several of them at a time, and may sleep.
-    fn process(&self, bio: DeferredBio<Self>) {
-        drop(bio);
+    fn process(&self, _bio: DeferredBio<Self>) {
+        build_error!(VTABLE_DEFAULT_ERROR)
     }
 
     /// Looks at a bio that has ended, and may change its status or have it mapped again.
@@ -118,36 +99,44 @@ pub trait Target: Sized + Send + Sync + 'static {
     /// Called for each bio but those given back by [`Bio::kill`] and [`Bio::requeue`]. Usually
     /// runs in interrupt context.
     fn end_io(&self, _bio: &mut EndedBio<'_, Self>) -> EndIo {
-        EndIo::Done
+        build_error!(VTABLE_DEFAULT_ERROR)
     }
 
     /// Called before the device is suspended, while bios are still being mapped.
-    fn presuspend(&self) {}
+    fn presuspend(&self) {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
 
     /// Called if suspending failed after [`Target::presuspend`].
-    fn presuspend_undo(&self) {}
+    fn presuspend_undo(&self) {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
 
     /// Called when the device is suspended and no bio is in flight.
-    fn postsuspend(&self) {}
+    fn postsuspend(&self) {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
 
     /// Called before the device, new or suspended, starts to work; can refuse that.
     fn preresume(&self) -> Result {
-        Ok(())
+        build_error!(VTABLE_DEFAULT_ERROR)
     }
 
     /// Called when the device, new or suspended, has started to work.
-    fn resume(&self) {}
+    fn resume(&self) {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
 
     /// Writes the status of the target.
     fn status(&self, _kind: StatusType, _out: &mut StatusWriter<'_>) -> fmt::Result {
-        Ok(())
+        build_error!(VTABLE_DEFAULT_ERROR)
     }
 
     /// Acts on a message from `dmsetup message`, and may reply.
     ///
     /// User space repeats a message when the reply did not fit, so replies should be short.
     fn message(&self, _args: Args<'_>, _reply: &mut StatusWriter<'_>) -> Result {
-        Err(EINVAL)
+        build_error!(VTABLE_DEFAULT_ERROR)
     }
 
     /// Shows device mapper every area of every device that the target uses.
@@ -155,11 +144,13 @@ pub trait Target: Sized + Send + Sync + 'static {
     /// Device mapper learns from it the limits of the devices, and refuses a table that reaches
     /// beyond the end of one. A target that opens devices should have this function.
     fn iterate_devices(&self, _devices: &mut DeviceIterator<'_>) -> ControlFlow<Stop> {
-        ControlFlow::Continue(())
+        build_error!(VTABLE_DEFAULT_ERROR)
     }
 
     /// Adjusts the limits which were stacked from those of the devices.
-    fn io_hints(&self, _limits: &mut QueueLimits) {}
+    fn io_hints(&self, _limits: &mut QueueLimits) {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
 }
 
 impl<T: Target> BioOwner for T {

@@ -314,6 +314,9 @@ impl Linear {
             ctx.set_max_io_len(max_io_len.into())
                 .context(c"Cannot set maximum I/O length")?;
         }
+        if matches!(options.way, Way::Defer | Way::Queue) {
+            ctx.set_accounts_remapped_io();
+        }
         ctx.set_num_flush_bios(1);
         ctx.set_num_discard_bios(1);
         ctx.set_num_secure_erase_bios(1);
