@@ -53,7 +53,7 @@ macro_rules! pass_on {
         ///
         /// # Safety
         ///
-        /// To be called as [`Callbacks`] says.
+        /// Only device mapper calls this, between `ctr` and `dtr`.
         unsafe extern "C" fn $name(ti: *mut bindings::dm_target) {
             // SAFETY: Device mapper calls this between `ctr` and `dtr`.
             unsafe { Self::instance(ti) }.target.$name();
@@ -118,7 +118,7 @@ impl<T: Target> Callbacks<T> {
     ///
     /// # Safety
     ///
-    /// To be called as [`Callbacks`] says, with `argc` strings in `argv`.
+    /// Only device mapper calls this, with `argc` strings in `argv`.
     unsafe extern "C" fn ctr(
         ti: *mut bindings::dm_target,
         argc: c_uint,
@@ -152,7 +152,7 @@ impl<T: Target> Callbacks<T> {
     ///
     /// # Safety
     ///
-    /// To be called as [`Callbacks`] says, as the last callback.
+    /// Only device mapper calls this, after all other callbacks have returned.
     unsafe extern "C" fn dtr(ti: *mut bindings::dm_target) {
         // SAFETY: `private` was set by `ctr` to a pinned box, and this is the last callback.
         unsafe {
@@ -166,7 +166,7 @@ impl<T: Target> Callbacks<T> {
     ///
     /// # Safety
     ///
-    /// To be called as [`Callbacks`] says, with a clone made for this target.
+    /// Only device mapper calls this, between `ctr` and `dtr`, with a clone made for this target.
     unsafe extern "C" fn map(ti: *mut bindings::dm_target, bio: *mut bindings::bio) -> c_int {
         // SAFETY: Device mapper calls this between `ctr` and `dtr`, with a clone for this target.
         let (instance, ti, bio) = unsafe {
@@ -213,7 +213,8 @@ impl<T: Target> Callbacks<T> {
     ///
     /// # Safety
     ///
-    /// To be called as [`Callbacks`] says, for a bio that was mapped, with a valid `error`.
+    /// Only device mapper calls this, between `ctr` and `dtr`, for a bio that was mapped, with a
+    /// valid `error`.
     unsafe extern "C" fn end_io(
         ti: *mut bindings::dm_target,
         bio: *mut bindings::bio,
@@ -244,7 +245,7 @@ impl<T: Target> Callbacks<T> {
     ///
     /// # Safety
     ///
-    /// To be called as [`Callbacks`] says.
+    /// Only device mapper calls this, between `ctr` and `dtr`.
     unsafe extern "C" fn preresume(ti: *mut bindings::dm_target) -> c_int {
         // SAFETY: Device mapper calls this between `ctr` and `dtr`.
         let instance = unsafe { Self::instance(ti) };
@@ -255,7 +256,7 @@ impl<T: Target> Callbacks<T> {
     ///
     /// # Safety
     ///
-    /// To be called as [`Callbacks`] says, with `maxlen` bytes at `result`.
+    /// Only device mapper calls this, between `ctr` and `dtr`, with `maxlen` bytes at `result`.
     unsafe extern "C" fn status(
         ti: *mut bindings::dm_target,
         kind: bindings::status_type_t,
@@ -288,8 +289,8 @@ impl<T: Target> Callbacks<T> {
     ///
     /// # Safety
     ///
-    /// To be called as [`Callbacks`] says, with `argc` strings in `argv` and `maxlen` bytes at
-    /// `result`.
+    /// Only device mapper calls this, between `ctr` and `dtr`, with `argc` strings in `argv` and
+    /// `maxlen` bytes at `result`.
     unsafe extern "C" fn message(
         ti: *mut bindings::dm_target,
         argc: c_uint,
@@ -314,7 +315,8 @@ impl<T: Target> Callbacks<T> {
     ///
     /// # Safety
     ///
-    /// To be called as [`Callbacks`] says, with a function and the data to call it with.
+    /// Only device mapper calls this, between `ctr` and `dtr`, with a function and the data to call
+    /// it with.
     unsafe extern "C" fn iterate_devices(
         ti: *mut bindings::dm_target,
         callout: bindings::iterate_devices_callout_fn,
@@ -338,7 +340,7 @@ impl<T: Target> Callbacks<T> {
     ///
     /// # Safety
     ///
-    /// To be called as [`Callbacks`] says, with valid limits.
+    /// Only device mapper calls this, between `ctr` and `dtr`, with valid limits.
     unsafe extern "C" fn io_hints(
         ti: *mut bindings::dm_target,
         limits: *mut bindings::queue_limits,
