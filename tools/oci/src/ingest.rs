@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How a blob enters a store: written to a part under another name, and renamed when size and digest are right and it is on
+//! the disk. A part stays when its writer ends, and the next one goes on with it.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom, Write},
+};
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+use crate::{
+    digest::{Digest, Hasher},
+    document::Descriptor,
+    error::{Error, Result},
+    store::Store,
+};
+
+/// Bytes that are read at once to hash what is there.
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// What [`Store::ingest`] finds.
+pub enum Ingested {
+    /// The blob is in the store.
+    Present,
+    /// It is to be written.
+    Part(Box<Ingest>),
+}
+
+/// The part of a blob that is not in the store yet. One process at a time has it.
+pub struct Ingest {
+    store: Store,
+    blob: Descriptor,
+    name: String,
+    part: File,
+    have: u64,
+    hasher: Hasher,
+    _lock: File,
+}
+
+impl Store {
+    /// Begins or continues to write a blob. Waits while another process does; `waiting` hears of it.
+    ///
+    /// # Errors
+    ///
+    /// The system's, and a blob of this digest that has another size.
+    pub fn ingest(&self, blob: &Descriptor, waiting: impl FnOnce()) -> Result<Ingested> {
+        if self.has_blob(blob)? {
+            return Ok(Ingested::Present);
+        }
+        let name = format!("{}-{}", blob.digest.algorithm().name(), blob.digest.hex());
+        let lock = self.lock_file(&format!("ingest/{name}.lock"))?;
+        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            waiting();
+            lock_exclusive(&lock).map_err(|error| self.fail("lock", "ingest", error))?;
+        }
+        if self.has_blob(blob)? {
+            return Ok(Ingested::Present);
+        }
+        let part_name = format!("{name}.part");
+        let path = format!("ingest/{part_name}");
+        let flags = OFlags::CREATE | OFlags::RDWR;
+        let part = self
+            .open_beneath(&path, flags, Mode::from_raw_mode(0o600))
+            .map_err(|error| self.fail("open", &path, error))?;
+        let mut ingest = Ingest {
+            store: self.clone(),
+            blob: blob.clone(),
+            name: part_name,
+            part,
+            have: 0,
+            hasher: Hasher::new(blob.digest.algorithm()),
+            _lock: lock,
+        };
+        ingest.resume()?;
+        Ok(Ingested::Part(Box::new(ingest)))
+    }
+
+    /// Puts `bytes`, described by `blob`, into the store.
+    ///
+    /// # Errors
+    ///
+    /// The system's, and bytes that are not as described.
+    pub fn put(&self, blob: &Descriptor, bytes: &[u8]) -> Result<()> {
+        match self.ingest(blob, || ())? {
+            Ingested::Present => Ok(()),
+            Ingested::Part(mut part) => {
+                part.restart()?;
+                part.write(bytes)?;
+                part.commit()
+            }
+        }
+    }
+}
+
+pub(crate) fn lock_exclusive(file: &File) -> io::Result<()> {
+    loop {
+        match rustix::fs::flock(file, FlockOperation::LockExclusive) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => return result.map_err(io::Error::from),
+        }
+    }
+}
+
+impl Ingest {
+    fn fail(&self, action: &str, error: io::Error) -> Error {
+        self.store
+            .fail(action, &format!("ingest/{}", self.name), error)
+    }
+
+    /// Hashes what an earlier process has left.
+    fn resume(&mut self) -> Result<()> {
+        let there = self
+            .part
+            .metadata()
+            .map_err(|error| self.fail("look at", error))?
+            .len();
+        if there > self.blob.size {
+            return self.restart();
+        }
+        let mut buffer = vec![0; BUFFER_BYTES.min(there as usize)];
+        while self.have < there {
+            let count = self
+                .part
+                .read(&mut buffer)
+                .map_err(|error| self.fail("read", error))?;
+            if count == 0 {
+                break;
+            }
+            self.hasher.update(&buffer[..count]);
+            self.have += count as u64;
+        }
+        Ok(())
+    }
+
+    /// What is to be written.
+    pub fn blob(&self) -> &Descriptor {
+        &self.blob
+    }
+
+    /// Bytes that are there.
+    pub fn have(&self) -> u64 {
+        self.have
+    }
+
+    /// Forgets what is there.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn restart(&mut self) -> Result<()> {
+        let result = self
+            .part
+            .set_len(0)
+            .and_then(|()| self.part.seek(SeekFrom::Start(0)));
+        result.map_err(|error| self.fail("empty", error))?;
+        self.have = 0;
+        self.hasher = Hasher::new(self.blob.digest.algorithm());
+        Ok(())
+    }
+
+    /// Adds `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// The system's, and more bytes than the blob has.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let after = self
+            .have
+            .checked_add(bytes.len() as u64)
+            .filter(|after| *after <= self.blob.size);
+        let after = after.ok_or_else(|| {
+            Error::invalid(
+                &self.blob.digest,
+                format!(
+                    "longer than the {} bytes that the manifest says",
+                    self.blob.size
+                ),
+            )
+        })?;
+        if let Err(error) = self.part.write_all(bytes) {
+            // What was written of it is not hashed: go back to where both agree.
+            self.part.set_len(self.have).ok();
+            self.part.seek(SeekFrom::Start(self.have)).ok();
+            return Err(self.fail("write", error));
+        }
+        self.hasher.update(bytes);
+        self.have = after;
+        Ok(())
+    }
+
+    /// The digest of what is there.
+    pub fn digest(&self) -> Digest {
+        self.hasher.clone().finish()
+    }
+
+    /// Puts the complete blob into the store, where it has its name at last.
+    ///
+    /// # Errors
+    ///
+    /// The system's, and bytes that are not those of the digest.
+    pub fn commit(self) -> Result<()> {
+        if self.have != self.blob.size {
+            let what = format!(
+                "{} bytes, and the manifest says {}",
+                self.have, self.blob.size
+            );
+            return Err(Error::invalid(&self.blob.digest, what));
+        }
+        let found = self.digest();
+        if found != self.blob.digest {
+            return Err(Error::invalid(
+                &self.blob.digest,
+                format!("its {} bytes have the digest {found}", self.have),
+            ));
+        }
+        let finish = || -> io::Result<()> {
+            self.part
+                .set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o444))?;
+            self.part.sync_all()?;
+            let from = self.store.folder("ingest")?;
+            let to = self
+                .store
+                .folder(&format!("blobs/{}", self.blob.digest.algorithm().name()))?;
+            rustix::fs::renameat(&from, self.name.as_str(), &to, self.blob.digest.hex())?;
+            to.sync_all()?;
+            Ok(())
+        };
+        finish().map_err(|error| self.fail("put into the store", error))
+    }
+
+    /// Removes the part.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn discard(self) -> Result<()> {
+        let path = self.store.path().join("ingest").join(&self.name);
+        std::fs::remove_file(&path).map_err(|error| Error::io(&path, "remove", error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(store: &Store, blob: &Descriptor) -> Box<Ingest> {
+        match store.ingest(blob, || ()).unwrap() {
+            Ingested::Part(part) => part,
+            Ingested::Present => panic!("present"),
+        }
+    }
+
+    #[test]
+    fn nothing_unverified_gets_a_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::create(folder.path()).unwrap();
+        let blob = Descriptor::of("x", b"0123456789");
+        let mut short = part(&store, &blob);
+        short.write(b"01234").unwrap();
+        assert!(short.commit().is_err());
+        // The next one goes on, and is stopped at one byte too many.
+        let mut rest = part(&store, &blob);
+        assert_eq!(rest.have(), 5);
+        assert!(rest.write(b"567890").is_err());
+        rest.write(b"5678X").unwrap();
+        assert!(rest
+            .commit()
+            .unwrap_err()
+            .what()
+            .contains("have the digest"));
+        assert!(!store.has_blob(&blob).unwrap());
+        let mut wrong = part(&store, &blob);
+        wrong.restart().unwrap();
+        wrong.write(b"0123456789").unwrap();
+        wrong.commit().unwrap();
+        assert!(store.has_blob(&blob).unwrap());
+        assert!(matches!(
+            store.ingest(&blob, || ()).unwrap(),
+            Ingested::Present
+        ));
+        let other_size = Descriptor { size: 9, ..blob };
+        assert!(store.ingest(&other_size, || ()).is_err());
+    }
+
+    #[test]
+    fn one_writes_and_the_others_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::create(folder.path()).unwrap();
+        let bytes = vec![7; 100_000];
+        let blob = Descriptor::of("x", &bytes);
+        let written = std::sync::atomic::AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    if let Ingested::Part(mut part) = store.ingest(&blob, || ()).unwrap() {
+                        written.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        part.write(&bytes).unwrap();
+                        part.commit().unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(written.into_inner(), 1);
+    }
+}

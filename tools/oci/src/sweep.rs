@@ -1,0 +1,412 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which blobs of a store are needed, which are damaged, and removing those that are neither named nor in use.
+
+use std::{
+    collections::HashSet,
+    fs,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use serde_json::Value;
+
+use crate::{
+    digest::{Algorithm, Digest, Hasher},
+    document::{Descriptor, MAX_DOCUMENT_BYTES},
+    error::{Error, Kind, Result},
+    store::Store,
+};
+
+/// Parts and notes of transfers that nobody went on with for this long are given up.
+const PART_AGE: Duration = Duration::from_secs(24 * 3600);
+/// Depth to which documents are followed.
+const MAX_DEPTH: usize = 4;
+
+/// Something that [`Store::check`] finds.
+#[derive(Debug)]
+pub enum Damage {
+    /// The blob does not have its digest.
+    Blob(Digest),
+    /// A file that no blob can have the name of.
+    Stray(PathBuf),
+    /// An image without one of its blobs.
+    Missing {
+        /// Name or digest of the image.
+        image: String,
+        /// The blob.
+        blob: Digest,
+    },
+    /// An image whose manifest cannot be understood.
+    Document {
+        /// Name or digest of the image.
+        image: String,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+/// What [`Store::sweep`] removed, or would remove.
+#[derive(Debug, Default)]
+pub struct Swept {
+    /// The blobs, with their sizes in bytes.
+    pub blobs: Vec<(Digest, u64)>,
+    /// Parts and notes of transfers.
+    pub parts: Vec<(PathBuf, u64)>,
+    /// Blobs that no image has, but somebody uses.
+    pub in_use: Vec<Digest>,
+}
+
+impl Store {
+    /// The digests of all blobs.
+    fn blobs(&self) -> Result<(Vec<Digest>, Vec<PathBuf>)> {
+        let (mut blobs, mut strays) = (Vec::new(), Vec::new());
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let folder = self.path().join("blobs").join(algorithm.name());
+            let entries = match fs::read_dir(&folder) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                entries => entries.map_err(|error| Error::io(&folder, "read", error))?,
+            };
+            for entry in entries {
+                let entry = entry.map_err(|error| Error::io(&folder, "read", error))?;
+                let name = entry.file_name();
+                let digest = name
+                    .to_str()
+                    .and_then(|hex| format!("{}:{hex}", algorithm.name()).parse().ok());
+                match digest {
+                    Some(digest) => blobs.push(digest),
+                    None => strays.push(entry.path()),
+                }
+            }
+        }
+        blobs.sort();
+        Ok((blobs, strays))
+    }
+
+    /// All digests that `descriptor` leads to, itself included. `missing` hears of documents that are not there or not
+    /// readable.
+    fn reach(
+        &self,
+        descriptor: &Descriptor,
+        depth: usize,
+        found: &mut Vec<Descriptor>,
+    ) -> Result<()> {
+        found.push(descriptor.clone());
+        if depth == MAX_DEPTH
+            || descriptor.size > MAX_DOCUMENT_BYTES
+            || !leads_on(&descriptor.media_type)
+        {
+            return Ok(());
+        }
+        let text = self.read_blob(descriptor)?;
+        let document: Value = serde_json::from_slice(&text).map_err(|_| {
+            Error::invalid(
+                self.blob_path(&descriptor.digest).display(),
+                "not a document",
+            )
+        })?;
+        let lists = ["manifests", "layers", "blobs"]
+            .iter()
+            .filter_map(|name| document.get(name)?.as_array())
+            .flatten();
+        for entry in lists.chain(document.get("config")) {
+            let descriptor: Descriptor = serde_json::from_value(entry.clone()).map_err(|_| {
+                Error::invalid(
+                    self.blob_path(&descriptor.digest).display(),
+                    "a document with a descriptor that is none",
+                )
+            })?;
+            self.reach(&descriptor, depth + 1, found)?;
+        }
+        Ok(())
+    }
+
+    /// Removes blobs that no image has and that are older than `older`, but for those that `in_use` says are used, and old
+    /// parts of transfers. Only tells what it would remove if `dry_run`. Waits for transfers to end; `waiting` hears of it.
+    ///
+    /// # Errors
+    ///
+    /// The system's. An image whose manifest is missing or damaged: it cannot be told which blobs it has.
+    pub fn sweep(
+        &self,
+        older: Duration,
+        dry_run: bool,
+        in_use: impl Fn(&Digest) -> Result<bool>,
+        waiting: impl FnOnce(),
+    ) -> Result<Swept> {
+        let _lock = self.exclude(waiting)?;
+        let mut needed = HashSet::new();
+        for entry in self.names()? {
+            let mut found = Vec::new();
+            self.reach(&entry.descriptor, 0, &mut found).map_err(|error| {
+                let name = entry.name.clone().unwrap_or_else(|| entry.descriptor.digest.to_string());
+                let what = format!("cannot tell which blobs it needs ({error}): pull it again or remove its name");
+                Error::new(Kind::Refused, name, what)
+            })?;
+            needed.extend(found.into_iter().map(|descriptor| descriptor.digest));
+        }
+        let now = SystemTime::now();
+        let age = |metadata: &fs::Metadata| {
+            metadata
+                .modified()
+                .ok()
+                .and_then(|time| now.duration_since(time).ok())
+        };
+        let mut swept = Swept::default();
+        for digest in self
+            .blobs()?
+            .0
+            .into_iter()
+            .filter(|digest| !needed.contains(digest))
+        {
+            let path = self.blob_path(&digest);
+            let metadata =
+                fs::symlink_metadata(&path).map_err(|error| Error::io(&path, "look at", error))?;
+            if age(&metadata).is_none_or(|age| age < older) {
+                continue;
+            }
+            if in_use(&digest)? {
+                swept.in_use.push(digest);
+                continue;
+            }
+            if !dry_run {
+                fs::remove_file(&path).map_err(|error| Error::io(&path, "remove", error))?;
+            }
+            swept.blobs.push((digest, metadata.len()));
+        }
+        let folder = self.path().join("ingest");
+        let entries = fs::read_dir(&folder).map_err(|error| Error::io(&folder, "read", error))?;
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let Ok(metadata) = fs::symlink_metadata(&path) else {
+                continue;
+            };
+            let end = path.extension().and_then(|end| end.to_str());
+            let aside = path
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("bad-"));
+            let is_part = aside || matches!(end, Some("part" | "json"));
+            // Nobody holds the lock of a blob while no transfer runs.
+            let is_lock = end == Some("lock")
+                && path
+                    .file_name()
+                    .is_some_and(|name| name.to_string_lossy().contains('-'));
+            let old = age(&metadata).is_some_and(|age| age >= PART_AGE);
+            if !old || !(is_part || is_lock) {
+                continue;
+            }
+            if !dry_run {
+                fs::remove_file(&path).map_err(|error| Error::io(&path, "remove", error))?;
+            }
+            if is_part {
+                swept.parts.push((path, metadata.len()));
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Reads all blobs and looks for all blobs of all images. `read` hears of the bytes that were read.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn check(&self, mut read: impl FnMut(u64)) -> Result<Vec<Damage>> {
+        let (blobs, strays) = self.blobs()?;
+        let mut damage: Vec<Damage> = strays.into_iter().map(Damage::Stray).collect();
+        let mut bad = HashSet::new();
+        for digest in blobs {
+            if self.hash(&digest, &mut read)? != digest {
+                bad.insert(digest.clone());
+                damage.push(Damage::Blob(digest));
+            }
+        }
+        for entry in self.names()? {
+            let image = entry
+                .name
+                .clone()
+                .unwrap_or_else(|| entry.descriptor.digest.to_string());
+            let mut found = Vec::new();
+            let reached = self.reach(&entry.descriptor, 0, &mut found);
+            let count = damage.len();
+            for blob in found {
+                // Blobs of another size count as missing: this image does not have what it needs.
+                if !bad.contains(&blob.digest) && !self.has_blob(&blob).unwrap_or(false) {
+                    damage.push(Damage::Missing {
+                        image: image.clone(),
+                        blob: blob.digest,
+                    });
+                }
+            }
+            if let (Err(error), true) = (reached, damage.len() == count) {
+                damage.push(Damage::Document {
+                    image,
+                    what: error.to_string(),
+                });
+            }
+        }
+        Ok(damage)
+    }
+
+    fn hash(&self, digest: &Digest, read: &mut impl FnMut(u64)) -> Result<Digest> {
+        use rustix::fs::{Mode, OFlags};
+        use std::io::Read;
+        let name = Self::blob_name(digest);
+        let mut file =
+            match self.open_beneath(&name, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()) {
+                Ok(file) => file,
+                // A link is no blob.
+                Err(error)
+                    if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) =>
+                {
+                    return Ok(Digest::of(b""))
+                }
+                Err(error) => return Err(self.fail("open", &name, error)),
+            };
+        let mut hasher = Hasher::new(digest.algorithm());
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            match file
+                .read(&mut buffer)
+                .map_err(|error| self.fail("read", &name, error))?
+            {
+                0 => return Ok(hasher.finish()),
+                count => {
+                    hasher.update(&buffer[..count]);
+                    read(count as u64);
+                }
+            }
+        }
+    }
+
+    /// Moves a damaged blob out of the way, to `ingest/bad-…`, so that it can be fetched again.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn set_aside(&self, digest: &Digest) -> Result<PathBuf> {
+        let from = self.blob_path(digest);
+        let to = self.path().join(format!(
+            "ingest/bad-{}-{}",
+            digest.algorithm().name(),
+            digest.hex()
+        ));
+        fs::rename(&from, &to).map_err(|error| Error::io(&from, "move aside", error))?;
+        Ok(to)
+    }
+}
+
+/// Whether documents of this type name others.
+fn leads_on(media_type: &str) -> bool {
+    let known = crate::MediaType::from_name(media_type).is_some();
+    known || (media_type.contains("manifest") && media_type.ends_with("json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{manifest::Manifest, MediaType};
+
+    fn store(folder: &std::path::Path) -> (Store, Descriptor, Descriptor) {
+        let store = Store::create(folder).unwrap();
+        let (config, layer) = (Descriptor::of("c", b"{}"), Descriptor::of("l", b"layer"));
+        let bytes =
+            Manifest::new(MediaType::OciManifest, config.clone(), vec![layer.clone()]).to_bytes();
+        let manifest = Descriptor::of(MediaType::OciManifest.name(), &bytes);
+        for (blob, bytes) in [
+            (&config, &b"{}"[..]),
+            (&layer, b"layer"),
+            (&manifest, &bytes),
+        ] {
+            store.put(blob, bytes).unwrap();
+        }
+        store
+            .put(&Descriptor::of("x", b"nobody's"), b"nobody's")
+            .unwrap();
+        store.set_name("a.x/a:1", &manifest).unwrap();
+        (store, manifest, layer)
+    }
+
+    fn sweep(store: &Store, older: u64) -> Result<usize> {
+        Ok(store
+            .sweep(Duration::from_secs(older), false, |_| Ok(false), || ())?
+            .blobs
+            .len())
+    }
+
+    #[test]
+    fn only_what_nobody_needs_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, manifest, _) = store(folder.path());
+        assert_eq!(sweep(&store, 3600).unwrap(), 0, "too young");
+        let used = store
+            .sweep(Duration::ZERO, false, |_| Ok(true), || ())
+            .unwrap();
+        assert_eq!((used.blobs.len(), used.in_use.len()), (0, 1));
+        let dry = store
+            .sweep(Duration::ZERO, true, |_| Ok(false), || ())
+            .unwrap();
+        assert_eq!(
+            (
+                dry.blobs[0].1,
+                sweep(&store, 0).unwrap(),
+                sweep(&store, 0).unwrap()
+            ),
+            (8, 1, 0)
+        );
+        assert!(store.check(|_| ()).unwrap().is_empty());
+        store.remove_name("a.x/a:1").unwrap();
+        assert_eq!(sweep(&store, 0).unwrap(), 3);
+        assert!(!store.has_blob(&manifest).unwrap());
+    }
+
+    #[test]
+    fn an_unreadable_manifest_stops_the_sweep() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, manifest, layer) = store(folder.path());
+        fs::remove_file(store.blob_path(&manifest.digest)).unwrap();
+        let error = sweep(&store, 0).unwrap_err();
+        assert!(error.to_string().contains("a.x/a:1"), "{error}");
+        assert!(store.has_blob(&layer).unwrap());
+    }
+
+    #[test]
+    fn a_transfer_keeps_the_sweep_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, ..) = store(folder.path());
+        let (told, hear) = std::sync::mpsc::channel();
+        let guard = store.protect().unwrap();
+        std::thread::scope(|scope| {
+            let sweeping = scope.spawn(|| {
+                store.sweep(
+                    Duration::ZERO,
+                    false,
+                    |_| Ok(false),
+                    || told.send(()).unwrap(),
+                )
+            });
+            hear.recv().unwrap();
+            assert!(!sweeping.is_finished());
+            drop(guard);
+            assert_eq!(sweeping.join().unwrap().unwrap().blobs.len(), 1);
+        });
+    }
+
+    #[test]
+    fn damage_is_found_and_set_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _, layer) = store(folder.path());
+        let path = store.blob_path(&layer.digest);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "lair!").unwrap();
+        fs::write(folder.path().join("blobs/sha256/what"), "").unwrap();
+        let damage = store.check(|_| ()).unwrap();
+        assert!(
+            matches!(&damage[..], [Damage::Stray(_), Damage::Blob(bad)] if *bad == layer.digest),
+            "{damage:?}"
+        );
+        store.set_aside(&layer.digest).unwrap();
+        let damage = store.check(|_| ()).unwrap();
+        assert!(
+            matches!(&damage[1], Damage::Missing { image, blob } if image == "a.x/a:1" && *blob == layer.digest)
+        );
+    }
+}
