@@ -12,7 +12,7 @@ import zfile_writer
 from block_devices import Devices, read_direct
 from test_script import SCRATCH, Tap, load, run
 
-COUNT = 64
+COUNT = 32
 # Bytes that a device over a small file may take beside what any mapped device takes.
 LIMIT = 48 << 10
 BYTES = 256 << 10
@@ -52,10 +52,13 @@ def memory(tap, devices):
         path = SCRATCH / algorithm
         path.write_bytes(blob + bytes(-len(blob) % 512))
         loops[algorithm] = devices.loop(path), len(blob)
+    tables = {algorithm: f"0 {BYTES // 512} zfile {loop} {size}" for algorithm, (loop, size) in loops.items()}
+    # The kernel keeps some of what is freed: what is measured comes after devices of the same kind.
+    cost(tables["lz4"])
     plain, _ = cost(f"0 8 linear {loops['lz4'][0]} 0")
     print(f"# a dm-linear takes {plain >> 10} KiB", flush=True)
-    for algorithm, (loop, size) in loops.items():
-        each, more = cost(f"0 {BYTES // 512} zfile {loop} {size}")
+    for algorithm, table in tables.items():
+        each, more = cost(table)
         print(f"# a dm-zfile with {algorithm} takes {each >> 10} KiB, {each - plain >> 10} KiB more", flush=True)
         tap.result(each - plain <= LIMIT, f"{algorithm}: a device takes at most {LIMIT >> 10} KiB of its own", each)
         tap.equal(more, 0, f"{algorithm}: a device has no thread of its own")

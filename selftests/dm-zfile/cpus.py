@@ -26,7 +26,7 @@ RAN = re.compile(r"common_cpu: +(\d+), function: .*dm_zfile.*hitcount: +(\d+)")
 # More urgent than the target's workers, whatever their priority.
 SPIN = ["taskset", "--cpu-list", "1", "chrt", "--fifo", "50", "sh", "-c", "echo; while :; do :; done"]
 SECOND_CPU = pathlib.Path("/sys/devices/system/cpu/cpu1/online")
-NULL_BLK = pathlib.Path("/sys/kernel/config/nullb/cpus")
+NULL_BLK = pathlib.Path("/sys/kernel/config/nullb/nullb-cpus")
 
 
 def workers(tap, node, content, length, what="reads"):
@@ -69,7 +69,7 @@ def device_with_interrupts():
         for name, value in {"size": 2 * BYTES >> 20, "memory_backed": 1, "irqmode": 2, "completion_nsec": 50000,
                             "power": 1}.items():
             (NULL_BLK / name).write_text(f"{value}\n")
-        yield f"/dev/nullb{(NULL_BLK / 'index').read_text().strip()}"
+        yield f"/dev/{NULL_BLK.name}"
     finally:
         NULL_BLK.rmdir()
 
