@@ -10,7 +10,7 @@ import sys
 sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
 import zfile_writer
 from block_devices import Devices, read_direct
-from test_script import SCRATCH, Tap, load, run
+from test_script import SCRATCH, Tap, load
 
 COUNT = 32
 # Bytes that a device over a small file may take beside what any mapped device takes.

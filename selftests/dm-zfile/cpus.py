@@ -9,6 +9,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import threading
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
 import dm_ioctl
@@ -74,11 +75,32 @@ def device_with_interrupts():
         NULL_BLK.rmdir()
 
 
-def mapped_on(disk, blob):
-    """A dm-zfile over what is written to `disk`."""
+def mapped_on(disk, blob, length=BYTES, cached=0):
+    """A dm-zfile of `length` bytes over what is written to `disk`."""
     with open(disk, "r+b") as file:
-        file.write(blob)
-    return dm_ioctl.Mapped("cpus", f"0 {BYTES // 512} zfile {disk} {len(blob)} 2 cache_blocks 0")
+        file.write(blob + bytes(-len(blob) % 512))
+    return dm_ioctl.Mapped("cpus", f"0 {length // 512} zfile {disk} {len(blob)} 2 cache_blocks {cached}")
+
+
+def missed_together(tap, content):
+    """Two threads read the same parts of the same blocks at the same time: each block is decompressed once."""
+    blocks = len(content) >> 16
+    run("modprobe", "brd", "rd_nr=1", f"rd_size={2 * BYTES >> 10}")
+    with mapped_on("/dev/ram0", zfile_writer.build(content, block=65536), len(content), blocks) as device:
+        wrong = []
+
+        def read():
+            wrong.extend(at for at in range(0, len(content), 4096)
+                         if read_direct(device.node, at, 4096) != content[at:at + 4096])
+
+        threads = [threading.Thread(target=read) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        tap.equal(wrong, [], "parts of blocks, read by two threads")
+        tap.equal(int(device.status().split()[7]), blocks, "each block is decompressed once for both")
+    run("rmmod", "brd")
 
 
 def submitted_and_done(tap, content, blob):
@@ -118,6 +140,7 @@ if not EVENT.exists():
     run("mount", "-t", "tracefs", "tracefs", TRACING)
 content = zfile_writer.content(BYTES, 4096, seed=5)
 blob = zfile_writer.build(content)
+missed_together(tap, content[:1 << 20])
 submitted_and_done(tap, content, blob)
 try:
     run("modprobe", "null_blk", "nr_devices=0")
