@@ -13,7 +13,7 @@ use std::{
 };
 
 use common::{names, raw_image};
-use run::{bad, good};
+use run::{bad, good, OVBD};
 use tempfile::{tempdir, TempDir};
 
 /// A folder with three layers on each other: l1, l2, l3, and what they are made from: raw1, raw2, raw3.
@@ -201,7 +201,7 @@ fn pipes_and_character_devices_take_results() {
 fn shell(at: &Path, line: &str) -> std::process::Output {
     std::process::Command::new("sh")
         .args(["-c", line])
-        .env("OVBD", env!("CARGO_BIN_EXE_ovbd"))
+        .env("OVBD", OVBD)
         .current_dir(at)
         .output()
         .unwrap()

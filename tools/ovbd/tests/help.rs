@@ -8,7 +8,7 @@ use std::{fs, path::Path, process::Command};
 
 use clap::CommandFactory;
 use ovbd::cli::Cli;
-use run::{bad, good};
+use run::{bad, good, OVBD};
 use tempfile::tempdir;
 
 /// The comment on the structure in `file` that has the options: its paragraphs, each in one line.
@@ -44,9 +44,7 @@ fn sources() -> &'static Path {
 fn texts_are_in_help_and_man_pages() {
     let folder = tempdir().unwrap();
     let at = folder.path();
-    let example = Path::new(env!("CARGO_BIN_EXE_ovbd"))
-        .with_file_name("examples")
-        .join("man");
+    let example = Path::new(OVBD).with_file_name("examples").join("man");
     let status = Command::new(&example).arg(at.join("man")).status();
     assert!(status.expect("cargo test builds the example").success());
 

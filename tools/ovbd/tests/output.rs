@@ -16,7 +16,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use run::{bad, good, ovbd};
+use run::{bad, good, ovbd, OVBD};
 use serde_json::Value;
 use tempfile::{tempdir, TempDir};
 
@@ -41,7 +41,7 @@ fn layers() -> TempDir {
 
 /// The command with its words, to be given other streams.
 fn command(folder: &Path, line: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ovbd"));
+    let mut command = Command::new(OVBD);
     command
         .args(line.split_whitespace())
         .current_dir(folder)
@@ -66,7 +66,7 @@ fn full() -> Stdio {
 fn shell(folder: &Path, line: &str) -> Output {
     Command::new("sh")
         .args(["-c", line])
-        .env("OVBD", env!("CARGO_BIN_EXE_ovbd"))
+        .env("OVBD", OVBD)
         .current_dir(folder)
         .output()
         .unwrap()
@@ -219,7 +219,7 @@ fn names_cannot_forge_a_line() {
     let folder = tempdir().unwrap();
     let at = folder.path();
     let name = OsStr::from_bytes(b"a\nb\x1b[2J\xff");
-    let output = Command::new(env!("CARGO_BIN_EXE_ovbd"))
+    let output = Command::new(OVBD)
         .arg("verify")
         .arg(name)
         .current_dir(at)
@@ -246,10 +246,7 @@ fn names_need_not_be_text() {
     );
     fs::copy(at.join("raw"), &raw).unwrap();
     let run = |words: &[&OsStr]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_ovbd"))
-            .args(words)
-            .output()
-            .unwrap();
+        let output = Command::new(OVBD).args(words).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{words:?}: {said}");
     };
@@ -330,11 +327,7 @@ fn progress() {
 fn on_terminal(folder: &Path, line: &str, environment: &[(&str, &str)]) -> String {
     let mut script = Command::new("script");
     script
-        .args([
-            "-qec",
-            &format!("{} {line}", env!("CARGO_BIN_EXE_ovbd")),
-            "/dev/null",
-        ])
+        .args(["-qec", &format!("{} {line}", OVBD), "/dev/null"])
         .current_dir(folder)
         .env_remove("NO_COLOR")
         .env("TERM", "xterm")

@@ -9,9 +9,12 @@ use std::{
     process::{Command, Output},
 };
 
+/// The command.
+pub const OVBD: &str = env!("CARGO_BIN_EXE_ovbd");
+
 /// Runs `ovbd` with the words of `line`.
 pub fn ovbd(folder: &Path, line: &str) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ovbd"))
+    Command::new(OVBD)
         .args(line.split_whitespace())
         .current_dir(folder)
         .output()
