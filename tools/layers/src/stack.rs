@@ -196,7 +196,7 @@ pub fn check_count(paths: &[LayerPath]) -> Result<()> {
 }
 
 /// Layers of which one reader keeps something. Others have to be read again where a block is read in parts.
-const MAX_CURSORS: usize = 16;
+const MAX_CURSORS: usize = 8;
 
 /// Reads from a stack; every thread has its own.
 pub struct StackReader<'a> {

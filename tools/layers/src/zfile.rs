@@ -2,7 +2,7 @@
 
 //! Reading a ZFile: the jump table in memory, blocks checked and decompressed on demand.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ovbd_image::{
     jump_table::{Extent, JumpTable, JumpTableReader, JUMP_GROUP},
@@ -24,6 +24,9 @@ const SPAN_BYTES: u64 = 128 << 10;
 /// A jump table in memory.
 type Table = JumpTable<Vec<u32>, Vec<u64>>;
 
+/// A block that is kept, with its number.
+type Kept = (u64, Arc<Vec<u8>>);
+
 /// An open ZFile.
 #[derive(Clone, Debug)]
 pub struct Zfile {
@@ -32,6 +35,8 @@ pub struct Zfile {
     table: Table,
     final_header: bool,
     gap: u64,
+    /// The block that any thread read last in part: neighbouring parts of a stack often need the same.
+    last: Arc<Mutex<Option<Kept>>>,
 }
 
 impl Zfile {
@@ -65,6 +70,7 @@ impl Zfile {
             input,
             geometry,
             table,
+            last: Arc::default(),
         })
     }
 
@@ -148,11 +154,8 @@ impl Zfile {
         while offset < end {
             let block = self.geometry.block_of(offset);
             let inside = (offset % block_bytes) as usize;
-            if cursor.block != Some(block) && (inside != 0 || end - offset < self.decoded(block)) {
-                self.load(cursor, block)?;
-            }
-            if cursor.block == Some(block) {
-                let from = &cursor.data[inside..];
+            if inside != 0 || end - offset < self.decoded(block) || cursor.has(block) {
+                let from = &self.load(cursor, block)?[inside..];
                 let n = from.len().min(buffer.len());
                 buffer[..n].copy_from_slice(&from[..n]);
                 buffer = &mut buffer[n..];
@@ -206,22 +209,33 @@ impl Zfile {
         Ok(done)
     }
 
-    /// Decompresses one block into the cursor, which keeps it.
-    fn load(&self, cursor: &mut Cursor, block: u64) -> Result<()> {
-        cursor.block = None;
+    /// A block, which the cursor keeps.
+    fn load<'a>(&self, cursor: &'a mut Cursor, block: u64) -> Result<&'a [u8]> {
+        let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = |kept: &Option<Kept>| kept.clone().filter(|(number, _)| *number == block);
+        let kept = match known(&cursor.kept).or_else(|| known(&last())) {
+            Some(kept) => kept,
+            None => {
+                cursor.kept = None;
+                let idle = last().take().and_then(|(_, data)| Arc::into_inner(data));
+                let mut data = idle.unwrap_or_default();
+                data.resize(self.decoded(block) as usize, 0);
+                self.decode_one(cursor, block, &mut data)?;
+                let kept = (block, Arc::new(data));
+                *last() = Some(kept.clone());
+                kept
+            }
+        };
+        Ok(cursor.kept.insert(kept).1.as_slice())
+    }
+
+    /// Reads and decompresses one block into `data`, of its size.
+    fn decode_one(&self, cursor: &mut Cursor, block: u64, data: &mut [u8]) -> Result<()> {
         let extent = self.extent(block).ok_or_else(|| self.no_block(block))?;
         let stored = cursor
             .stored
             .fetch(&self.input, extent.offset, extent.bytes as usize)?;
-        cursor.data.resize(self.decoded(block) as usize, 0);
-        self.decode(
-            &mut cursor.decompressor,
-            stored,
-            extent.offset,
-            &mut cursor.data,
-        )?;
-        cursor.block = Some(block);
-        Ok(())
+        self.decode(&mut cursor.decompressor, stored, extent.offset, data)
     }
 
     /// Checks and decompresses the `stored` block that was found at byte `at` of the ZFile.
@@ -254,7 +268,8 @@ impl Zfile {
         let Some((start, span)) = span else {
             // Something cannot be read: find out which blocks that concerns.
             return (first..=last).for_each(|block| {
-                if let Err(e) = self.load(cursor, block) {
+                let mut data = vec![0; self.decoded(block) as usize];
+                if let Err(e) = self.decode_one(cursor, block, &mut data) {
                     report(e);
                 }
             });
@@ -271,7 +286,6 @@ impl Zfile {
                 report(e);
             }
         }
-        cursor.block = None;
     }
 
     /// Reads the blocks that hold the bytes `from..to` of the content into `ahead`, as those of layer number `layer`,
@@ -295,13 +309,18 @@ impl Zfile {
 /// What a thread keeps between reads: its buffers, its decompressor, and the block it read last in part.
 #[derive(Default)]
 pub struct Cursor {
-    block: Option<u64>,
+    kept: Option<Kept>,
+    /// Memory for blocks that nobody keeps.
     data: Vec<u8>,
     stored: Stored,
     decompressor: Decompressor,
 }
 
 impl Cursor {
+    fn has(&self, block: u64) -> bool {
+        self.kept.as_ref().is_some_and(|(kept, _)| *kept == block)
+    }
+
     /// Uses what was read ahead of layer number `layer`, whose cursor this is.
     pub fn take_ahead(&mut self, ahead: &Arc<ReadAhead>, layer: usize) {
         let piece = ahead.pieces.iter().position(|piece| piece.layer == layer);
@@ -315,7 +334,7 @@ impl Cursor {
 
     /// Makes it the cursor of another layer.
     pub fn reuse(&mut self) {
-        self.block = None;
+        self.kept = None;
         self.stored.bytes = 0;
         self.stored.ahead = None;
     }
@@ -342,8 +361,8 @@ struct Piece {
 }
 
 impl ReadAhead {
-    /// Bytes that one can hold.
-    const ROOM: usize = 2 << 20;
+    /// Bytes that one can hold: a window that does not compress, with a block at either end.
+    const ROOM: usize = (1 << 20) + (3 << 16);
 
     /// Forgets what was read; keeps the memory.
     pub fn clear(&mut self) {

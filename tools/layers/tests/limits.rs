@@ -328,7 +328,7 @@ fn foreign_images_are_named() {
 /// The least that export can do with: nothing may depend on the number of layers.
 #[test]
 fn a_stack_of_255_layers_exports() {
-    let folder = tempdir().unwrap();
+    let folder = huge();
     let raw = folder.path().join("raw");
     let mut data = vec![0; 4 << 20];
     let mut stack: Vec<PathBuf> = Vec::new();

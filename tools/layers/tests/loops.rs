@@ -7,14 +7,20 @@ mod common;
 
 use std::{
     fs::{self, File},
+    io::Write,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use common::{layers, make, raw_image};
 use ovbd_layers::{
-    build::Options, export, output::Rules, overwrite::check_is_no_input, parents::Parents,
-    signature, stack_or_zfile::StackOrZfile,
+    build::{build, Options},
+    export,
+    output::Rules,
+    overwrite::check_is_no_input,
+    parents::Parents,
+    signature,
+    stack_or_zfile::StackOrZfile,
 };
 use tempfile::{tempdir, TempDir};
 
@@ -196,6 +202,104 @@ fn an_input_is_no_output() {
     assert!(is_refused(&device.0, &file));
     assert!(!is_refused(&device.0, &layer));
     assert!(!is_refused(&layer, &device.0));
+}
+
+fn build_from(source: &Path, out: &Path, allow_mounted: bool) -> Result<(), String> {
+    let options = Options {
+        allow_mounted,
+        replace: true,
+        ..Options::default()
+    };
+    build(source, out, &options, &()).map_err(|e| e.to_string())
+}
+
+#[test]
+fn a_source_that_is_mounted_for_writing_is_refused() {
+    let Some((folder, _, device)) = start() else {
+        return;
+    };
+    let [file, point, out] = ["file", "mnt", "out"].map(|name| folder.path().join(name));
+    run(&["mkfs.ext4", "-q", "-F", device.name()]);
+    let refused = |source: &Path, reason: &str| {
+        let error = build_from(source, &out, false).unwrap_err();
+        assert!(error.contains(reason), "{error}");
+        assert!(error.ends_with("(--allow-mounted goes on)"), "{error}");
+        assert!(!out.exists());
+    };
+    let mounted = format!("mounted for writing on {}", point.display());
+    {
+        let _mounted = Mounted::new(&device.0, &point, "rw");
+        refused(&device.0, &mounted);
+        // The file below the device.
+        refused(&file, &format!("{mounted} as {}", device.name()));
+        build_from(&device.0, &out, true).unwrap();
+        fs::remove_file(&out).unwrap();
+    }
+    {
+        let _mounted = Mounted::new(&device.0, &point, "ro");
+        build_from(&device.0, &out, false).unwrap();
+        build_from(&file, &out, false).unwrap();
+        fs::remove_file(&out).unwrap();
+    }
+    // A loop device on the device.
+    if let Some(upper) = Loop::attach(&device.0, &[]) {
+        let _mounted = Mounted::new(&upper.0, &point, "rw");
+        refused(&device.0, &format!("{mounted} as {}", upper.name()));
+        refused(&file, &mounted);
+    }
+    run(&["mkswap", "-q", device.name()]);
+    run(&["swapon", device.name()]);
+    refused(&device.0, "swap is on it");
+    run(&["swapoff", device.name()]);
+    build_from(&device.0, &out, false).unwrap();
+}
+
+#[test]
+fn a_disk_whose_partition_is_mounted_is_refused() {
+    let folder = tempdir().unwrap();
+    let [file, point, out] = ["file", "mnt", "out"].map(|name| folder.path().join(name));
+    image(&file, 32);
+    // A boot record with one partition of Linux, of sectors 2048 to 34815.
+    let mut record = vec![0; 512];
+    record[450] = 0x83;
+    record[454..458].copy_from_slice(&2048_u32.to_le_bytes());
+    record[458..462].copy_from_slice(&32768_u32.to_le_bytes());
+    record[510..].copy_from_slice(&[0x55, 0xaa]);
+    File::options()
+        .write(true)
+        .open(&file)
+        .unwrap()
+        .write_all(&record)
+        .unwrap();
+    let Some(device) = Loop::attach(&file, &["--partscan"]) else {
+        return;
+    };
+    let name = format!("{}p1", device.0.file_name().unwrap().to_str().unwrap());
+    let Ok(number) = fs::read_to_string(format!("/sys/class/block/{name}/dev")) else {
+        println!("skipped: no partitions here");
+        return;
+    };
+    // Nobody may have made a node in /dev.
+    let part = folder.path().join("part");
+    let (major, minor) = number.trim().split_once(':').unwrap();
+    run(&["mknod", part.to_str().unwrap(), "b", major, minor]);
+    run(&["mkfs.ext4", "-q", "-F", part.to_str().unwrap()]);
+    let _mounted = Mounted::new(&part, &point, "rw");
+    let as_part = format!(
+        "mounted for writing on {} as {}",
+        point.display(),
+        part.display()
+    );
+    for source in [&device.0, &file] {
+        let error = build_from(source, &out, false).unwrap_err();
+        assert!(error.contains(&as_part), "{error}");
+    }
+    let layer = folder.path().join("layer");
+    let raw = folder.path().join("raw");
+    raw_image(&raw, 1 << 20, 2);
+    make(&raw, &layer, &Options::default());
+    let error = export_to(&layer, &device.0, true).unwrap_err();
+    assert!(error.contains("in use: "), "{error}");
 }
 
 #[test]
