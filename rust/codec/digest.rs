@@ -19,12 +19,19 @@ const BYTES: usize = bindings::blake2s_lengths_BLAKE2S_HASH_SIZE as usize;
 ///
 /// # Examples
 ///
-/// ```ignore
+/// ```
+/// use core::fmt::Write;
+/// use kernel::codec::Digest;
+///
+/// let parts = [("8:16", 2048), ("8:32", 0)];
 /// let mut digest = Digest::start();
-/// for part in &self.parts {
-///     writeln!(digest, "{} {}", part.device.name(), part.start)?;
+/// for (device, start) in parts {
+///     writeln!(digest, "{device} {start}")?;
 /// }
-/// write!(out, ",parts={},parts_digest=blake2s-256:{};", self.parts.len(), digest.finish())
+/// let mut same = Digest::start();
+/// same.write_str("8:16 2048\n8:32 0\n")?;
+/// assert_eq!(digest.finish(), same.finish());
+/// # Ok::<(), core::fmt::Error>(())
 /// ```
 pub struct Digest(bindings::blake2s_ctx);
 

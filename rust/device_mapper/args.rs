@@ -60,17 +60,29 @@ pub fn parse_number<N: TryFrom<u64>>(word: &[u8]) -> Option<N> {
 ///
 /// The table `linear <dev> <start> [<#opts> [split <sectors>]]`:
 ///
-/// ```ignore
-/// let path = args.next(c"Missing device")?;
-/// let start = args.number::<u64>(c"Invalid device sector")?;
-/// let mut opts = args.group(2, c"Invalid number of optional arguments")?;
-/// while let Some(opt) = opts.next_opt() {
-///     match opt.to_bytes() {
-///         b"split" => split = opts.number::<u32>(c"Invalid split size")?,
-///         _ => return Err(CtrError::invalid(c"Unrecognised optional argument")),
+/// ```
+/// use kernel::device_mapper::{Args, CtrError, RawArg};
+///
+/// fn parse(mut args: Args<'_>) -> Result<(u64, Option<u32>), CtrError> {
+///     let _path = args.next(c"Missing device")?;
+///     let start = args.number(c"Invalid device sector")?;
+///     let mut split = None;
+///     let mut opts = args.group(2, c"Invalid number of optional arguments")?;
+///     while let Some(opt) = opts.next_opt() {
+///         match opt.to_bytes() {
+///             b"split" => split = Some(opts.number(c"Invalid split size")?),
+///             _ => return Err(CtrError::invalid(c"Unrecognised optional argument")),
+///         }
 ///     }
+///     args.finish()?;
+///     Ok((start, split))
 /// }
-/// args.finish()?;
+///
+/// let words: [RawArg<'_>; 5] = [c"8:16", c"2048", c"2", c"split", c"8"].map(Into::into);
+/// assert_eq!(parse(Args::new(&words)).ok(), Some((2048, Some(8))));
+/// assert_eq!(parse(Args::new(&words[..2])).ok(), Some((2048, None)));
+/// let message = parse(Args::new(&words[..4])).map_err(|error| error.message());
+/// assert_eq!(message, Err(c"Invalid number of optional arguments"));
 /// ```
 #[derive(Clone)]
 pub struct Args<'a> {

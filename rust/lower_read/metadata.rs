@@ -33,10 +33,10 @@ use kernel::{
 };
 
 /// The largest request sent to a device, in bytes. A multiple of every logical block size.
-pub const CHUNK: usize = 128 << 10;
+const CHUNK: usize = 128 << 10;
 
 /// The largest number of requests in flight.
-pub const MAX_IN_FLIGHT: usize = 32;
+const MAX_IN_FLIGHT: usize = 32;
 
 /// A range of bytes to be read from a device into memory, and the outcome.
 pub struct ReadRequest<'a> {
