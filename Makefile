@@ -14,7 +14,7 @@ override CASES := $(abspath $(CASES))
 export CASES
 
 .DEFAULT_GOAL := modules
-.PHONY: modules clean test selftests torture planted bench bench-compare bench-track profile demo rustfmt \
+.PHONY: modules clean test test-all selftests torture planted upstream bench bench-compare bench-track profile demo rustfmt \
 	rustfmt-check clippy clippy-tools ovbd bench-host fuzz fuzz-smoke shell kernel-update distclean-cache help
 
 ifdef KDIR
@@ -32,12 +32,16 @@ endif
 
 test: ## run all checks and tests; installs what it needs into the cache
 	@$(ENTER) test
+test-all: ## that and what takes hours: more damaged images, planted bugs, the race detector, the series for the kernel
+	@$(ENTER) test-all
 selftests: ## run the guest tests; T='dm-overlaybd/*' selects, KERNEL=oldest, debug or kcsan, CASES=<folder> runs all cases in it instead
 	@$(ENTER) selftests
 torture: ## 50,000 damaged images through the targets in the debug kernel (see docs/testing.md)
 	@T='hostile/*' KERNEL=debug OVBD_MUTANTS=1400 OVBD_TEST_LIMIT=14400 $(ENTER) selftests
 planted: ## put bugs into the targets, one by one, and see the tests find them (debug kernel, KCSAN)
 	@OVBD_TEST_LIMIT=300 $(ENTER) planted
+upstream: ## write the patches for the kernel, apply and compile them, and run their tests (build/upstream)
+	@$(ENTER) upstream
 bench: ## instructions for each read, beside all competitors; B='segments zfile/lz4-4k*' selects
 	@$(ENTER) bench
 bench-compare: ## the tracked figures of the modules of BASE=<commit> and of these

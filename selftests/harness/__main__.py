@@ -17,6 +17,7 @@ import root
 import selftests
 import stages
 import tracked
+import upstream
 from cache import Failure
 from report import Counts
 
@@ -39,10 +40,21 @@ def rustfmt(arguments):
 
 
 def test(_arguments):
-    """All tests; the last line is their count."""
-    counts = stages.test(os.environ.get("T", "*").split())
-    print(f"\n{counts}", flush=True)
-    return 1 if counts.failed else 0
+    """All tests that fit into the time of a continuous integration; the last line is their count."""
+    return _staged(lambda run: stages.test(os.environ.get("T", "*").split(), run))
+
+
+def test_all(_arguments):
+    """Those, and all that take longer."""
+    return _staged(stages.test_all)
+
+
+def _staged(work):
+    run = stages.Stages()
+    work(run)
+    run.show()
+    print(f"\n{run.total}", flush=True)
+    return 1 if run.total.failed else 0
 
 
 def run_selftests(_arguments):
@@ -72,6 +84,13 @@ def run_selftests(_arguments):
 def run_planted(_arguments):
     """Whether the tests find bugs that are there on purpose."""
     counts = planted.run(kernels.ensure())
+    print(f"\n{counts}", flush=True)
+    return 1 if counts.failed else 0
+
+
+def run_upstream(_arguments):
+    """The series for the kernel's mailing lists, applied and compiled."""
+    counts = upstream.run(kernels.ensure())
     print(f"\n{counts}", flush=True)
     return 1 if counts.failed else 0
 
@@ -123,12 +142,14 @@ INSIDE = {
     "clippy": clippy,
     "rustfmt": rustfmt,
     "test": test,
+    "test-all": test_all,
     "selftests": run_selftests,
     "bench": run_bench,
     "bench-track": bench_track,
     "bench-compare": bench_compare,
     "profile": profile,
     "planted": run_planted,
+    "upstream": run_upstream,
     "demo": run_demo,
     "shell": shell,
     "kernel-update": kernel_update,

@@ -90,6 +90,10 @@ class BuiltKernel:
              kernels.UPDATE)
         self._check_config()
         step(f"building the {self.name} kernel ({self.duration} on 2 cores)", make, log, kernels.UPDATE)
+        self._install(make, log)
+
+    def _install(self, make, log):
+        """Puts its modules where modprobe finds them."""
         staging = self.directory / "staging"
         step("installing its modules", [*make, f"INSTALL_MOD_PATH={staging}", "modules_install"], log, kernels.UPDATE)
         delete(self.installed)

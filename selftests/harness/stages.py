@@ -139,21 +139,34 @@ def stock_tests(patterns, kernel):
     return [name for name in selftests.select(patterns, kernel.name) if name not in elsewhere]
 
 
-def test(patterns):
-    """Everything; returns the counts of all stages."""
-    times = []
-    total = Counts()
+class Stages:
+    """What is run one after the other: the sum of its counts, and how long each takes."""
 
-    def stage(name, work):
+    def __init__(self):
+        self.total = Counts()
+        self.times = []
+
+    def run(self, name, work):
+        """Runs a stage, which returns counts or has them in what it returns."""
         print(f"\n=== {name}", flush=True)
         start = time.monotonic()
         result = work()
-        times.append((name, time.monotonic() - start))
+        self.times.append((name, time.monotonic() - start))
         for part in result if isinstance(result, tuple) else (result,):
             if isinstance(part, Counts):
-                total.add(part)
+                self.total.add(part)
         return result
 
+    def show(self):
+        """Prints the times."""
+        print(f"\n{'stage':46} seconds")
+        for name, seconds in self.times:
+            print(f"{name:46} {seconds:7.0f}")
+
+
+def test(patterns, stages):
+    """Everything that fits into the time of a continuous integration."""
+    stage, total = stages.run, stages.total
     kernel = stage("kernel build tree", kernels.ensure)
     stage("harness", harness_test)
     stage("lint, Python", lint_python)
@@ -176,7 +189,26 @@ def test(patterns):
             stage("tracked figures", lambda: tracked.check(kernel))
             stage("guest tests, debug kernel (the wait for them)", finish)
 
-    print(f"\n{'stage':46} seconds")
-    for name, seconds in times:
-        print(f"{name:46} {seconds:7.0f}")
-    return total
+
+def counted(*arguments, **environment):
+    """Runs a verb of the Makefile that prints its counts last; one that breaks off counts as a failure."""
+    process = subprocess.Popen(["make", "--no-print-directory", *arguments], cwd=SOURCE, close_fds=False,
+                               stdout=subprocess.PIPE, text=True, env=os.environ | environment)
+    counts = None
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        counts = COUNTS.fullmatch(line.rstrip("\n"))
+    process.wait()
+    return Counts(*map(int, counts.groups())) if counts else Counts(failed=1)
+
+
+def test_all(stages):
+    """Everything of `test`, and what takes too long for it."""
+    test(["*"], stages)
+    stages.run("all guest tests, oldest kernel", lambda: counted("selftests", "KERNEL=oldest"))
+    stages.run("more damaged images", lambda: counted("selftests", "KERNEL=debug", "T=hostile/*", OVBD_MUTANTS="200",
+                                                      OVBD_TEST_LIMIT="3600"))
+    stages.run("damaged files for the tools", lambda: one(build.make("fuzz-smoke")))
+    stages.run("race detector", lambda: counted("selftests", "KERNEL=kcsan", "T=races/* dm-*/io"))
+    stages.run("planted bugs", lambda: counted("planted"))
+    stages.run("upstream", lambda: counted("upstream"))
