@@ -5,13 +5,14 @@ program is interrupted or killed in the middle."""
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
 from block_devices import Devices, sha256
-from ovbd_command import MIB, Images, listed, ovbd, ovbd_fails, refused, settled
+from ovbd_command import MIB, Images, existing, listed, ovbd, ovbd_fails, refused, settled
 from test_script import OVBD, SCRATCH, Tap, load, run
 
 
@@ -120,43 +121,68 @@ def check_users(tap, images):
     ovbd("down", "used")
 
 
-def stand_in(body):
-    """An environment in which `dmsetup` is a shell script with this body."""
-    folder = SCRATCH / "bin"
-    folder.mkdir(exist_ok=True)
-    script = folder / "dmsetup"
-    script.write_text(f"#!/bin/sh\n{body}\nexec {run('sh', '-c', 'command -v dmsetup').strip()} \"$@\"\n")
-    script.chmod(0o755)
-    return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+def spoiled_store(path):
+    """A COW store that `ovbd` takes and dm-snapshot does not: its exceptions are to be beyond its end."""
+    with open(path, "wb") as file:
+        file.write(struct.pack("<4s3I", b"SnAp", 1, 1, 64))
+        file.truncate(16 << 10)
+
+
+def check_undo(tap, images):
+    """Whatever becomes of messages, nothing is left of a failed `up`."""
+    cow = SCRATCH / "spoiled"
+    spoiled_store(cow)
+    digest = sha256(cow)
+    words = ["up", "--writable", "--cow", cow, "stack", *images.layer]
+    refused(tap, "the last step fails", "/dev/mapper/stack: ", *words)
+    tap.equal(sha256(cow), digest, "the last step fails: the COW file is as it was")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as closed, open("/dev/full", "wb") as full:
+        for what, stderr in (("a closed pipe", closed), ("a full disk", full)):
+            before = existing()
+            process = subprocess.run([OVBD, *map(str, words)], stderr=stderr)
+            tap.equal(process.returncode, 1, f"stderr is {what}: up fails as before")
+            tap.equal(settled(before), before, f"stderr is {what}: nothing is left")
 
 
 def check_interrupted(tap, images):
-    """A step that fails, a signal in the middle, and a death in the middle."""
+    """A signal and a death in the middle."""
     cow = SCRATCH / "cow"
-    words = ["up", "--writable", "--cow", cow, "--size", "1M", "stack", *images.layer]
-    failing = stand_in('case $2 in stack) echo "device-mapper: no" >&2; exit 1;; esac')
-    refused(tap, "the last step fails", "/dev/mapper/stack: no", *words, env=failing)
-    tap.result(not cow.exists(), "the last step fails: the COW file is gone")
-    reached = SCRATCH / "reached"
-    slow = stand_in(f'case $1,$2 in create,stack-zfile2) touch {reached}; sleep 1;; esac')
+    # Many devices, so that there is a middle.
+    words = ["up", "--ignore-parents", "--writable", "--cow", cow, "--size", "1M", "stack", *images.layer * 20]
+    start = time.monotonic()
+    ovbd(*words)
+    whole = time.monotonic() - start
+    ovbd("down", "stack")
+    cow.unlink()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL):
         name = signal.Signals(number).name
-        reached.unlink(missing_ok=True)
-        process = subprocess.Popen([OVBD, *map(str, words)], env=slow, stderr=subprocess.PIPE, text=True)
-        while not reached.exists() and process.poll() is None:
-            time.sleep(0.05)
-        process.send_signal(number)
-        said = process.communicate()[1].strip()
-        if number == signal.SIGKILL:
-            # The step that runs ends on its own.
-            time.sleep(3)
-            refused(tap, f"up after {name}", "\"ovbd down stack\" removes them", *words)
-            tap.result("incomplete" in ovbd("ls"), f"{name}: ls lists the parts")
-            ovbd("down", "stack")
-        else:
-            tap.result(process.returncode == 1 and said.endswith("interrupted"), f"{name}: up ends", said)
-        tap.equal(settled([]), [], f"{name}: nothing is left")
-        tap.result(not cow.exists(), f"{name}: no COW file is left")
+        stopped = 0
+        for tenths in range(1, 10):
+            process = subprocess.Popen([OVBD, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                       text=True)
+            time.sleep(whole * tenths / 10)
+            process.send_signal(number)
+            said = process.communicate()[1].strip()
+            if process.returncode == 0:
+                ovbd("down", "stack")
+                cow.unlink()
+                continue
+            stopped += 1
+            if number == signal.SIGKILL:
+                if parts := [name for name in existing() if name.startswith("stack")]:
+                    refused(tap, f"up after {name}", "\"ovbd down stack\" removes them", *words)
+                    tap.result("incomplete" in ovbd("ls"), f"{name}: ls lists the parts", parts)
+                    ovbd("down", "stack")
+                cow.unlink(missing_ok=True)
+            else:
+                # Before it notices signals there is nothing to undo.
+                ended = process.returncode == 1 and said.endswith("interrupted") or process.returncode == -number
+                tap.result(ended, f"{name}: up ends", said)
+                tap.result(not cow.exists(), f"{name}: no COW file is left")
+            tap.equal(settled([]), [], f"{name} at {tenths} tenths: nothing is left")
+        tap.result(stopped > 0, f"{name}: came in the middle {stopped} times")
 
 
 tap = Tap()
@@ -166,5 +192,6 @@ check_names(tap, images)
 check_layers(tap, images)
 check_cow(tap, images)
 check_users(tap, images)
+check_undo(tap, images)
 check_interrupted(tap, images)
 tap.finish()

@@ -15,11 +15,18 @@ use std::{
 use ovbd_image::lsmt::{Identity, UuidText, SECTOR_BYTES};
 use rustix::fs::OFlags;
 
+use ovbd_kernel::{
+    dm::{Control, Suspend},
+    udev::{Cookie, Rules as UdevRules},
+    Number,
+};
+
 use crate::{
     check_root,
-    dmsetup::{all_with_tables, dmsetup, node, Mapped, Number},
     exceptions::{exceptions, header, Exception, Header, HEADER_BYTES},
-    running::{Role, Running},
+    lock::Lock,
+    mapped::{self, node, Mapped},
+    running::{check_name, Role, Running},
     users::{device_name, mounts},
     Interrupt,
 };
@@ -56,7 +63,10 @@ pub fn commit(
 ) -> Result<()> {
     options.check().map_err(|what| Error::new(out, what))?;
     check_root()?;
-    let stack = Running::find(name, &all_with_tables()?)?;
+    check_name(name)?;
+    let control = mapped::open()?;
+    let _lock = Lock::take(name, interrupt, report)?;
+    let stack = Running::find(&control, name)?;
     let (Some(device), Some(table)) = (stack.device(Role::Cow), stack.snapshot()) else {
         return Err(Error::new(
             &node(name),
@@ -78,8 +88,8 @@ pub fn commit(
     };
     let output = Output::create_file(out, rules)?;
 
-    let suspended = Suspended::new(device, report)?;
-    check_valid(device)?;
+    let suspended = Suspended::new(&control, device, report)?;
+    check_valid(&control, device)?;
     let store = Store::open(device_name(cow).into(), device.sectors())?;
     report.expect(store.bytes());
     let (blob, start) = start_blob(&output, out, options)?;
@@ -164,10 +174,12 @@ fn check_elsewhere(device: &Mapped, out: &Path) -> Result<()> {
 }
 
 /// Refuses a snapshot that lost writes.
-fn check_valid(device: &Mapped) -> Result<()> {
-    let status = dmsetup(["status", "--noflush", &device.name])?;
-    // "0 <sectors> snapshot <used>/<all> <metadata>", else it says what happened.
-    let state = status.split_whitespace().nth(3).unwrap_or_default();
+fn check_valid(control: &Control, device: &Mapped) -> Result<()> {
+    let status = device.status(control)?;
+    // "<used>/<all> <metadata>", else it says what happened.
+    let state = status
+        .first()
+        .map_or_else(String::new, |target| target.words.join(" "));
     if state.contains('/') {
         return Ok(());
     }
@@ -175,36 +187,48 @@ fn check_valid(device: &Mapped) -> Result<()> {
     Err(Error::new(&device.node(), what))
 }
 
-/// A suspended device; it goes on when this is dropped.
+/// A device that we suspended; it goes on when this is dropped.
 struct Suspended<'a> {
+    control: &'a Control,
     device: Option<&'a Mapped>,
     report: &'a dyn Report,
 }
 
 impl<'a> Suspended<'a> {
-    fn new(device: &'a Mapped, report: &'a dyn Report) -> Result<Self> {
-        let suspended = Self {
+    /// Suspends a device that is not: one that somebody else suspended is not ours to resume.
+    fn new(control: &'a Control, device: &'a Mapped, report: &'a dyn Report) -> Result<Self> {
+        control
+            .suspend(device.id(), Suspend::default())
+            .map_err(|e| Error::io(&device.node(), "suspend", e))?;
+        Ok(Self {
+            control,
             device: Some(device),
             report,
-        };
-        dmsetup(["suspend", &device.name])?;
-        Ok(suspended)
+        })
     }
 
     fn end(mut self) -> Result<()> {
-        self.device.take().map_or(Ok(()), resume)
+        match self.device.take() {
+            Some(device) => resume(self.control, device),
+            None => Ok(()),
+        }
     }
 }
 
-fn resume(device: &Mapped) -> Result<()> {
-    dmsetup(["resume", &device.name])
-        .map(drop)
-        .map_err(|e| Error::new(&device.node(), e.what()))
+fn resume(control: &Control, device: &Mapped) -> Result<()> {
+    let fail = |e| Error::io(&device.node(), "resume", e);
+    let cookie = Cookie::new().map_err(fail)?;
+    control
+        .resume(device.id(), cookie.event(UdevRules::All))
+        .map_err(fail)?;
+    cookie.wait();
+    Ok(())
 }
 
 impl Drop for Suspended<'_> {
     fn drop(&mut self) {
-        if let Some(Err(e)) = self.device.take().map(resume) {
+        let device = self.device.take();
+        if let Some(Err(e)) = device.map(|device| resume(self.control, device)) {
             self.report.warn(&e);
         }
     }

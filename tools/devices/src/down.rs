@@ -2,22 +2,34 @@
 
 //! Taking a stack down.
 
+use std::io;
+
+use ovbd_kernel::Number;
+use rustix::io::Errno;
+
 use crate::{
-    check_root,
-    dmsetup::{self, dmsetup, Number},
-    running::Running,
-    users,
+    check_root, in_parallel,
+    lock::Lock,
+    mapped::{self, Mapped, Mapper},
+    running::{check_name, Role, Running},
+    users, Interrupt,
 };
-use ovbd_layers::error::{Error, Result};
+use ovbd_layers::{
+    error::{Error, Result},
+    report::Report,
+};
 
 /// Removes all mapped devices of a stack; its loop devices go with them.
 ///
 /// # Errors
 ///
 /// There is no such stack, or it is in use.
-pub fn down(name: &str) -> Result<()> {
+pub fn down(name: &str, interrupt: &Interrupt, report: &dyn Report) -> Result<()> {
     check_root()?;
-    let stack = Running::find(name, &dmsetup::all())?;
+    check_name(name)?;
+    let control = mapped::open()?;
+    let _lock = Lock::take(name, interrupt, report)?;
+    let stack = Running::find(&control, name)?;
     let ours: Vec<Number> = stack
         .devices
         .iter()
@@ -28,21 +40,38 @@ pub fn down(name: &str) -> Result<()> {
             return Err(Error::new(&device.node(), why));
         }
     }
+    let mapper = Mapper::new(&control)?;
+    let result = remove(&stack, &mapper);
+    mapper.finish()?;
+    result
+}
+
+/// Removes from the top down: what is used by others of the stack goes after them. Devices that do not use each other
+/// go at the same time, as each waits for whoever may still be in it.
+fn remove(stack: &Running, mapper: &Mapper<'_>) -> Result<()> {
     // The device on top can be in use where no list says so. Only when it is gone the others go.
-    let mut names = stack.devices.iter().map(|(_, device)| device);
-    let Some(top) = names.next() else {
-        return Ok(());
-    };
-    // udev looks at a device after every program that wrote to it, so it is tried for a while.
-    dmsetup(["remove", "--retry", &top.name]).map_err(|e| {
-        match users::programs(top.number).as_slice() {
-            [] => Error::new(&top.node(), e.what()),
-            programs => Error::new(&top.node(), format!("in use by {}", programs.join(", "))),
-        }
-    })?;
-    let names: Vec<&str> = names.map(|device| device.name.as_str()).collect();
-    if !names.is_empty() {
-        dmsetup(["remove", "--retry"].iter().chain(&names))?;
+    let devices: Vec<(Role, &Mapped)> = stack
+        .devices
+        .iter()
+        .map(|(role, device)| (*role, device))
+        .collect();
+    for group in devices.chunk_by(|(a, _), (b, _)| a.is_beside(*b)) {
+        let results = in_parallel(group, |(_, device)| {
+            let result = mapper.remove(&device.name, &device.uuid);
+            result.map_err(|e| in_use(device, e))
+        });
+        results.into_iter().collect::<Result<()>>()?;
     }
     Ok(())
+}
+
+fn in_use(device: &Mapped, error: io::Error) -> Error {
+    let path = device.node();
+    if Errno::from_io_error(&error) == Some(Errno::BUSY) {
+        let programs = users::programs(device.number);
+        if !programs.is_empty() {
+            return Error::new(&path, format!("in use by {}", programs.join(", ")));
+        }
+    }
+    Error::io(&path, "remove", error)
 }

@@ -8,17 +8,26 @@
 
 pub mod commit;
 pub mod cow;
-pub mod dmsetup;
 pub mod down;
 pub mod exceptions;
 pub mod list;
+pub mod lock;
 pub mod loops;
+pub mod mapped;
 pub mod plan;
+pub mod programs;
 pub mod running;
 pub mod up;
 pub mod users;
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        Arc, Mutex, PoisonError,
+    },
+    thread,
+};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -37,6 +46,35 @@ pub fn check_root() -> Result<()> {
             "only root can use it; run ovbd as root",
         )),
     }
+}
+
+/// Threads that wait for the kernel, not for a processor: making and removing a device takes several grace periods.
+const WAITERS: usize = 32;
+
+/// Calls `work` for every item, many at a time; the results are in the order of the items.
+fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let next = AtomicUsize::new(0);
+    let results: Vec<Mutex<Option<R>>> = items.iter().map(|_| Mutex::new(None)).collect();
+    let run = || {
+        while let Some((item, result)) = {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            items.get(at).zip(results.get(at))
+        } {
+            let done = work(item);
+            *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
+        }
+    };
+    thread::scope(|scope| {
+        // The caller is one of them, so it does not matter whether others can be started.
+        for _ in 1..items.len().min(WAITERS) {
+            let _ = thread::Builder::new().spawn_scoped(scope, run);
+        }
+        run();
+    });
+    let results = results
+        .into_iter()
+        .filter_map(|result| result.into_inner().unwrap_or_else(PoisonError::into_inner));
+    results.collect()
 }
 
 /// Notices the signals that ask the program to end, so that it can undo what it began.
@@ -63,9 +101,23 @@ impl Interrupt {
     ///
     /// That one.
     pub fn check(&self, path: &Path) -> Result<()> {
-        match self.0.load(std::sync::atomic::Ordering::Relaxed) {
+        match self.0.load(Ordering::Relaxed) {
             true => Err(Error::new(path, "interrupted")),
             false => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_in_order() {
+        for count in [0, 1, 2, 31, 32, 33, 1000] {
+            let items: Vec<usize> = (0..count).collect();
+            let wanted: Vec<usize> = items.iter().map(|i| i * 2).collect();
+            assert_eq!(in_parallel(&items, |i| i * 2), wanted);
         }
     }
 }

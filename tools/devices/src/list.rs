@@ -3,6 +3,7 @@
 //! Which stacks run, what they are made of, and how they do.
 
 use std::{
+    collections::HashMap,
     fmt::{self, Write},
     path::PathBuf,
 };
@@ -10,10 +11,12 @@ use std::{
 use ovbd_image::lsmt::SECTOR_BYTES;
 use serde::Serialize;
 
+use ovbd_kernel::{dm::Control, Number};
+
 use crate::{
     check_root,
-    dmsetup::{self, Target},
     loops::backing_file,
+    mapped::{self, Target},
     running::{Role, Running},
     users::{device_name, why_in_use},
 };
@@ -92,26 +95,25 @@ impl List {
     ///
     /// # Errors
     ///
-    /// Those of `dmsetup`.
+    /// Those of the ioctls.
     pub fn new() -> Result<Self> {
         check_root()?;
-        let stacks = Running::among(&dmsetup::all_with_tables()?);
-        let status = match stacks.as_slice() {
-            [] => Vec::new(),
-            _ => dmsetup::all_status()?,
+        let Some(control) = mapped::open_existing()? else {
+            return Ok(Self(Vec::new()));
         };
-        let entries = stacks.iter().map(|stack| entry(stack, &status)).collect();
-        Ok(Self(entries))
+        let stacks = Running::all(&control)?;
+        let entries: Result<_> = stacks.iter().map(|stack| entry(stack, &control)).collect();
+        entries.map(Self)
     }
 }
 
-fn entry(stack: &Running, status: &[(String, Target)]) -> Entry {
-    let find = |name: &str| {
-        status
-            .iter()
-            .find_map(|(found, target)| (found == name).then_some(target))
-    };
-    let of_role = |role| find(&stack.device(role)?.name);
+fn entry(stack: &Running, control: &Control) -> Result<Entry> {
+    let mut status: HashMap<Number, Target> = HashMap::new();
+    for (_, device) in &stack.devices {
+        let target = device.status(control)?.into_iter().next();
+        status.extend(target.map(|target| (device.number, target)));
+    }
+    let of_role = |role| status.get(&stack.device(role)?.number);
     let top = stack.top();
     let overlaybd = of_role(Role::Stack);
     let number = |position| overlaybd.and_then(|status| status.number(position));
@@ -119,9 +121,9 @@ fn entry(stack: &Running, status: &[(String, Target)]) -> Entry {
         path: layer.path,
         stored_bytes: layer.stored_bytes,
         owned_bytes: number(4 + position).unwrap_or(0) * SECTOR_BYTES,
-        zfile: layer.zfile.as_deref().and_then(find).and_then(zfile),
+        zfile: layer.zfile.and_then(|number| zfile(status.get(&number)?)),
     };
-    Entry {
+    Ok(Entry {
         name: stack.name.clone(),
         device: top.map(|device| device.node()),
         uuid: top.map_or_else(String::new, |device| device.uuid.clone()),
@@ -134,7 +136,7 @@ fn entry(stack: &Running, status: &[(String, Target)]) -> Entry {
         cow: stack
             .snapshot()
             .and_then(|table| cow(table, of_role(Role::Cow)?)),
-    }
+    })
 }
 
 fn zfile(status: &Target) -> Option<ZfileEntry> {

@@ -3,31 +3,22 @@
 //! Loop devices: attaching them, and which files they are attached to.
 
 use std::{
+    ffi::OsString,
     fs::{self, File},
-    io,
-    os::{fd::AsRawFd, unix::fs::MetadataExt},
+    os::unix::{
+        ffi::OsStringExt,
+        fs::{FileTypeExt, MetadataExt},
+    },
     path::{Path, PathBuf},
 };
 
-use loopdev::{LoopControl, LoopDevice};
-use rustix::io::Errno;
+use ovbd_kernel::{
+    loops::{self, Attached, Status, CONTROL, MAJOR},
+    Number,
+};
 
-use crate::dmsetup::{run, Number};
+use crate::programs::run;
 use ovbd_layers::error::{Error, Result};
-
-/// Major number of loop devices.
-const MAJOR: u32 = 7;
-
-const CONTROL: &str = "/dev/loop-control";
-
-/// An attached loop device. It detaches itself when this is dropped and nothing else has it open.
-#[derive(Debug)]
-pub struct Attached {
-    /// Holds the device until a mapped device does.
-    _device: LoopDevice,
-    /// Device node.
-    pub node: PathBuf,
-}
 
 /// Loads the module that makes loop devices, where it is missing.
 ///
@@ -42,84 +33,94 @@ pub fn prepare() -> Result<()> {
     Ok(())
 }
 
-/// Attaches `bytes` of a file, 0 for all of it, from byte `offset` on; read-only if the file was opened so.
-///
-/// Reads and writes bypass the page cache of the file system below where it can do that: the mapped devices
-/// have their own.
+/// Attaches `bytes` of a file, 0 for all of it, from byte `offset` on; `writable` if the file was opened so.
 ///
 /// # Errors
 ///
 /// The system's; they name `path`.
-pub fn attach(file: &File, path: &Path, offset: u64, bytes: u64) -> Result<Attached> {
-    let fail = |e| Error::io(path, "attach a loop device to", e);
-    let control = LoopControl::open().map_err(|e| Error::io(Path::new(CONTROL), "open", e))?;
-    // Another program can take the free device first.
-    let device = loop {
-        let device = control.next_free().map_err(fail)?;
-        let options = device.with().offset(offset).size_limit(bytes);
-        match options.autoclear(true).attach_fd(file.as_raw_fd()) {
-            Err(e) if Errno::from_io_error(&e) == Some(Errno::BUSY) => {}
-            result => {
-                result.map_err(fail)?;
-                break device;
-            }
-        }
-    };
-    // Whether the file system can do it only the attempt shows.
-    let direct = device.set_direct_io(true).is_ok();
-    let node = device
-        .path()
-        .ok_or_else(|| fail(io::ErrorKind::NotFound.into()))?;
-    tracing::debug!(node = %node.display(), path = %path.display(), direct, "attached");
-    Ok(Attached {
-        _device: device,
-        node,
-    })
+pub fn attach(
+    file: &File,
+    path: &Path,
+    writable: bool,
+    offset: u64,
+    bytes: u64,
+) -> Result<Attached> {
+    let attached = loops::attach(file, writable, offset, bytes)
+        .map_err(|e| Error::io(path, "attach a loop device to", e))?;
+    tracing::debug!(node = %attached.node.display(), path = %path.display(), "attached");
+    Ok(attached)
 }
 
-/// The file that a loop device is attached to.
+/// The name of the file that a loop device was attached to: for people, it may be that of another file by now.
 pub fn backing_file(number: Number) -> Option<PathBuf> {
     if number.0 != MAJOR {
         return None;
     }
-    let name = fs::read_to_string(number.sysfs().join("loop/backing_file")).ok()?;
-    Some(name.trim_end_matches('\n').into())
+    let mut name = fs::read(number.sysfs().join("loop/backing_file")).ok()?;
+    if name.last() == Some(&b'\n') {
+        name.pop();
+    }
+    Some(OsString::from_vec(name).into())
 }
 
 /// A loop device in use.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Loop {
     /// Device node.
     pub node: PathBuf,
-    /// Whether it refuses writes.
-    pub read_only: bool,
-    /// Device and inode number of the file.
-    file: (u64, u64),
+    /// Number.
+    pub number: Number,
+    /// What it is attached to.
+    pub status: Status,
 }
 
 impl Loop {
-    /// Whether it is attached to the file of `metadata`.
+    /// Whether it is attached to the file or block device of `metadata`.
     pub fn is_on(&self, metadata: &fs::Metadata) -> bool {
-        self.file == (metadata.dev(), metadata.ino())
+        match metadata.file_type().is_block_device() {
+            true => self.status.block_device == Some(Number::new(metadata.rdev())),
+            false => {
+                let file = (Number::new(metadata.dev()), metadata.ino());
+                file == (self.status.device, self.status.inode)
+            }
+        }
     }
 }
 
-/// All loop devices that are attached to files with names.
-pub fn all() -> Vec<Loop> {
-    let Ok(folder) = fs::read_dir("/sys/block") else {
-        return Vec::new();
-    };
-    folder
-        .filter_map(|entry| {
-            let entry = entry.ok()?;
-            let backing = fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
-            let file = fs::metadata(backing.trim_end_matches('\n')).ok()?;
-            let read_only = fs::read_to_string(entry.path().join("ro")).ok()?;
-            Some(Loop {
-                node: Path::new("/dev").join(entry.file_name()),
-                read_only: read_only.trim() == "1",
-                file: (file.dev(), file.ino()),
-            })
-        })
-        .collect()
+/// All loop devices that are attached to something.
+///
+/// # Errors
+///
+/// One of them cannot be asked.
+pub fn all() -> Result<Vec<Loop>> {
+    let folder = Path::new("/sys/block");
+    let fail = |e| Error::io(folder, "list", e);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        // Without a file it does not have this folder.
+        if !entry.path().join("loop").exists() {
+            continue;
+        }
+        let Some(number) = read_number(&entry.path()) else {
+            continue;
+        };
+        let node = Path::new("/dev").join(entry.file_name());
+        let status = loops::status(&node);
+        let status = status.map_err(|e| Error::io(&node, "ask for its file", e))?;
+        if let Some(status) = status {
+            found.push(Loop {
+                node,
+                number,
+                status,
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// The number of a device from its folder in sysfs.
+pub fn read_number(folder: &Path) -> Option<Number> {
+    let text = fs::read_to_string(folder.join("dev")).ok()?;
+    text.trim_end().parse().ok()
 }

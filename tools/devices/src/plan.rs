@@ -13,9 +13,18 @@ use std::{
 use ovbd_image::lsmt::SECTOR_BYTES;
 use rustix::fs::MemfdFlags;
 
+use ovbd_kernel::{
+    dm::{Control, Line as TableLine, CONTROL},
+    loops::Attached,
+    udev::Rules,
+    Number,
+};
+
 use crate::{
-    dmsetup::{dmsetup, node, KernelLog},
-    loops::{attach, Attached},
+    in_parallel,
+    loops::attach,
+    mapped::{node, Mapper},
+    users::block_number,
     Interrupt,
 };
 use ovbd_layers::{
@@ -27,8 +36,10 @@ use ovbd_layers::{
 /// A device in a table.
 #[derive(Clone, Debug)]
 pub enum Device {
-    /// One that exists, or that an earlier step makes under this name.
+    /// One that exists.
     Path(PathBuf),
+    /// The mapped device that an earlier step makes under this name.
+    Mapped(String),
     /// The loop device that an earlier step attached, by its variable.
     Loop(String),
 }
@@ -74,6 +85,8 @@ pub enum Step {
         uuid: String,
         /// Whether it refuses writes.
         read_only: bool,
+        /// Whether it is only part of another one, and nothing for udev's rules to look into.
+        hidden: bool,
         /// Its table.
         table: Vec<Line>,
     },
@@ -153,8 +166,8 @@ fn print_step(step: &Step, loops: &mut Vec<String>, text: &mut String) {
             let path = quote(path);
             writeln!(
                 text,
-                "{variable}=$(losetup --find --show --read-only --direct-io=on --offset {offset} \
-                 --sizelimit {bytes} {path})"
+                "{variable}=$(losetup --find --show --read-only --direct-io=on --sector-size {SECTOR_BYTES} \
+                 --offset {offset} --sizelimit {bytes} {path})"
             )
         }
         Step::Tails { variable, paths } => {
@@ -207,9 +220,14 @@ fn print_step(step: &Step, loops: &mut Vec<String>, text: &mut String) {
             uuid,
             read_only,
             table,
+            ..
         } => {
             let option = if *read_only { "--readonly " } else { "" };
-            let table = render(table, |variable| format!("${variable}"));
+            let lines: Vec<String> = table
+                .iter()
+                .map(|line| format!("{} {} {}", line.start, line.sectors, line.words(in_shell)))
+                .collect();
+            let table = lines.join("\n");
             writeln!(
                 text,
                 "dmsetup create {name} {option}--uuid {uuid} --table \"{table}\""
@@ -225,40 +243,121 @@ fn quote(path: &Path) -> String {
     shlex::try_quote(&path.to_string_lossy()).map_or_else(|_| String::new(), Into::into)
 }
 
-fn render(table: &[Line], find: impl Fn(&str) -> String) -> String {
-    let lines: Vec<String> = table
-        .iter()
-        .map(|line| {
-            let mut text = format!("{} {}", line.start, line.sectors);
-            for word in &line.words {
-                text.push(' ');
-                match word {
-                    Word::Text(word) => text += word,
-                    Word::Device(Device::Path(path)) => text += &path.to_string_lossy(),
-                    Word::Device(Device::Loop(variable)) => text += &find(variable),
-                }
-            }
-            text
-        })
-        .collect();
-    lines.join("\n")
+/// A device as a word between double quotes of a shell.
+fn in_shell(device: &Device) -> String {
+    match device {
+        Device::Mapped(name) => node(name).to_string_lossy().into_owned(),
+        Device::Loop(variable) => format!("${variable}"),
+        Device::Path(path) => match path.to_str() {
+            Some(plain) if plain.chars().all(is_plain) => plain.to_owned(),
+            // Neither the shell nor device-mapper splits a number.
+            _ => format!(
+                "$(lsblk --nodeps --noheadings --raw --output MAJ:MIN {})",
+                quote(path)
+            ),
+        },
+    }
 }
 
-/// Runs the steps; after a failure nothing is left of them.
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "/+-._=:@".contains(c)
+}
+
+impl Line {
+    /// Target and parameters, with devices as `show` has them.
+    fn words(&self, show: impl Fn(&Device) -> String) -> String {
+        let words: Vec<String> = self
+            .words
+            .iter()
+            .map(|word| match word {
+                Word::Text(word) => word.clone(),
+                Word::Device(device) => show(device),
+            })
+            .collect();
+        words.join(" ")
+    }
+}
+
+/// Runs the steps, those that do not need each other at the same time; after a failure nothing is left of them.
 ///
 /// # Errors
 ///
 /// That of the first step that fails, and an interrupt.
-pub fn run(steps: &[Step], interrupt: &Interrupt, report: &dyn Report) -> Result<()> {
-    let mut done = Done::default();
-    let result = steps.iter().try_for_each(|step| {
-        interrupt.check(step.path())?;
-        done.step(step)
+pub fn run(
+    control: &Control,
+    steps: &[Step],
+    interrupt: &Interrupt,
+    report: &dyn Report,
+) -> Result<()> {
+    let mut done = Done {
+        mapper: Mapper::new(control)?,
+        loops: HashMap::new(),
+        maps: Vec::new(),
+        files: Vec::new(),
+    };
+    let result: Result<()> = waves(steps).iter().try_for_each(|wave| {
+        let results = in_parallel(wave, |step| {
+            interrupt.check(step.path())?;
+            done.step(step)
+        });
+        // All that was made is kept in mind before the first error counts.
+        let kept: Vec<Result<()>> = results
+            .into_iter()
+            .map(|result| result.map(|made| done.keep(made)))
+            .collect();
+        kept.into_iter().collect()
     });
+    // The loop devices are held until the end; then the mapped devices do.
+    let result = result.and_then(|()| done.mapper.finish());
     if result.is_err() {
         done.undo(report);
     }
     result
+}
+
+/// The steps in groups, each of which only needs the groups before it.
+fn waves(steps: &[Step]) -> Vec<Vec<&Step>> {
+    let mut waves: Vec<Vec<&Step>> = Vec::new();
+    // The wave of each loop device and of each mapped device.
+    let mut loops: HashMap<&str, usize> = HashMap::new();
+    let mut maps: HashMap<&str, usize> = HashMap::new();
+    for step in steps {
+        let at = match step {
+            Step::Layer { .. } | Step::Tails { .. } => 0,
+            // Nothing is written before all that may fail earlier.
+            Step::Wipe(_) | Step::Cow { .. } => waves.len(),
+            Step::Map { table, .. } => {
+                let words = table.iter().flat_map(|line| &line.words);
+                let below = words.filter_map(|word| match word {
+                    Word::Device(Device::Loop(variable)) => loops.get(variable.as_str()).copied(),
+                    Word::Device(Device::Mapped(name)) => maps.get(name.as_str()).copied(),
+                    // A step before may have wiped it.
+                    Word::Device(Device::Path(path)) => waves.iter().position(|wave| {
+                        let mut wave = wave.iter();
+                        wave.any(|step| matches!(step, Step::Wipe(wiped) if wiped == path))
+                    }),
+                    Word::Text(_) => None,
+                });
+                below.max().map_or(0, |below| below + 1)
+            }
+        };
+        match step {
+            Step::Layer { variable, .. }
+            | Step::Tails { variable, .. }
+            | Step::Cow { variable, .. } => {
+                loops.insert(variable, at);
+            }
+            Step::Map { name, .. } => {
+                maps.insert(name, at);
+            }
+            Step::Wipe(_) => {}
+        }
+        if waves.len() <= at {
+            waves.resize_with(at + 1, Vec::new);
+        }
+        waves[at].push(step);
+    }
+    waves
 }
 
 impl Step {
@@ -274,16 +373,30 @@ impl Step {
 }
 
 /// What was made so far.
-#[derive(Default)]
-struct Done {
+struct Done<'a> {
+    mapper: Mapper<'a>,
     loops: HashMap<String, Attached>,
-    maps: Vec<String>,
+    maps: Vec<Mapped>,
     files: Vec<PathBuf>,
 }
 
-impl Done {
-    fn step(&mut self, step: &Step) -> Result<()> {
-        match step {
+/// A mapped device that was made.
+struct Mapped {
+    name: String,
+    uuid: String,
+    number: Number,
+}
+
+/// What a step made.
+enum Made {
+    Nothing,
+    Loop(String, Attached, Option<PathBuf>),
+    Map(Mapped),
+}
+
+impl Done<'_> {
+    fn step(&self, step: &Step) -> Result<Made> {
+        Ok(match step {
             Step::Layer {
                 variable,
                 path,
@@ -291,92 +404,136 @@ impl Done {
                 bytes,
             } => {
                 let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-                let attached = attach(&file, path, *offset, *bytes)?;
-                self.loops.insert(variable.clone(), attached);
+                let attached = attach(&file, path, false, *offset, *bytes)?;
+                Made::Loop(variable.clone(), attached, None)
             }
             Step::Tails { variable, paths } => {
-                let attached = attach(&tails(paths)?, Path::new("memfd"), 0, 0)?;
-                self.loops.insert(variable.clone(), attached);
+                let attached = attach(&tails(paths)?, Path::new("memfd"), false, 0, 0)?;
+                Made::Loop(variable.clone(), attached, None)
             }
             Step::Cow {
                 variable,
                 path,
                 create,
             } => {
-                let file = self.cow(path.as_deref(), *create)?;
-                let attached = attach(&file, step.path(), 0, 0)?;
-                self.loops.insert(variable.clone(), attached);
+                let (attached, new) = cow(path.as_deref(), *create)?;
+                Made::Loop(variable.clone(), attached, new)
             }
             Step::Wipe(path) => {
                 let fail = |e| Error::io(path, "write", e);
                 let mut file = File::options().write(true).open(path).map_err(fail)?;
                 file.write_all(&[0; WIPE_BYTES]).map_err(fail)?;
                 file.sync_all().map_err(fail)?;
+                Made::Nothing
             }
             Step::Map {
                 name,
                 uuid,
                 read_only,
+                hidden,
                 table,
-            } => self.map(name, uuid, *read_only, table)?,
-        }
-        Ok(())
-    }
-
-    fn cow(&mut self, path: Option<&Path>, create: Option<u64>) -> Result<File> {
-        let file = match path {
-            None => tempfile::tempfile_in(UNNAMED_FOLDER)
-                .map_err(|e| Error::io(Path::new(UNNAMED_FOLDER), "create a file in", e))?,
-            Some(path) => {
-                let file = File::options()
-                    .read(true)
-                    .write(true)
-                    .create_new(create.is_some())
-                    .open(path)
-                    .map_err(|e| Error::io(path, "open", e))?;
-                if create.is_some() {
-                    self.files.push(path.to_owned());
-                }
-                file
+            } => {
+                let table = self.resolve(table)?;
+                let rules = if *hidden { Rules::Hidden } else { Rules::All };
+                tracing::debug!(name, ?table, "create");
+                let number = self.mapper.create(name, uuid, &table, *read_only, rules)?;
+                Made::Map(Mapped {
+                    name: name.clone(),
+                    uuid: uuid.clone(),
+                    number,
+                })
             }
-        };
-        if let Some(bytes) = create {
-            let path = path.unwrap_or(Path::new(UNNAMED_FOLDER));
-            file.set_len(bytes)
-                .map_err(|e| Error::io(path, "set the size of", e))?;
-        }
-        Ok(file)
+        })
     }
 
-    fn map(&mut self, name: &str, uuid: &str, read_only: bool, table: &[Line]) -> Result<()> {
-        let table = render(table, |variable| match self.loops.get(variable) {
-            Some(attached) => attached.node.to_string_lossy().into_owned(),
-            None => String::new(),
-        });
-        tracing::debug!(name, table, "create");
-        let mut arguments = vec!["create", name, "--uuid", uuid, "--table", &table];
-        if read_only {
-            arguments.push("--readonly");
+    fn keep(&mut self, made: Made) {
+        match made {
+            Made::Nothing => {}
+            Made::Loop(variable, attached, file) => {
+                self.loops.insert(variable, attached);
+                self.files.extend(file);
+            }
+            Made::Map(mapped) => self.maps.push(mapped),
         }
-        let log = KernelLog::now();
-        dmsetup(arguments).map_err(|e| match log.reason() {
-            Some(reason) => Error::new(&node(name), format!("{} ({reason})", e.what())),
-            None => Error::new(&node(name), e.what()),
-        })?;
-        self.maps.push(name.to_owned());
-        Ok(())
+    }
+
+    /// The table with the numbers of its devices: their nodes may not be there yet.
+    fn resolve(&self, table: &[Line]) -> Result<Vec<TableLine>> {
+        let number = |device: &Device| match device {
+            Device::Mapped(name) => {
+                let made = self.maps.iter().rev().find(|made| made.name == *name);
+                made.map(|made| made.number)
+            }
+            Device::Loop(variable) => self.loops.get(variable).map(|attached| attached.number),
+            Device::Path(path) => block_number(path),
+        };
+        let mut lines = Vec::new();
+        for line in table {
+            for word in &line.words {
+                if let Word::Device(device) = word {
+                    if number(device).is_none() {
+                        let what = format!("{device:?} is not a block device");
+                        return Err(Error::new(Path::new(CONTROL), what));
+                    }
+                }
+            }
+            let show = |device: &Device| number(device).map_or_else(String::new, |n| n.to_string());
+            let text = line.words(show);
+            let (kind, text) = text.split_once(' ').unwrap_or((&text, ""));
+            lines.push(TableLine {
+                start: line.start,
+                sectors: line.sectors,
+                kind: kind.to_owned(),
+                text: text.to_owned(),
+            });
+        }
+        Ok(lines)
     }
 
     fn undo(self, report: &dyn Report) {
-        for name in self.maps.iter().rev() {
-            if let Err(e) = dmsetup(["remove", "--retry", name]) {
-                report.warn(&e);
+        for Mapped { name, uuid, .. } in self.maps.iter().rev() {
+            if let Err(e) = self.mapper.remove(name, uuid) {
+                report.warn(&Error::io(&node(name), "remove", e));
             }
+        }
+        if let Err(e) = self.mapper.finish() {
+            report.warn(&e);
         }
         for path in &self.files {
             if let Err(e) = fs::remove_file(path) {
                 report.warn(&Error::io(path, "remove", e));
             }
+        }
+    }
+}
+
+/// Attaches the COW store, a file that is made if it is to have a size; returns its name if it is new and has one.
+fn cow(path: Option<&Path>, create: Option<u64>) -> Result<(Attached, Option<PathBuf>)> {
+    let name = path.unwrap_or(Path::new(UNNAMED_FOLDER));
+    let file = match path {
+        None => tempfile::tempfile_in(name).map_err(|e| Error::io(name, "create a file in", e))?,
+        Some(path) => File::options()
+            .read(true)
+            .write(true)
+            .create_new(create.is_some())
+            .open(path)
+            .map_err(|e| Error::io(path, "open", e))?,
+    };
+    let new = path.filter(|_| create.is_some());
+    let sized = match create {
+        Some(bytes) => file
+            .set_len(bytes)
+            .map_err(|e| Error::io(name, "set the size of", e)),
+        None => Ok(()),
+    };
+    match sized.and_then(|()| attach(&file, name, true, 0, 0)) {
+        Ok(attached) => Ok((attached, new.map(Path::to_owned))),
+        Err(e) => {
+            if let Some(path) = new {
+                // What went wrong first is what counts.
+                let _ = fs::remove_file(path);
+            }
+            Err(e)
         }
     }
 }

@@ -12,13 +12,21 @@
 //!
 //! The `<uuid>` is that of the layer, of the topmost for the whole stack, in 32 digits.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use ovbd_image::lsmt::UuidText;
 
+use ovbd_kernel::{
+    dm::{Control, Listed},
+    Number,
+};
+
 use crate::{
-    dmsetup::{node, Mapped, Number, Target},
     loops::backing_file,
+    mapped::{self, node, Mapped, Target},
     users::device_name,
 };
 use ovbd_layers::error::{Error, Result};
@@ -48,6 +56,11 @@ impl Role {
             Role::Zfile(layer) => format!("{name}-zfile{layer}"),
             Role::Blob(layer) => format!("{name}-blob{layer}"),
         }
+    }
+
+    /// Whether a device of each role can be removed while the other exists.
+    pub fn is_beside(self, other: Self) -> bool {
+        std::mem::discriminant(&self) == std::mem::discriminant(&other)
     }
 
     /// UUID of the device with this role in the stack `name`, for a layer of UUID `uuid`.
@@ -120,8 +133,8 @@ pub struct RunningLayer {
     pub device: Number,
     /// Bytes of the uncompressed blob.
     pub bytes: u64,
-    /// Name of the dm-zfile device, if the layer is compressed.
-    pub zfile: Option<String>,
+    /// Number of the dm-zfile device, if the layer is compressed.
+    pub zfile: Option<Number>,
     /// Bytes of the blob as it is stored.
     pub stored_bytes: u64,
     /// File or block device with the blob.
@@ -129,39 +142,61 @@ pub struct RunningLayer {
 }
 
 impl Running {
-    /// The stacks that some mapped devices make, by name; also those of which only parts exist.
-    pub fn among(devices: &[Mapped]) -> Vec<Self> {
-        let mut stacks: Vec<Self> = Vec::new();
-        for device in devices {
-            let Some((role, name)) = Role::parse(&device.uuid) else {
-                continue;
-            };
-            match stacks.iter_mut().find(|stack| stack.name == name) {
-                Some(stack) => stack.devices.push((role, device.clone())),
-                None => stacks.push(Self {
-                    name: name.to_owned(),
-                    devices: vec![(role, device.clone())],
-                }),
-            }
-        }
-        stacks.sort_by(|a, b| a.name.cmp(&b.name));
-        for stack in &mut stacks {
-            stack.devices.sort_by_key(|(role, _)| *role);
-        }
-        stacks
-    }
-
-    /// The stack of a name among some mapped devices.
+    /// The stacks that exist, by name; also those of which only parts exist.
     ///
     /// # Errors
     ///
-    /// There is none.
-    pub fn find(name: &str, devices: &[Mapped]) -> Result<Self> {
+    /// Those of the ioctls. A device that goes away meanwhile is none.
+    pub fn all(control: &Control) -> Result<Vec<Self>> {
+        Self::of(control, &mapped::list(control)?, |_| true)
+    }
+
+    /// The stack of a name.
+    ///
+    /// # Errors
+    ///
+    /// There is none, and those of the ioctls.
+    pub fn find(control: &Control, name: &str) -> Result<Self> {
         check_name(name)?;
-        Self::among(devices)
-            .into_iter()
-            .find(|stack| stack.name == name)
+        Self::of(control, &mapped::list(control)?, |found| found == name)?
+            .pop()
             .ok_or_else(|| Error::new(&node(name), "no such stack (ovbd ls lists them)"))
+    }
+
+    /// The stacks with a name that is `wanted`, of the devices in a list.
+    ///
+    /// # Errors
+    ///
+    /// Those of the ioctls.
+    pub fn of(
+        control: &Control,
+        devices: &[Listed],
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<Vec<Self>> {
+        let mut found = Vec::new();
+        for device in devices {
+            if Role::parse(&device.uuid).is_some_and(|(_, name)| wanted(name)) {
+                found.extend(Mapped::read(control, device)?);
+            }
+        }
+        Ok(Self::among(found))
+    }
+
+    fn among(devices: Vec<Mapped>) -> Vec<Self> {
+        let mut stacks: BTreeMap<String, Vec<(Role, Mapped)>> = BTreeMap::new();
+        for device in devices {
+            if let Some((role, name)) = Role::parse(&device.uuid) {
+                stacks
+                    .entry(name.to_owned())
+                    .or_default()
+                    .push((role, device));
+            }
+        }
+        let stack = |(name, mut devices): (String, Vec<(Role, Mapped)>)| {
+            devices.sort_by_key(|(role, _)| *role);
+            Self { name, devices }
+        };
+        stacks.into_iter().map(stack).collect()
     }
 
     /// The device of a role.
@@ -171,10 +206,15 @@ impl Running {
             .find_map(|(found, device)| (*found == role).then_some(device))
     }
 
-    /// The device that users of the stack see, if it was made.
+    /// The device that users of the stack see, if it was made, under whatever name it has by now.
     pub fn top(&self) -> Option<&Mapped> {
-        let device = self.device(Role::Cow).or(self.device(Role::Stack))?;
-        (device.name == self.name).then_some(device)
+        if let Some(device) = self.device(Role::Cow) {
+            return Some(device).filter(|device| !device.table.is_empty());
+        }
+        let device = self.device(Role::Stack)?;
+        // That one is to get a snapshot on top.
+        let lower = Role::Stack.device_name(&self.name, true);
+        (device.name != lower && !device.table.is_empty()).then_some(device)
     }
 
     /// The table of the stack.
@@ -215,7 +255,7 @@ impl Running {
         };
         let mut blob = device;
         if let Some((Role::Zfile(_), mapped)) = by_number(blob) {
-            layer.zfile = Some(mapped.name.clone());
+            layer.zfile = Some(mapped.number);
             if let Some(target) = mapped.target() {
                 blob = target.device(0).unwrap_or(blob);
                 layer.stored_bytes = target.number(1).unwrap_or(bytes);

@@ -13,12 +13,15 @@ use std::{
 };
 
 use ovbd_image::lsmt::{topmost_size, Trailer, SECTOR_BYTES};
+use ovbd_kernel::dm::Control;
 
 use crate::{
-    check_root, cow,
-    dmsetup::{self, node, run},
+    check_root, cow, in_parallel,
+    lock::Lock,
     loops::{self, Loop},
+    mapped::{self, node},
     plan::{self, Device, Line, Step, Word},
+    programs::run,
     running::{check_name, Role, Running},
     users, Interrupt,
 };
@@ -53,8 +56,11 @@ pub struct Options {
 /// All that is wrong with the layers, the names, the COW store and the system. Nothing is left behind then.
 pub fn up(options: &Options, interrupt: &Interrupt, report: &dyn Report) -> Result<PathBuf> {
     check_root()?;
+    check_name(&options.name)?;
+    let control = mapped::open()?;
+    let _lock = Lock::take(&options.name, interrupt, report)?;
     let steps = steps(options)?;
-    check_names(&options.name, &steps)?;
+    check_names(&control, &options.name, &steps)?;
     for step in &steps {
         if let Step::Map { table, .. } = step {
             for line in table {
@@ -65,7 +71,7 @@ pub fn up(options: &Options, interrupt: &Interrupt, report: &dyn Report) -> Resu
         }
     }
     loops::prepare()?;
-    plan::run(&steps, interrupt, report)?;
+    plan::run(&control, &steps, interrupt, report)?;
     Ok(node(&options.name))
 }
 
@@ -81,6 +87,7 @@ pub fn dry_run(options: &Options) -> Result<String> {
 /// What a layer is and where its blob is.
 struct LayerPlace {
     path: PathBuf,
+    /// Whether it is on a block device that dm-linear can start at any sector of.
     is_device: bool,
     file_bytes: u64,
     /// First byte of the blob in the file.
@@ -110,13 +117,17 @@ impl LayerPlace {
         read_header(&opened.content)?;
         let trailer = read_trailer(&opened.content)?;
         let input = opened.content.input();
-        let kind = input.file().metadata();
+        let found = input.file().metadata();
+        let found = found.map_err(|e| Error::io(path, "look up", e))?;
+        // Layers are made of sectors of 512 bytes, wrappers too. A disk with larger ones gets a loop device, as a file
+        // does.
+        let is_device = found.file_type().is_block_device()
+            && rustix::fs::ioctl_blksszget(input.file())
+                .map_err(|e| Error::io(path, "find the block size of", e.into()))?
+                <= SECTOR_BYTES as u32;
         Ok(Self {
             path: path.clone(),
-            is_device: kind
-                .map_err(|e| Error::io(path, "look up", e))?
-                .file_type()
-                .is_block_device(),
+            is_device,
             file_bytes: opened.file_bytes,
             start: input.start(),
             bytes: input.bytes(),
@@ -152,7 +163,7 @@ impl LayerPlace {
         let metadata = fs::metadata(&self.path).map_err(|e| Error::io(&self.path, "look up", e))?;
         if let Some(user) = loops
             .iter()
-            .find(|user| !user.read_only && user.is_on(&metadata))
+            .find(|user| !user.status.read_only && user.is_on(&metadata))
         {
             return fail(format!("can be written through {}", user.node.display()));
         }
@@ -168,14 +179,11 @@ impl LayerPlace {
 fn steps(options: &Options) -> Result<Vec<Step>> {
     check_name(&options.name)?;
     check_count(&options.layers)?;
-    let blobs = options
-        .layers
-        .iter()
-        .map(LayerPlace::open)
-        .collect::<Result<Vec<_>>>()?;
+    let opened = in_parallel(&options.layers, LayerPlace::open);
+    let blobs = opened.into_iter().collect::<Result<Vec<_>>>()?;
     let ancestry: Vec<_> = blobs.iter().map(LayerPlace::ancestry).collect();
     parents::check(&ancestry, options.parents)?;
-    let loops = loops::all();
+    let loops = loops::all()?;
     for blob in &blobs {
         blob.check_not_written(&loops)?;
     }
@@ -210,6 +218,7 @@ fn steps(options: &Options) -> Result<Vec<Step>> {
         name: stack.clone(),
         uuid: Role::Stack.device_uuid(&options.name, uuid),
         read_only: true,
+        hidden: options.writable.is_some(),
         table: vec![line(sectors, words)],
     });
     if let Some(writable) = &options.writable {
@@ -226,11 +235,12 @@ fn steps(options: &Options) -> Result<Vec<Step>> {
             name: options.name.clone(),
             uuid: Role::Cow.device_uuid(&options.name, uuid),
             read_only: false,
+            hidden: false,
             table: vec![line(
                 sectors,
                 vec![
                     "snapshot".into(),
-                    Device::Path(node(&stack)).into(),
+                    Device::Mapped(stack).into(),
                     store.device.into(),
                     "P".into(),
                     u64::from(store.chunk_sectors).into(),
@@ -268,14 +278,14 @@ fn layer_steps(
     };
     let mut map = |role: Role, table| {
         let device = role.device_name(name, false);
-        let path = node(&device);
         steps.push(Step::Map {
-            name: device,
+            name: device.clone(),
             uuid: role.device_uuid(name, blob.trailer.uuid),
             read_only: true,
+            hidden: true,
             table,
         });
-        Device::Path(path)
+        Device::Mapped(device)
     };
     let linear =
         |device: &Device, start: u64| vec!["linear".into(), device.clone().into(), start.into()];
@@ -313,12 +323,14 @@ fn line(sectors: u64, words: Vec<Word>) -> Line {
 }
 
 /// Refuses names of devices that exist.
-fn check_names(name: &str, steps: &[Step]) -> Result<()> {
+fn check_names(control: &Control, name: &str, steps: &[Step]) -> Result<()> {
     let fail = |what| Err(Error::new(&node(name), what));
-    let existing = dmsetup::all();
-    let stacks = Running::among(&existing);
-    if let Some(stack) = stacks.iter().find(|stack| stack.name == name) {
+    let existing = mapped::list(control)?;
+    if let Some(stack) = Running::of(control, &existing, |found| found == name)?.first() {
         return match stack.top() {
+            Some(top) if top.name != name => {
+                fail(format!("exists already, under the name {}", top.name))
+            }
             Some(_) => fail("exists already".to_owned()),
             None => fail(format!(
                 "parts of it exist, \"ovbd down {name}\" removes them"

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::dmsetup::Number;
+use ovbd_kernel::Number;
 
 /// A mount of a device.
 #[derive(Debug)]

@@ -210,8 +210,8 @@ fn up_prints_its_commands() {
 file=$(mktemp)
 tail -c {rest} next >>$file; truncate -s %512 $file
 tails=$(losetup --find --show --read-only $file); rm $file
-layer0=$(losetup --find --show --read-only --direct-io=on --offset 1536 --sizelimit 24576 base)
-layer1=$(losetup --find --show --read-only --direct-io=on --offset 0 --sizelimit {bytes} next)
+layer0=$(losetup --find --show --read-only --direct-io=on --sector-size 512 --offset 1536 --sizelimit 24576 base)
+layer1=$(losetup --find --show --read-only --direct-io=on --sector-size 512 --offset 0 --sizelimit {bytes} next)
 dmsetup create a-blob1 --readonly --uuid OVERLAYBD-BLOB-{next}-1-a --table \"0 {whole} linear $layer1 0
 {whole} 1 linear $tails 0\"
 dmsetup create a-zfile1 --readonly --uuid ZFILE-{next}-1-a --table \"0 32 zfile /dev/mapper/a-blob1 {length}\"

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use ovbd_devices::down;
+use ovbd_devices::{down, Interrupt};
 
 use crate::report::Report;
 
@@ -23,8 +23,8 @@ pub struct Down {
 
 impl Down {
     /// Removes it.
-    pub fn run(self, _report: &Report) -> Result<ExitCode> {
-        down::down(&self.name)?;
+    pub fn run(self, report: &Report) -> Result<ExitCode> {
+        down::down(&self.name, &Interrupt::install()?, report)?;
         Ok(ExitCode::SUCCESS)
     }
 }

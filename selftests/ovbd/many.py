@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Stacks of very many compressed layers: how long `ovbd up`, `ls` and `down` take, and how many devices there are."""
+
+import os
+import pathlib
+import random
+import sys
+import time
+
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+from block_devices import sha256
+from ovbd_command import existing, listed, ovbd, settled
+from test_script import SCRATCH, Tap, load
+
+LAYERS = 255
+SIZE = 1 << 20
+
+
+def timed(*words):
+    """What `ovbd` prints and the seconds it takes."""
+    start = time.monotonic()
+    said = ovbd(*words)
+    return said, time.monotonic() - start
+
+
+def make_layers():
+    """Layers that each own a few blocks, in files whose length is no multiple of a sector where it happens so; and the
+    image of the first 100 and of all."""
+    generator = random.Random("many")
+    image = bytearray(SIZE)
+    layers, images = [], {}
+    for number in range(LAYERS):
+        raw, layer = SCRATCH / "raw", SCRATCH / f"{number}.layer"
+        part = bytearray(SIZE)
+        for _ in range(4):
+            at = generator.randrange(SIZE // 4096) * 4096
+            block = generator.randbytes(generator.randrange(64, 4000)).ljust(4096, b"x")
+            part[at:at + 4096] = image[at:at + 4096] = block
+        raw.write_bytes(part)
+        ovbd("build", "--uuid", f"{number:08x}-0000-0000-0000-000000000000", "-o", layer, raw)
+        layers.append(layer)
+        if number + 1 in (100, LAYERS):
+            images[number + 1] = SCRATCH / f"{number + 1}.raw"
+            images[number + 1].write_bytes(image)
+    return layers, images
+
+
+def check(tap, layers, image):
+    count = len(layers)
+    odd = sum(layer.stat().st_size % 512 != 0 for layer in layers)
+    before = existing()
+    device, up = timed("up", "many", *layers)
+    mapped = [name for name in existing() if name.startswith("many")]
+    tap.equal(len(mapped), 1 + count + odd, f"{count} layers: mapped devices")
+    tap.result(sha256(device.strip()) == sha256(image), f"{count} layers: content")
+    tap.equal([layer["path"] for layer in listed("many")["layers"]], list(map(str, layers)), f"{count} layers: ls")
+    ls = timed("ls")[1]
+    down = timed("down", "many")[1]
+    tap.equal(settled(before), before, f"{count} layers: down leaves nothing")
+    tap.equal([node.name for node in pathlib.Path("/dev/mapper").iterdir()], ["control"], f"{count} layers: no node")
+    print(f"# {count} compressed layers, {len(mapped)} mapped devices: up {up:.2f} s, ls {ls:.2f} s, down {down:.2f} s",
+          flush=True)
+
+
+tap = Tap()
+load("loop", "dm-overlaybd", "dm-zfile")
+layers, images = make_layers()
+for count, image in images.items():
+    check(tap, layers[:count], image)
+tap.finish()
