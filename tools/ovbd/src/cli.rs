@@ -4,9 +4,14 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    io::{self, Write},
+    fs::File,
+    io::{self, Read, Write},
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        Arc,
+    },
 };
 
 use anyhow::Context;
@@ -17,10 +22,8 @@ use clap::{
 };
 use ovbd_image::zfile::{Algorithm, Options as ZfileOptions};
 use ovbd_layers::{build, content_hash, layer::LayerPath, output, parents, units};
-use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
-    iterator::Signals,
-};
+use rustix::pipe::PipeFlags;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::{
     commands::Command,
@@ -70,12 +73,22 @@ pub struct Cli {
 ///
 /// The system's.
 pub fn clean_up_on_signals() -> anyhow::Result<()> {
-    let mut signals =
-        Signals::new([SIGHUP, SIGINT, SIGTERM]).context("cannot watch for signals")?;
+    watch_signals().context("cannot watch for signals")
+}
+
+fn watch_signals() -> io::Result<()> {
+    // A pipe: signal-hook's own sockets are not in every kernel.
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    let came = Arc::new(AtomicUsize::new(0));
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
+        signal_hook::flag::register_usize(signal, came.clone(), signal as usize)?;
+        signal_hook::low_level::pipe::register(signal, writer.try_clone()?)?;
+    }
     std::thread::spawn(move || {
-        if let Some(signal) = signals.forever().next() {
+        if File::from(reader).read_exact(&mut [0]).is_ok() {
             output::remove_temporaries();
             // Which ends the program as if nobody had watched.
+            let signal = came.load(Ordering::Relaxed) as i32;
             let _ = signal_hook::low_level::emulate_default_handler(signal);
         }
     });
