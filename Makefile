@@ -34,7 +34,7 @@ test: ## run all checks and tests; installs what it needs into the cache
 	@$(ENTER) test
 test-all: ## that and what takes hours: more damaged images, planted bugs, the race detector, the series for the kernel
 	@$(ENTER) test-all
-selftests: ## run the guest tests; T='dm-overlaybd/*' selects, KERNEL=oldest, debug or kcsan, CASES=<folder> runs all cases in it instead
+selftests: ## run the guest tests; T='dm-overlaybd/*' selects, KERNEL=oldest, debug, fixed or kcsan, CASES=<folder> runs all cases in it instead
 	@$(ENTER) selftests
 torture: ## 50,000 damaged images through the targets in the debug kernel (see docs/testing.md)
 	@T='hostile/*' KERNEL=debug OVBD_MUTANTS=1400 OVBD_TEST_LIMIT=14400 $(ENTER) selftests

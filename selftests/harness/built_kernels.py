@@ -7,7 +7,9 @@ Leaves `<cache>/kernel/<release>/<name>/` with a build tree in it, and the modul
 
 import hashlib
 import os
+import re
 import shutil
+import subprocess
 
 import kernel as kernels
 import uml
@@ -15,6 +17,8 @@ import vm
 from cache import CACHE, SOURCE, Failure, alone, delete, fresh_directory, step
 
 FRAGMENTS = SOURCE / "selftests/config"
+# Patches to the kernel's own code, in order.
+FIXES = sorted((SOURCE / "upstream").glob("*.patch"))
 # What Makefile.kcsan gives the compiler of C; and no runtime library, which the kernel is itself.
 RACE_FLAGS = ["-Zsanitizer=thread", "-Zexternal-clangrt", "-Cllvm-args=-tsan-distinguish-volatile=1",
               "-Cllvm-args=-tsan-compound-read-before-write=1", "-Cllvm-args=-tsan-instrument-func-entry-exit=0"]
@@ -65,13 +69,17 @@ class BuiltKernel:
 
     def ensure(self):
         """Builds it where it is not cached or its configuration changed."""
-        inputs = self._fragments() + "".join((FRAGMENTS / name).read_text() for name in self.included.values())
-        wanted = hashlib.sha256((inputs + "\n".join(self.make)).encode())
+        wanted = hashlib.sha256(self._inputs().encode())
         stamp = self.directory / "complete"
         with alone(self.name):
             if not (stamp.exists() and stamp.read_text() == wanted.hexdigest()):
                 self._build()
                 stamp.write_text(wanted.hexdigest())
+
+    def _inputs(self):
+        """What a build depends on besides the source."""
+        headers = "".join((FRAGMENTS / name).read_text() for name in self.included.values())
+        return self._fragments() + headers + "\n".join(self.make)
 
     def _fragments(self):
         return "".join((FRAGMENTS / f"{name}.config").read_text() for name in self.config)
@@ -141,6 +149,45 @@ class DebugKernel(UserModeLinux):
     included = {"stacktrace.o": "stacktrace.h"}
 
 
+class FixedKernel(DebugKernel):
+    """The debug kernel with the patches to the kernel's own code. A copy of its build tree is where patched files are
+    compiled, which lie over those of the source only for that make."""
+
+    name = "fixed"
+    duration = "about 2 minutes"
+
+    def __init__(self, stock):
+        super().__init__(stock)
+        self._debug = DebugKernel(stock)
+
+    def make_arguments(self):
+        return self._debug.make_arguments()
+
+    def ensure(self):
+        self._debug.ensure()
+        super().ensure()
+
+    def _inputs(self):
+        return super()._inputs() + "".join(patch.read_text() for patch in FIXES)
+
+    def _build(self):
+        fresh_directory(self.directory)
+        log = CACHE / "log" / f"{self.name}-kernel.log"
+        step("copying the debug kernel", ["cp", "-a", str(self._debug.build), str(self.build)], log, kernels.UPDATE)
+        patched = self.directory / "patched"
+        names = {name for patch in FIXES for name in re.findall(r"^\+\+\+ b/(\S+)", patch.read_text(), re.MULTILINE)}
+        for name in sorted(names):
+            (patched / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.source / name, patched / name)
+        for patch in FIXES:
+            subprocess.run(["patch", "--quiet", "--strip=1", "--fuzz=0", "--directory", patched, "--input", patch],
+                           check=True)
+        mounts = [f"mount --bind {patched / name} {self.source / name}" for name in sorted(names)]
+        step(f"building the {self.name} kernel ({self.duration} on 2 cores)",
+             ["unshare", "--mount", "--propagation", "unchanged", "sh", "-ec", "\n".join([*mounts, 'exec "$@"']), "sh",
+              "make", "-C", str(self.source), f"O={self.build}", *self.make_arguments()], log, kernels.UPDATE)
+
+
 class NativeKernel(UserModeLinux):
     """No checkers: for the benchmark by the clock where KVM does not work."""
 
@@ -187,4 +234,4 @@ class KcsanKernel(BuiltKernel):
 
 
 # By the name that KERNEL= has for them.
-KINDS = {kind.name: kind for kind in (DebugKernel, KcsanKernel, NativeKernel, SmpKernel)}
+KINDS = {kind.name: kind for kind in (DebugKernel, FixedKernel, KcsanKernel, NativeKernel, SmpKernel)}

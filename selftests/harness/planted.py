@@ -2,7 +2,8 @@
 """Bugs that are put into the targets on purpose, one after the other: the tests must find each.
 
 The first lines of a patch in selftests/planted/ say what it does, under which kernel tests run with it if not the debug
-kernel, which tests, and what a line of their logs must look like afterwards, as a regular expression.
+kernel, which tests, and what a line of their logs must look like afterwards, as a regular expression. One that changes
+nothing is a bug of that kernel, and its tests are those of the kernel without it.
 """
 
 import re
@@ -14,7 +15,7 @@ from cache import SOURCE
 from report import Counts
 
 PATCHES = SOURCE / "selftests/planted"
-ABOUT = re.compile(r"^(What|Kernel|Test|Found): (.*)$", re.MULTILINE)
+ABOUT = re.compile(r"^(What|Kernel|Without|Test|Found): (.*)$", re.MULTILINE)
 
 
 def run(stock):
@@ -37,10 +38,10 @@ def run(stock):
 
 def _found(kernel, patch, about):
     """The line of a log that tells of the bug, or None."""
-    if build.modules(kernel, patch):
+    if build.modules(kernel, patch if "Without" not in about else None):
         print(f"{patch.name} does not apply or build", flush=True)
         return None
-    tests = selftests.select(about["Test"].split(), kernel.name)
+    tests = selftests.select(about["Test"].split(), about.get("Without", kernel.name))
     if not selftests.run(kernel, tests).failed:
         return None
     for log in sorted(selftests.logs(kernel).glob("*/*.log")):

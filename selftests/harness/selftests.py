@@ -17,8 +17,9 @@ from report import Counts, Tap
 # Seconds that one script may take; under emulation everything is some ten times slower.
 LIMIT = int(os.environ.get("OVBD_TEST_LIMIT", "900"))
 
-# Groups of tests that want what one kernel has: fault injection and checkers, or KCSAN.
-ONLY_UNDER = {"faults": "debug", "kunit": "debug", "races": "kcsan", "upstream": "upstream-2-overlaybd"}
+# Groups of tests that want what one kernel has: fault injection and checkers, KCSAN, or patches to its own code.
+ONLY_UNDER = {"faults": "debug", "kunit": "debug", "races": "kcsan", "upstream": "upstream-2-overlaybd",
+              "fixes": "fixed"}
 
 
 def select(patterns, kernel):
