@@ -155,8 +155,8 @@ def check_full(tap):
     tap.result(not out.exists(), "full: no layer was made")
     ovbd("down", "full")
     refused(tap, "up with an invalid snapshot", "invalid", "up", "--writable", "--cow", cow, "full", *images.layer)
-    ovbd("up", "--force", "--writable", "--cow", cow, "full", *images.layer)
-    tap.result(sha256(device) == sha256(images.raw[0]), "up --force starts a new store")
+    ovbd("up", "--wipe-cow", "--writable", "--cow", cow, "full", *images.layer)
+    tap.result(sha256(device) == sha256(images.raw[0]), "up --wipe-cow starts a new store")
     ovbd("down", "full")
 
 

@@ -3,6 +3,7 @@
 """What `ovbd up` and `down` must refuse, with a message that helps and without leaving a device behind; also where the
 program is interrupted or killed in the middle."""
 
+import json
 import os
 import signal
 import struct
@@ -63,7 +64,7 @@ def check_cow(tap, images):
     refused(tap, "a layer as COW store", "both a layer and the COW store", *writable, images.layer[1], "stack",
             *images.layer)
     cow.write_bytes(b"precious" * 10000)
-    refused(tap, "a COW file with something else", "something else", *writable, cow, "stack", *images.layer)
+    refused(tap, "a COW file with something else", "--wipe-cow", *writable, cow, "stack", *images.layer)
     tap.result(cow.read_bytes() == b"precious" * 10000, "a COW file with something else: is untouched")
     cow.unlink()
     ovbd(*writable, cow, "first", *images.layer)
@@ -86,6 +87,81 @@ def check_cow(tap, images):
             refused(tap, "a COW device in use", "in use", *writable, loop, "other", *images.layer)
             ovbd("down", "stack")
         run("losetup", "--detach", loop)
+
+
+def check_cow_names(tap, images):
+    """One store is one store under whatever name, and for whoever comes at the same time."""
+    writable = ["up", "--writable", "--cow"]
+    for what, name in (("is not UTF-8", b"cow \xff"), ("ends in a newline", b"cow\n"), ("has a blank", b"a cow")):
+        cow = SCRATCH / os.fsdecode(name)
+        ovbd(*writable, cow, "first", *images.layer)
+        link = SCRATCH / "link"
+        os.link(cow, link)
+        os.unlink(cow)
+        refused(tap, f"a store in use whose name {what} and is gone", "in use", *writable, link, "second", *images.layer)
+        tap.result(json.loads(ovbd("ls", "--json"))[0]["cow"]["state"] == "valid", f"ls of a store whose name {what}")
+        ovbd("down", "first")
+        link.unlink()
+    cow = SCRATCH / "cow"
+    cow.touch()
+    os.truncate(cow, MIB)
+    other = SCRATCH / "other"
+    other.touch()
+    run("unshare", "--mount", "sh", "-c", f"mount --bind {cow} {other} && exec {OVBD} up --writable --cow {other} first "
+        f"{images.layer[0]}")
+    refused(tap, "a store in use by another name in another mount namespace", "in use", *writable, cow, "second",
+            *images.layer)
+    ovbd("down", "first")
+    for attempt in range(20):
+        cow.unlink()
+        with open(cow, "wb") as file:
+            file.truncate(MIB)
+        both = [subprocess.Popen([OVBD, *map(str, [*writable, cow, f"stack{n}", images.layer[0]])],
+                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for n in range(2)]
+        statuses = sorted(process.wait() for process in both)
+        for entry in json.loads(ovbd("ls", "--json")):
+            ovbd("down", entry["name"])
+        if statuses != [0, 1]:
+            break
+    tap.equal(statuses, [0, 1], "one of two that want a store at the same time gets it")
+    cow.unlink()
+
+
+def check_strangers(tap, images):
+    """Other devices, whatever their names, and devices that come and go."""
+    with Devices() as devices:
+        run("dmsetup", "create", "--manglename", "none", "s: 0 8 overlaybd 1", "--table", "0 8 zero")
+        devices.undo(run, "dmsetup", "remove", "--manglename", "none", "--retry", "s: 0 8 overlaybd 1")
+        ovbd("up", "s", *images.layer)
+        tap.equal(listed("s")["bytes"], images.raw[2].stat().st_size, "a stranger's name adds nothing to a stack")
+        ovbd("down", "s")
+    ovbd("up", "stack", *images.layer)
+    script = "while :; do for i in 1 2 3; do dmsetup create v$i --table '0 8 zero'; done; dmsetup remove v1 v2 v3; done"
+    others = subprocess.Popen(["sh", "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                              start_new_session=True)
+    failed = [said for _ in range(50) if (said := ovbd_fails("ls"))[0]]
+    os.killpg(others.pid, signal.SIGKILL)
+    others.wait()
+    for name in [name for name in existing() if name.startswith("v")]:
+        run("dmsetup", "remove", "--retry", name)
+    tap.equal(failed, [], "ls while other devices come and go")
+    run("dmsetup", "rename", "stack", "another")
+    tap.equal(listed("stack")["device"], "/dev/mapper/another", "ls knows a stack that was renamed")
+    refused(tap, "up of one that was renamed", "exists already, under the name another", "up", "stack", *images.layer)
+    ovbd("down", "stack")
+    tap.equal(settled([]), [], "down of one that was renamed")
+
+
+def check_blocks(tap, images):
+    """A layer in its wrapper on a disk with blocks of 4096 bytes."""
+    layer = SCRATCH / "wrapped.layer"
+    ovbd("build", "--tar", "-o", layer, images.raw[0])
+    os.truncate(layer, (layer.stat().st_size + MIB) // 4096 * 4096)
+    loop = run("losetup", "--find", "--show", "--sector-size", "4096", layer).strip()
+    device = ovbd("up", "stack", loop).strip()
+    tap.result(sha256(device) == sha256(images.raw[0]), "a wrapped layer on a disk with larger blocks: content")
+    ovbd("down", "stack")
+    run("losetup", "--detach", loop)
 
 
 def check_users(tap, images):
@@ -191,6 +267,9 @@ images = Images("images", options=[[], ["--tar"], ["--algo", "zstd"]])
 check_names(tap, images)
 check_layers(tap, images)
 check_cow(tap, images)
+check_cow_names(tap, images)
+check_strangers(tap, images)
+check_blocks(tap, images)
 check_users(tap, images)
 check_undo(tap, images)
 check_interrupted(tap, images)

@@ -6,9 +6,8 @@
 //! store is complete on its device: its exceptions say which chunks were written, and only these are read.
 
 use std::{
-    collections::HashSet,
-    fs::{self, File},
-    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    fs::File,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -18,16 +17,17 @@ use rustix::fs::OFlags;
 use ovbd_kernel::{
     dm::{Control, Suspend},
     udev::{Cookie, Rules as UdevRules},
-    Number,
 };
 
 use crate::{
     check_root,
     exceptions::{exceptions, header, Exception, Header, HEADER_BYTES},
+    hold_still::{check_elsewhere, Frozen},
     lock::Lock,
     mapped::{self, node, Mapped},
     running::{check_name, Role, Running},
-    users::{device_name, mounts},
+    storage::Storage,
+    users::device_name,
     Interrupt,
 };
 use ovbd_layers::{
@@ -37,7 +37,7 @@ use ovbd_layers::{
     error::{Error, Result},
     file_range::FileRange,
     layer::read_trailer,
-    layer_writer::LayerWriter,
+    layer_writer::{LayerWriter, MAX_SEGMENTS},
     output::{Output, Rules},
     report::Report,
 };
@@ -80,7 +80,11 @@ pub fn commit(
     let cow = table
         .device(1)
         .ok_or_else(|| Error::new(&device.node(), "an unknown table"))?;
-    check_elsewhere(device, out)?;
+    let storage = Storage::look()?;
+    check_elsewhere(device, out, &storage)?;
+    let cow = PathBuf::from(device_name(cow));
+    // What is known now can only become more.
+    Store::open(cow.clone(), device.sectors())?.check_count(out)?;
     let lower = Lower::new(&stack)?;
     let rules = Rules {
         replace: options.replace,
@@ -88,9 +92,11 @@ pub fn commit(
     };
     let output = Output::create_file(out, rules)?;
 
+    let frozen = Frozen::above(device, &storage, report)?;
     let suspended = Suspended::new(&control, device, report)?;
     check_valid(&control, device)?;
-    let store = Store::open(device_name(cow).into(), device.sectors())?;
+    let store = Store::open(cow, device.sectors())?;
+    store.check_count(out)?;
     report.expect(store.bytes());
     let (blob, start) = start_blob(&output, out, options)?;
     let first = Identity {
@@ -109,6 +115,7 @@ pub fn commit(
         writer.add(sector, data)
     })?;
     suspended.end()?;
+    drop(frozen);
     let hash = writer.content;
     let identity = Identity {
         uuid: options
@@ -149,28 +156,6 @@ impl Lower {
         }
         Ok(lower)
     }
-}
-
-/// Refuses a device that this program needs while it is suspended: it would wait for itself.
-fn check_elsewhere(device: &Mapped, out: &Path) -> Result<()> {
-    // Some file systems have device numbers of their own.
-    let mut numbers: HashSet<_> = mounts(device.number)
-        .iter()
-        .map(|mount| mount.number)
-        .collect();
-    numbers.insert(device.number);
-    let folder = match out.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    for needed in [folder, Path::new("/proc/self/exe"), Path::new("/")] {
-        let found = fs::metadata(needed).map_err(|e| Error::io(needed, "look up", e))?;
-        if numbers.contains(&Number::new(found.dev())) {
-            let what = "on the device that is to be suspended";
-            return Err(Error::new(needed, what));
-        }
-    }
-    Ok(())
 }
 
 /// Refuses a snapshot that lost writes.
@@ -262,7 +247,7 @@ impl Store {
         let mut first = [0; HEADER_BYTES];
         first.copy_from_slice(&buffer.bytes(ALIGNMENT)[..HEADER_BYTES]);
         let refuse = |what, byte| Error::new(&store.path, what).at_byte(byte);
-        let sectors = match header(&first).map_err(|what| refuse(what, 0))? {
+        let sectors = match header(&first).map_err(|e| refuse(e.what(), 0))? {
             Header::New => return Err(refuse("holds no exception store", 0)),
             Header::Store(sectors) => sectors,
         };
@@ -289,6 +274,24 @@ impl Store {
         self.file
             .read_exact_at(buffer, byte)
             .map_err(|e| Error::io(&self.path, "read", e).at_byte(byte))
+    }
+
+    /// Refuses more than a layer can have: every run of chunks is a segment at least.
+    fn check_count(&self, out: &Path) -> Result<()> {
+        let first = self.exceptions.first().map_or(0, |_| 1);
+        let pairs = self.exceptions.windows(2);
+        let runs = first
+            + pairs
+                .filter(|pair| pair[1].origin != pair[0].origin + 1)
+                .count() as u64;
+        if runs <= MAX_SEGMENTS {
+            return Ok(());
+        }
+        let what = format!(
+            "{runs} separate places were written, of at most {MAX_SEGMENTS} in a layer \
+             (ovbd build --base makes one of a copy of the device)"
+        );
+        Err(Error::new(out, what))
     }
 
     /// Bytes of all chunks.

@@ -5,18 +5,19 @@
 use std::{
     fs::{self, File},
     io::{self, Read},
-    os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
-use rustix::{fs::OFlags, io::Errno};
-
 use crate::{
-    exceptions::{header, Header, HEADER_BYTES},
+    exceptions::{header, Header, Unusable, HEADER_BYTES},
     loops::Loop,
-    plan::{Device, Step},
+    plan::{Device, Step, WIPE_BYTES},
 };
-use ovbd_layers::error::{Error, Result};
+use ovbd_layers::{
+    error::{Error, Result},
+    overwrite, signature,
+};
 
 /// Sectors of a chunk in a new store: the block of the usual filesystems, so that a layer made of the
 /// chunks holds little that was not written.
@@ -52,7 +53,7 @@ pub struct Store {
 const VARIABLE: &str = "cow";
 
 impl Store {
-    /// Looks at the store for a stack of `origin_sectors`. `force` allows to overwrite what is not a store.
+    /// Looks at the store for a stack of `origin_sectors`. `wipe` allows to overwrite what is not a store.
     ///
     /// # Errors
     ///
@@ -60,7 +61,7 @@ impl Store {
     pub fn prepare(
         options: &Options,
         origin_sectors: u64,
-        force: bool,
+        wipe: bool,
         loops: &[Loop],
     ) -> Result<Self> {
         let path = options.path.as_deref();
@@ -87,7 +88,7 @@ impl Store {
             let node = user.node.display();
             return Err(Error::new(path, format!("in use by {node}")));
         }
-        Self::existing(path, is_device, force)
+        Self::existing(path, is_device, wipe)
     }
 
     fn new_file(path: Option<&Path>, size: Option<u64>, origin_sectors: u64) -> Result<Self> {
@@ -109,22 +110,14 @@ impl Store {
         })
     }
 
-    fn existing(path: &Path, is_device: bool, force: bool) -> Result<Self> {
-        // A block device that something else has open exclusively cannot be opened so again.
-        let flag = if is_device {
-            OFlags::EXCL
-        } else {
-            OFlags::empty()
+    fn existing(path: &Path, is_device: bool, wipe: bool) -> Result<Self> {
+        let mut file = match is_device {
+            true => overwrite::open_exclusively(path)?,
+            false => {
+                let file = File::options().read(true).write(true).open(path);
+                file.map_err(|e| Error::io(path, "open", e))?
+            }
         };
-        let mut file = File::options()
-            .read(true)
-            .write(true)
-            .custom_flags(flag.bits() as i32)
-            .open(path)
-            .map_err(|e| match Errno::from_io_error(&e) {
-                Some(Errno::BUSY) => Error::new(path, "in use: mounted, or part of another device"),
-                _ => Error::io(path, "open", e),
-            })?;
         let bytes = io::Seek::seek(&mut file, io::SeekFrom::End(0))
             .map_err(|e| Error::io(path, "find the size", e))?;
         if bytes < MIN_BYTES {
@@ -132,18 +125,26 @@ impl Store {
             return Err(Error::new(path, what));
         }
         let mut steps = Vec::new();
-        let chunk_sectors = match read_header(&mut file, path) {
-            Ok(Header::Store(sectors)) => sectors,
-            Ok(Header::New) => CHUNK_SECTORS,
-            Err(_) if force => {
-                steps.push(Step::Wipe(path.to_owned()));
+        let refuse = |what: &str| {
+            let what = format!("{what} (--wipe-cow overwrites it with a new store)");
+            Err(Error::new(path, what))
+        };
+        let holds = |what: &str| format!("holds {what} and no store");
+        let chunk_sectors = match (read_header(&mut file, path)?, signature::find(path)?) {
+            (Ok(Header::Store(sectors)), _) => sectors,
+            // dm-snapshot takes a store that starts with zeros for a new one, whatever comes after.
+            (Ok(Header::New), None) => CHUNK_SECTORS,
+            _ if wipe => {
+                steps.push(Step::Wipe {
+                    path: path.to_owned(),
+                    bytes: bytes.min(WIPE_BYTES),
+                });
                 CHUNK_SECTORS
             }
-            Err(e) => {
-                return Err(Error::new(
-                    path,
-                    format!("{} (--force starts a new store)", e.what()),
-                ))
+            (Ok(Header::New), Some(what)) => return refuse(&holds(&what)),
+            (Err(Unusable::Store(what)), _) => return refuse(what),
+            (Err(Unusable::Other), what) => {
+                return refuse(&holds(what.as_deref().unwrap_or("something else")))
             }
         };
         let device = if is_device {
@@ -173,12 +174,12 @@ impl Store {
     }
 }
 
-fn read_header(file: &mut File, path: &Path) -> Result<Header> {
+fn read_header(file: &mut File, path: &Path) -> Result<std::result::Result<Header, Unusable>> {
     let fail = |e| Error::io(path, "read", e);
     let mut block = [0; HEADER_BYTES];
     io::Seek::rewind(file).map_err(fail)?;
     file.read_exact(&mut block).map_err(fail)?;
-    header(&block).map_err(|what| Error::new(path, what))
+    Ok(header(&block))
 }
 
 /// Bytes of a store that can hold every chunk of the origin.
@@ -191,7 +192,133 @@ fn enough_for(origin_sectors: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::{os::unix::fs::FileExt, process::Command};
+
     use super::*;
+
+    const BYTES: u64 = 320 << 20;
+
+    fn prepare(path: &Path, wipe: bool) -> Result<Store> {
+        let options = Options {
+            path: Some(path.to_owned()),
+            size: None,
+        };
+        Store::prepare(&options, 8, wipe, &[])
+    }
+
+    /// A file as a tool makes it; `None` where the tool is not here.
+    fn made(folder: &Path, words: &[&str]) -> Option<PathBuf> {
+        let path = folder.join("disk");
+        File::create(&path).unwrap().set_len(BYTES).unwrap();
+        let words = words.iter().map(|word| match *word {
+            "DISK" => path.as_os_str().to_owned(),
+            "FOLDER" => folder.join("content").into(),
+            word => word.into(),
+        });
+        let words: Vec<_> = words.collect();
+        let output = Command::new(&words[0]).args(&words[1..]).output();
+        match output {
+            Ok(output) if output.status.success() => Some(path),
+            why => {
+                println!("skipped: {words:?}: {why:?}");
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_tool_made_is_no_empty_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        fs::create_dir(folder.join("content")).unwrap();
+        fs::write(folder.join("content/file"), "content").unwrap();
+        for (words, kind) in [
+            (&["mkfs.ext4", "-q", "-F", "DISK"][..], "ext4"),
+            (&["mkfs.btrfs", "-q", "-f", "DISK"], "btrfs"),
+            (&["mkfs.xfs", "-q", "-f", "DISK"], "xfs"),
+            (&["mkfs.vfat", "DISK"], "vfat"),
+            (&["mkfs.erofs", "--quiet", "DISK", "FOLDER"], "erofs"),
+            (
+                &["mksquashfs", "FOLDER", "DISK", "-noappend", "-quiet"],
+                "squashfs",
+            ),
+            (&["mkswap", "-q", "DISK"], "swap"),
+            (
+                &["cryptsetup", "-q", "luksFormat", "DISK", "/proc/version"],
+                "LUKS",
+            ),
+            (
+                &["sh", "-c", "echo 'label: gpt' | sfdisk -q \"$0\"", "DISK"],
+                "gpt",
+            ),
+            (
+                &[
+                    "xorriso", "-as", "mkisofs", "-quiet", "-o", "DISK", "FOLDER",
+                ],
+                "iso9660",
+            ),
+        ] {
+            let Some(path) = made(folder, words) else {
+                continue;
+            };
+            let before = fs::read(&path).unwrap();
+            let error = prepare(&path, false).unwrap_err().to_string();
+            assert!(error.contains(kind), "{error}");
+            assert!(error.contains("--wipe-cow"), "{error}");
+            assert!(fs::read(&path).unwrap() == before, "{kind}: is untouched");
+            let store = prepare(&path, true).unwrap();
+            assert!(matches!(
+                store.steps[0],
+                Step::Wipe {
+                    bytes: WIPE_BYTES,
+                    ..
+                }
+            ));
+            fs::remove_file(&path).unwrap();
+        }
+    }
+
+    #[test]
+    fn signatures_by_hand_and_data_without_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        let md = [
+            &0xa92b_4efc_u32.to_le_bytes()[..],
+            &1_u32.to_le_bytes(),
+            &[0; 248],
+        ]
+        .concat();
+        for (at, bytes) in [
+            (0, &b"LUKS\xba\xbe\0\x01"[..]),
+            (512, b"LABELONE\x01"),
+            (4096, &md),
+            (0x8001, b"CD001\x01"),
+            (16, b"x"),
+            (WIPE_BYTES - 1, b"x"),
+        ] {
+            let file = File::create(&path).unwrap();
+            file.set_len(4 << 20).unwrap();
+            assert!(prepare(&path, false).is_ok(), "an empty file is taken");
+            file.write_all_at(bytes, at).unwrap();
+            let error = prepare(&path, false).unwrap_err().to_string();
+            assert!(error.contains("--wipe-cow"), "{error}");
+        }
+        // A store is taken as it is, one that lost writes is not.
+        let file = File::create(&path).unwrap();
+        file.set_len(4 << 20).unwrap();
+        let header: Vec<u8> = [u32::from_le_bytes(*b"SnAp"), 1, 1, 16]
+            .iter()
+            .flat_map(|field| field.to_le_bytes())
+            .collect();
+        file.write_all_at(&header, 0).unwrap();
+        assert_eq!(prepare(&path, false).unwrap().chunk_sectors, 16);
+        file.write_all_at(&[0], 4).unwrap();
+        let error = prepare(&path, false).unwrap_err().to_string();
+        assert!(
+            error.contains("invalid") && error.contains("--wipe-cow"),
+            "{error}"
+        );
+    }
 
     #[test]
     fn sizes() {

@@ -12,6 +12,7 @@ use crate::{
     lock::Lock,
     mapped::{self, Mapped, Mapper},
     running::{check_name, Role, Running},
+    storage::Storage,
     users, Interrupt,
 };
 use ovbd_layers::{
@@ -35,8 +36,9 @@ pub fn down(name: &str, interrupt: &Interrupt, report: &dyn Report) -> Result<()
         .iter()
         .map(|(_, device)| device.number)
         .collect();
+    let storage = Storage::look()?;
     for (_, device) in &stack.devices {
-        if let Some(why) = users::why_in_use(device.number, &ours) {
+        if let Some(why) = users::why_in_use(device.number, &ours, &storage)? {
             return Err(Error::new(&device.node(), why));
         }
     }

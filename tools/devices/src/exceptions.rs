@@ -28,12 +28,31 @@ pub enum Header {
     Store(u32),
 }
 
+/// Why a header cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unusable {
+    /// It is that of a store, with this wrong.
+    Store(&'static str),
+    /// It is something else.
+    Other,
+}
+
+impl Unusable {
+    /// What is wrong.
+    pub fn what(self) -> &'static str {
+        match self {
+            Unusable::Store(what) => what,
+            Unusable::Other => "holds something else than an exception store",
+        }
+    }
+}
+
 /// Reads the header.
 ///
 /// # Errors
 ///
 /// What is wrong with it.
-pub fn header(block: &[u8; HEADER_BYTES]) -> Result<Header, &'static str> {
+pub fn header(block: &[u8; HEADER_BYTES]) -> Result<Header, Unusable> {
     let mut fields = block.chunks_exact(4).map(|field| {
         let mut bytes = [0; 4];
         bytes.copy_from_slice(field);
@@ -43,13 +62,17 @@ pub fn header(block: &[u8; HEADER_BYTES]) -> Result<Header, &'static str> {
     let (magic, valid, version, chunk) = (next(), next(), next(), next());
     match magic {
         0 => Ok(Header::New),
-        MAGIC if version != VERSION => Err("an exception store of an unknown version"),
-        MAGIC if valid != 1 => Err("the snapshot is invalid: its COW device was full or failed"),
+        MAGIC if version != VERSION => {
+            Err(Unusable::Store("an exception store of an unknown version"))
+        }
+        MAGIC if valid != 1 => Err(Unusable::Store(
+            "the snapshot is invalid: its COW device was full or failed",
+        )),
         MAGIC if !chunk.is_power_of_two() || chunk > MAX_CHUNK_SECTORS => {
-            Err("an exception store with a bad chunk size")
+            Err(Unusable::Store("an exception store with a bad chunk size"))
         }
         MAGIC => Ok(Header::Store(chunk)),
-        _ => Err("holds something else than an exception store"),
+        _ => Err(Unusable::Other),
     }
 }
 

@@ -10,13 +10,16 @@ pub mod commit;
 pub mod cow;
 pub mod down;
 pub mod exceptions;
+mod hold_still;
 pub mod list;
 pub mod lock;
 pub mod loops;
 pub mod mapped;
+pub mod mounts;
 pub mod plan;
 pub mod programs;
 pub mod running;
+pub mod storage;
 pub mod up;
 pub mod users;
 

@@ -5,19 +5,20 @@
 use std::{
     collections::HashMap,
     fmt::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use ovbd_image::lsmt::SECTOR_BYTES;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use ovbd_kernel::{dm::Control, Number};
 
 use crate::{
     check_root,
     loops::backing_file,
-    mapped::{self, Target},
+    mapped::{self, Mapped, Target},
     running::{Role, Running},
+    storage::Storage,
     users::{device_name, why_in_use},
 };
 use ovbd_layers::{error::Result, units::size};
@@ -55,6 +56,7 @@ pub struct Entry {
 #[derive(Debug, Serialize)]
 pub struct LayerEntry {
     /// File or block device.
+    #[serde(serialize_with = "text")]
     pub path: PathBuf,
     /// Size of the blob.
     pub stored_bytes: u64,
@@ -81,6 +83,7 @@ pub struct ZfileEntry {
 #[derive(Debug, Serialize)]
 pub struct CowEntry {
     /// File or block device.
+    #[serde(serialize_with = "text")]
     pub path: PathBuf,
     /// `valid`, or what dm-snapshot says about one that lost writes.
     pub state: String,
@@ -88,6 +91,11 @@ pub struct CowEntry {
     pub used_bytes: u64,
     /// Size.
     pub bytes: u64,
+}
+
+/// A path as text, also where it is no UTF-8.
+fn text<S: Serializer>(path: &Path, to: S) -> std::result::Result<S::Ok, S::Error> {
+    to.serialize_str(&path.to_string_lossy())
 }
 
 impl List {
@@ -102,12 +110,17 @@ impl List {
             return Ok(Self(Vec::new()));
         };
         let stacks = Running::all(&control)?;
-        let entries: Result<_> = stacks.iter().map(|stack| entry(stack, &control)).collect();
+        if stacks.is_empty() {
+            return Ok(Self(Vec::new()));
+        }
+        let storage = Storage::look()?;
+        let entries = stacks.iter().map(|stack| entry(stack, &control, &storage));
+        let entries: Result<_> = entries.collect();
         entries.map(Self)
     }
 }
 
-fn entry(stack: &Running, control: &Control) -> Result<Entry> {
+fn entry(stack: &Running, control: &Control, storage: &Storage) -> Result<Entry> {
     let mut status: HashMap<Number, Target> = HashMap::new();
     for (_, device) in &stack.devices {
         let target = device.status(control)?.into_iter().next();
@@ -128,7 +141,10 @@ fn entry(stack: &Running, control: &Control) -> Result<Entry> {
         device: top.map(|device| device.node()),
         uuid: top.map_or_else(String::new, |device| device.uuid.clone()),
         bytes: top.map_or(0, |device| device.sectors() * SECTOR_BYTES),
-        used: top.and_then(|device| why_in_use(device.number, &[])),
+        used: match top {
+            Some(device) => used(device, storage)?,
+            None => None,
+        },
         suspended: top.is_some_and(|device| device.suspended),
         segments: number(1).unwrap_or(0),
         index_bytes: number(3).unwrap_or(0),
@@ -137,6 +153,11 @@ fn entry(stack: &Running, control: &Control) -> Result<Entry> {
             .snapshot()
             .and_then(|table| cow(table, of_role(Role::Cow)?)),
     })
+}
+
+fn used(device: &Mapped, storage: &Storage) -> Result<Option<String>> {
+    let why = why_in_use(device.number, &[], storage)?;
+    Ok(why.or_else(|| (device.opens > 0).then(|| "open in a program".to_owned())))
 }
 
 fn zfile(status: &Target) -> Option<ZfileEntry> {

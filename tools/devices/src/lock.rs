@@ -41,6 +41,15 @@ impl Lock {
         Self::take_in(Path::new(FOLDER), name, interrupt, report)
     }
 
+    /// Waits until no other command looks for a COW store that nobody uses. No stack has such a name.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lock::take`].
+    pub fn take_stores(interrupt: &Interrupt, report: &dyn Report) -> Result<Self> {
+        Self::take_in(Path::new(FOLDER), ".stores", interrupt, report)
+    }
+
     fn take_in(
         folder: &Path,
         name: &str,

@@ -72,6 +72,8 @@ pub struct Loop {
     pub number: Number,
     /// What it is attached to.
     pub status: Status,
+    /// The name that its file had then. The file may be gone, or have another name here.
+    pub backing: PathBuf,
 }
 
 impl Loop {
@@ -113,6 +115,7 @@ pub fn all() -> Result<Vec<Loop>> {
                 node,
                 number,
                 status,
+                backing: backing_file(number).unwrap_or_default(),
             });
         }
     }

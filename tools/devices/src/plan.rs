@@ -4,6 +4,7 @@
 
 use std::{
     collections::HashMap,
+    ffi::OsStr,
     fmt::Write as _,
     fs::{self, File},
     io::Write as _,
@@ -11,7 +12,10 @@ use std::{
 };
 
 use ovbd_image::lsmt::SECTOR_BYTES;
-use rustix::fs::MemfdFlags;
+use rustix::{
+    fs::{FlockOperation, MemfdFlags},
+    io::Errno,
+};
 
 use ovbd_kernel::{
     dm::{Control, Line as TableLine, CONTROL},
@@ -24,6 +28,7 @@ use crate::{
     in_parallel,
     loops::attach,
     mapped::{node, Mapper},
+    programs::run as run_program,
     users::block_number,
     Interrupt,
 };
@@ -75,8 +80,14 @@ pub enum Step {
         /// Bytes of a new file; an existing one is used as it is.
         create: Option<u64>,
     },
-    /// Make the first sectors of a device or file zero, so that dm-snapshot takes it as new.
-    Wipe(PathBuf),
+    /// Make a device or file one that holds nothing, so that dm-snapshot takes it as new and nobody takes it for what
+    /// it was.
+    Wipe {
+        /// The device or file.
+        path: PathBuf,
+        /// Bytes at its start that become zero.
+        bytes: u64,
+    },
     /// Create a mapped device.
     Map {
         /// Its name.
@@ -130,8 +141,8 @@ impl From<Device> for Word {
     }
 }
 
-/// Bytes that [`Step::Wipe`] makes zero.
-pub const WIPE_BYTES: usize = 4096;
+/// Bytes that [`Step::Wipe`] makes zero where there are as many.
+pub const WIPE_BYTES: u64 = 1 << 20;
 
 /// Folder for a [`Step::Cow`] without a name: it may become large, which the one for temporary files may not.
 const UNNAMED_FOLDER: &str = "/var/tmp";
@@ -208,11 +219,12 @@ fn print_step(step: &Step, loops: &mut Vec<String>, text: &mut String) {
             );
             text.write_str(if path.is_none() { "; rm $file\n" } else { "\n" })
         }
-        Step::Wipe(path) => {
+        Step::Wipe { path, bytes } => {
             let path = quote(path);
             writeln!(
                 text,
-                "dd if=/dev/zero of={path} bs={WIPE_BYTES} count=1 conv=notrunc status=none"
+                "wipefs --all --quiet {path}\n\
+                 dd if=/dev/zero of={path} bs={bytes} count=1 conv=notrunc,fsync status=none"
             )
         }
         Step::Map {
@@ -325,7 +337,7 @@ fn waves(steps: &[Step]) -> Vec<Vec<&Step>> {
         let at = match step {
             Step::Layer { .. } | Step::Tails { .. } => 0,
             // Nothing is written before all that may fail earlier.
-            Step::Wipe(_) | Step::Cow { .. } => waves.len(),
+            Step::Wipe { .. } | Step::Cow { .. } => waves.len(),
             Step::Map { table, .. } => {
                 let words = table.iter().flat_map(|line| &line.words);
                 let below = words.filter_map(|word| match word {
@@ -334,7 +346,9 @@ fn waves(steps: &[Step]) -> Vec<Vec<&Step>> {
                     // A step before may have wiped it.
                     Word::Device(Device::Path(path)) => waves.iter().position(|wave| {
                         let mut wave = wave.iter();
-                        wave.any(|step| matches!(step, Step::Wipe(wiped) if wiped == path))
+                        wave.any(
+                            |step| matches!(step, Step::Wipe { path: wiped, .. } if wiped == path),
+                        )
                     }),
                     Word::Text(_) => None,
                 });
@@ -350,7 +364,7 @@ fn waves(steps: &[Step]) -> Vec<Vec<&Step>> {
             Step::Map { name, .. } => {
                 maps.insert(name, at);
             }
-            Step::Wipe(_) => {}
+            Step::Wipe { .. } => {}
         }
         if waves.len() <= at {
             waves.resize_with(at + 1, Vec::new);
@@ -364,7 +378,7 @@ impl Step {
     /// What an error about the step is about.
     fn path(&self) -> &Path {
         match self {
-            Step::Layer { path, .. } | Step::Wipe(path) => path,
+            Step::Layer { path, .. } | Step::Wipe { path, .. } => path,
             Step::Cow { path, .. } => path.as_deref().unwrap_or(Path::new(UNNAMED_FOLDER)),
             Step::Tails { .. } => Path::new("/dev/loop-control"),
             Step::Map { name, .. } => Path::new(name),
@@ -419,10 +433,13 @@ impl Done<'_> {
                 let (attached, new) = cow(path.as_deref(), *create)?;
                 Made::Loop(variable.clone(), attached, new)
             }
-            Step::Wipe(path) => {
+            Step::Wipe { path, bytes } => {
+                // Signatures further on: it knows where, and refuses what is in use.
+                let arguments = [OsStr::new("--all"), OsStr::new("--quiet"), path.as_os_str()];
+                run_program("wipefs", arguments)?;
                 let fail = |e| Error::io(path, "write", e);
                 let mut file = File::options().write(true).open(path).map_err(fail)?;
-                file.write_all(&[0; WIPE_BYTES]).map_err(fail)?;
+                file.write_all(&vec![0; *bytes as usize]).map_err(fail)?;
                 file.sync_all().map_err(fail)?;
                 Made::Nothing
             }
@@ -520,6 +537,12 @@ fn cow(path: Option<&Path>, create: Option<u64>) -> Result<(Attached, Option<Pat
             .map_err(|e| Error::io(path, "open", e))?,
     };
     let new = path.filter(|_| create.is_some());
+    // The loop device has this file open as long as it exists, and with it the lock.
+    // Where there are no locks /sys still tells.
+    let locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+    if locked == Err(Errno::WOULDBLOCK) {
+        return Err(Error::new(name, "locked: in use by another program"));
+    }
     let sized = match create {
         Some(bytes) => file
             .set_len(bytes)

@@ -18,16 +18,18 @@ use ovbd_kernel::dm::Control;
 use crate::{
     check_root, cow, in_parallel,
     lock::Lock,
-    loops::{self, Loop},
+    loops,
     mapped::{self, node},
     plan::{self, Device, Line, Step, Word},
     programs::run,
     running::{check_name, Role, Running},
+    storage::Storage,
     users, Interrupt,
 };
 use ovbd_layers::{
     blob::{Blob, Content},
     error::{Error, Result},
+    file_range::FileRange,
     layer::{read_header, read_trailer, LayerPath},
     parents::{self, Ancestry, Parents},
     report::Report,
@@ -46,7 +48,7 @@ pub struct Options {
     /// What is demanded of the layers' parents.
     pub parents: Parents,
     /// Overwrite what the COW file or device holds.
-    pub force: bool,
+    pub wipe_cow: bool,
 }
 
 /// Makes the device; returns its node.
@@ -59,6 +61,11 @@ pub fn up(options: &Options, interrupt: &Interrupt, report: &dyn Report) -> Resu
     check_name(&options.name)?;
     let control = mapped::open()?;
     let _lock = Lock::take(&options.name, interrupt, report)?;
+    // From the look at a COW store until it is in use.
+    let _stores = match &options.writable {
+        Some(_) => Some(Lock::take_stores(interrupt, report)?),
+        None => None,
+    };
     let steps = steps(options)?;
     check_names(&control, &options.name, &steps)?;
     for step in &steps {
@@ -72,7 +79,23 @@ pub fn up(options: &Options, interrupt: &Interrupt, report: &dyn Report) -> Resu
     }
     loops::prepare()?;
     plan::run(&control, &steps, interrupt, report)?;
-    Ok(node(&options.name))
+    let node = node(&options.name);
+    if options.writable.is_some() {
+        warn_of_volume(&node, report);
+    }
+    Ok(node)
+}
+
+/// Warns where LVM would find its physical volume twice: on the device and on the one below.
+fn warn_of_volume(node: &Path, report: &dyn Report) {
+    // LVM looks into the first four sectors for its label.
+    let found = FileRange::open(node).and_then(|device| device.first(4 * SECTOR_BYTES as usize));
+    let is_label = |sector: &[u8]| sector.starts_with(b"LABELONE");
+    if found.is_ok_and(|found| found.chunks(SECTOR_BYTES as usize).any(is_label)) {
+        let what = "holds a physical volume of LVM, which the device below holds too: \
+                    tell LVM to leave /dev/mapper/*-lower alone (global_filter in lvm.conf)";
+        report.warn(&Error::new(node, what));
+    }
 }
 
 /// The shell commands that make the device.
@@ -158,18 +181,22 @@ impl LayerPlace {
     }
 
     /// Refuses a layer that somebody writes to.
-    fn check_not_written(&self, loops: &[Loop]) -> Result<()> {
+    fn check_not_written(&self, storage: &Storage) -> Result<()> {
         let fail = |what: String| Err(Error::new(&self.path, what));
         let metadata = fs::metadata(&self.path).map_err(|e| Error::io(&self.path, "look up", e))?;
-        if let Some(user) = loops
-            .iter()
-            .find(|user| !user.status.read_only && user.is_on(&metadata))
-        {
+        let mut loops = storage.loops().iter();
+        if let Some(user) = loops.find(|user| !user.status.read_only && user.is_on(&metadata)) {
             return fail(format!("can be written through {}", user.node.display()));
         }
-        let mounts = users::block_number(&self.path).map(users::mounts);
-        if let Some(mount) = mounts.iter().flatten().find(|mount| !mount.read_only) {
-            return fail(format!("mounted for writing on {}", mount.point.display()));
+        let Some(device) = users::block_number(&self.path) else {
+            return Ok(());
+        };
+        // What an overlay writes goes to another mount.
+        let mounts = storage.mounts().iter();
+        for mount in mounts.filter(|mount| !mount.read_only && mount.kind != "overlay") {
+            if storage.below_mount(mount)?.contains(&device) {
+                return fail(format!("mounted for writing on {}", mount.point.display()));
+            }
         }
         Ok(())
     }
@@ -183,9 +210,9 @@ fn steps(options: &Options) -> Result<Vec<Step>> {
     let blobs = opened.into_iter().collect::<Result<Vec<_>>>()?;
     let ancestry: Vec<_> = blobs.iter().map(LayerPlace::ancestry).collect();
     parents::check(&ancestry, options.parents)?;
-    let loops = loops::all()?;
+    let storage = Storage::look()?;
     for blob in &blobs {
-        blob.check_not_written(&loops)?;
+        blob.check_not_written(&storage)?;
     }
     let virtual_bytes = topmost_size(blobs.iter().map(|blob| blob.trailer.virtual_size));
     let sectors = virtual_bytes.div_ceil(SECTOR_BYTES);
@@ -229,7 +256,7 @@ fn steps(options: &Options) -> Result<Vec<Step>> {
                 return Err(Error::new(&blob.path, "both a layer and the COW store"));
             }
         }
-        let store = cow::Store::prepare(writable, sectors, options.force, &loops)?;
+        let store = cow::Store::prepare(writable, sectors, options.wipe_cow, storage.loops())?;
         steps.extend(store.steps);
         steps.push(Step::Map {
             name: options.name.clone(),

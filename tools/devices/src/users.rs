@@ -1,56 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Who uses a block device: mounts, other devices, programs.
+//! Who uses a block device: mounts, swap, other devices, programs.
 
 use std::{
     fs,
     os::unix::fs::{FileTypeExt, MetadataExt},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use ovbd_kernel::Number;
 
-/// A mount of a device.
-#[derive(Debug)]
-pub struct Mount {
-    /// Number that files on it report as their device; some file systems have their own.
-    pub number: Number,
-    /// Where it is mounted.
-    pub point: PathBuf,
-    /// Whether the file system refuses writes.
-    pub read_only: bool,
-}
-
-/// Where a device is mounted.
-pub fn mounts(device: Number) -> Vec<Mount> {
-    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    text.lines()
-        .filter_map(|line| mount(line, device))
-        .collect()
-}
-
-fn mount(line: &str, device: Number) -> Option<Mount> {
-    // ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [OPTIONAL]... - TYPE SOURCE SUPER-OPTIONS
-    let (mount, filesystem) = line.split_once(" - ")?;
-    let mut mount = mount.split(' ');
-    let number: Number = mount.nth(2)?.parse().ok()?;
-    let point = mount.nth(1)?;
-    let mut filesystem = filesystem.split(' ');
-    let source = filesystem.nth(1)?;
-    let options = filesystem.next()?;
-    (number == device || block_number(Path::new(source)) == Some(device)).then(|| Mount {
-        number,
-        point: unescape(point).into(),
-        read_only: options.split(',').any(|option| option == "ro"),
-    })
-}
-
-/// Blanks and backslashes are octal in the list of mounts.
-fn unescape(text: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\134", "\\")]
-        .iter()
-        .fold(text.to_owned(), |text, (code, c)| text.replace(code, c))
-}
+use crate::{loops::read_number, mounts::swaps, storage::Storage};
+use ovbd_layers::error::{Error, Result};
 
 /// Number of a block device; `None` for anything else.
 pub fn block_number(path: &Path) -> Option<Number> {
@@ -75,28 +36,50 @@ pub fn device_name(number: Number) -> String {
         .unwrap_or_else(|| number.to_string())
 }
 
-/// The devices that are made of a device.
-pub fn holders(device: Number) -> Vec<Number> {
-    let Ok(folder) = fs::read_dir(device.sysfs().join("holders")) else {
-        return Vec::new();
-    };
-    folder
-        .filter_map(|entry| {
-            let text = fs::read_to_string(entry.ok()?.path().join("dev")).ok()?;
-            text.trim_end().parse().ok()
-        })
-        .collect()
+/// The mapped and md devices that are made of a device, and its partitions.
+fn holders(device: Number) -> Result<Vec<Number>> {
+    let folder = device.sysfs();
+    let mut found = Vec::new();
+    for place in [folder.join("holders"), folder.clone()] {
+        let entries = match fs::read_dir(&place) {
+            Ok(entries) => entries,
+            // A device that is gone has none.
+            Err(_) if !folder.exists() => return Ok(found),
+            Err(e) => return Err(Error::io(&place, "list", e)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(|e| Error::io(&place, "list", e))?.path();
+            if place != folder || entry.join("partition").exists() {
+                found.extend(read_number(&entry));
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Why a device cannot go away, apart from the holders in `known`.
-pub fn why_in_use(device: Number, known: &[Number]) -> Option<String> {
-    if let Some(mount) = mounts(device).first() {
-        return Some(format!("mounted on {}", mount.point.display()));
+///
+/// # Errors
+///
+/// It cannot be told.
+pub fn why_in_use(device: Number, known: &[Number], storage: &Storage) -> Result<Option<String>> {
+    let family = storage.family(device);
+    let mut mounts = storage.mounts().iter();
+    if let Some(mount) = mounts.find(|mount| family.iter().any(|device| mount.is_on(*device))) {
+        return Ok(Some(format!("mounted on {}", mount.point.display())));
     }
-    let holder = holders(device)
-        .into_iter()
-        .find(|number| !known.contains(number))?;
-    Some(format!("used by {}", device_name(holder)))
+    if swaps()?
+        .iter()
+        .any(|swap| block_number(swap) == Some(device))
+    {
+        return Ok(Some("used as swap".to_owned()));
+    }
+    let mut others = holders(device)?;
+    let loops = storage.loops().iter();
+    let on_it = loops.filter(|user| user.status.block_device == Some(device));
+    others.extend(on_it.map(|user| user.number));
+    let holder = others.into_iter().find(|number| !known.contains(number));
+    Ok(holder.map(|holder| format!("used by {}", device_name(holder))))
 }
 
 /// The programs that have a device open, as `name (pid)`.
@@ -113,7 +96,8 @@ pub fn programs(device: Number) -> Vec<String> {
             .flatten()
             .any(|file| block_number(&file.path()) == Some(device))
         {
-            let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+            let name = fs::read(process.join("comm")).unwrap_or_default();
+            let name = String::from_utf8_lossy(&name);
             let id = process.file_name().unwrap_or_default().to_string_lossy();
             found.push(format!("{} ({id})", name.trim_end()));
         }

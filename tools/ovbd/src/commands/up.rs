@@ -40,8 +40,11 @@ pub struct Up {
     /// Parents.
     #[command(flatten)]
     pub parents: Parents,
-    /// Overwrite what --cow holds if it is not a snapshot
-    #[arg(short, long)]
+    /// Overwrite whatever the file or device of --cow holds, with a new store
+    #[arg(long, requires = "cow")]
+    pub wipe_cow: bool,
+    /// The old name of --ignore-parents
+    #[arg(short, long, hide = true)]
     pub force: bool,
     /// Name of the device below /dev/mapper
     #[arg(value_name = "NAME")]
@@ -61,8 +64,11 @@ impl Up {
                 path: self.cow,
                 size: self.size,
             }),
-            parents: self.parents.of_device(),
-            force: self.force,
+            parents: Parents {
+                ignore_parents: self.parents.ignore_parents || self.force,
+            }
+            .of_device(),
+            wipe_cow: self.wipe_cow,
         };
         if self.dry_run {
             return report.print(&up::dry_run(&options)?);

@@ -1,0 +1,166 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""`ovbd commit` and what is above the device: it refuses to wait for itself, freezes file systems that are on what is
+made of the device, and goes alone."""
+
+import contextlib
+import os
+import pathlib
+import subprocess
+import sys
+
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+from block_devices import sectors, sha256
+from ovbd_command import MIB, listed, ovbd, ovbd_fails, refused, settled
+from test_script import OVBD, SCRATCH, CommandFailed, Tap, load, run
+
+SIZE = 320 * MIB
+TOP = SCRATCH / "top"
+
+
+def has(*kinds):
+    """Whether the kernel has these file systems or targets."""
+    known = pathlib.Path("/proc/filesystems").read_text().split()
+    return all(kind in known or subprocess.run(["modprobe", kind], stderr=subprocess.DEVNULL).returncode == 0
+               for kind in kinds)
+
+
+@contextlib.contextmanager
+def stack():
+    """A writable device without content."""
+    device = ovbd("up", "--writable", "--size", "64M", "stack", base).strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(["dmsetup", "resume", "stack"], stderr=subprocess.DEVNULL)
+        ovbd("down", "stack")
+
+
+@contextlib.contextmanager
+def mounted(kind, device, place=TOP, *options):
+    if kind != "none":
+        run(f"mkfs.{kind}", "-q", device)
+    place.mkdir(exist_ok=True)
+    run("mount", *options, device, place)
+    try:
+        yield place
+    finally:
+        run("umount", place)
+
+
+@contextlib.contextmanager
+def mapped(device):
+    """A device of a part of another one, as a partition or a logical volume is."""
+    run("dmsetup", "create", "part", "--table", f"0 {sectors(device) - 2048} linear {device} 2048")
+    try:
+        yield "/dev/mapper/part"
+    finally:
+        run("dmsetup", "remove", "--retry", "part")
+
+
+@contextlib.contextmanager
+def looped(path, *options):
+    loop = run("losetup", "--find", "--show", *options, path).strip()
+    try:
+        yield loop
+    finally:
+        run("losetup", "--detach", loop)
+
+
+def check_out(tap, what, folder):
+    """OUT is refused by name, and the device goes on."""
+    out = folder / "out.layer"
+    status, said = ovbd_fails("commit", "-o", out, "stack", timeout=60)
+    tap.result(status == 1 and str(folder) in said and "wait for itself" in said and not out.exists(),
+               f"OUT {what}: refused", said)
+    tap.result(not listed("stack")["suspended"], f"OUT {what}: the device goes on")
+
+
+def check_places(tap):
+    with stack() as device:
+        with mounted("ext4", device) as top:
+            check_out(tap, "on the device", top)
+            with open(top / "file", "wb") as file:
+                file.truncate(64 * MIB)
+            with looped(top / "file") as loop, mounted("ext4", loop, SCRATCH / "second") as second:
+                check_out(tap, "in a file system in a file on the device", second)
+            with open(top / "messages", "w") as messages:
+                status = subprocess.run([OVBD, "commit", "-o", SCRATCH / "x", "stack"], stderr=messages,
+                                        timeout=60).returncode
+            tap.equal((status, (SCRATCH / "x").exists()), (1, False), "messages onto the device: refused")
+            status, said = ovbd_fails("commit", "-o", SCRATCH / "x", "stack", cwd=top, timeout=60)
+            tap.result(status == 1 and "wait for itself" in said, "the working folder on the device: refused", said)
+            if has("overlay"):
+                for name in ("lower", "upper", "work"):
+                    (top / name).mkdir()
+                options = f"lowerdir={top}/lower,upperdir={top}/upper,workdir={top}/work"
+                with mounted("none", "overlay", SCRATCH / "over", "-t", "overlay", "-o", options) as over:
+                    check_out(tap, "in an overlay on the device", over)
+            else:
+                tap.skip("OUT in an overlay", "the kernel has none")
+    with stack() as device, mapped(device) as part, mounted("ext4", part) as top:
+        check_out(tap, "on a device that is made of the device", top)
+    with stack() as device:
+        if has("btrfs"):
+            with mounted("btrfs", device) as top:
+                run("btrfs", "subvolume", "create", top / "part")
+                check_out(tap, "in a part of a btrfs on the device", top / "part")
+        else:
+            tap.skip("OUT on btrfs", "the kernel has none")
+    with stack() as device:
+        run("mkswap", device)
+        if subprocess.run(["swapon", device], stderr=subprocess.DEVNULL).returncode:
+            tap.skip("swap", "the kernel has none")
+            return
+        tap.equal(listed("stack")["used"], "used as swap", "ls of a device with swap")
+        status, said = ovbd_fails("commit", "-o", SCRATCH / "x", "stack", timeout=60)
+        tap.result(status == 1 and "swap on" in said, "a device with swap: refused", said)
+        run("swapoff", device)
+
+
+def check_frozen(tap):
+    """What a file system on a part of the device has not written yet is in the layer, and it goes on."""
+    layer, copy = SCRATCH / "frozen.layer", SCRATCH / "frozen.raw"
+    with stack() as device, mapped(device) as part, mounted("ext4", part) as top:
+        (top / "file").write_bytes(b"written " * 100000)
+        ovbd("commit", "-o", layer, "stack")
+        (top / "later").write_bytes(b"later")
+    ovbd("export", "-o", copy, base, layer)
+    with looped(copy, "--offset", MIB) as loop:
+        status = subprocess.run(["e2fsck", "-fn", loop], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+        tap.equal(status, 0, "a file system above a holder is whole in the layer")
+        with mounted("none", loop, TOP, "-o", "ro") as top:
+            tap.equal((top / "file").read_bytes(), b"written " * 100000, "and has what was not written yet")
+
+
+def check_alone(tap):
+    """Commits at the same time wait for each other; each has all that was written before it began."""
+    with stack() as device:
+        digests = set()
+        with open(device, "r+b", buffering=0) as file:
+            for at in range(0, 64 * MIB, MIB):
+                os.pwrite(file.fileno(), os.urandom(4096), at)
+            os.fsync(file)
+        rounds = int(os.environ.get("OVBD_COMMIT_ROUNDS", "100"))
+        for _ in range(rounds):
+            outs = [SCRATCH / f"race{n}.layer" for n in range(2)]
+            both = [subprocess.Popen([OVBD, "commit", "-f", "-q", "-o", out, "stack"]) for out in outs]
+            statuses = [process.wait() for process in both]
+            digests |= {tuple(statuses), *map(sha256, outs)}
+            if listed("stack")["suspended"]:
+                digests.add("suspended")
+                break
+        tap.equal(len(digests), 2, f"{2 * rounds} commits, two at a time, make the same layer each time")
+
+
+tap = Tap()
+load("loop", "dm-overlaybd", "dm-zfile")
+raw, base = SCRATCH / "raw", SCRATCH / "base.layer"
+with open(raw, "wb") as file:
+    file.truncate(SIZE)
+ovbd("build", "-o", base, raw)
+check_places(tap)
+check_frozen(tap)
+check_alone(tap)
+tap.equal(settled([]), [], "nothing is left")
+tap.finish()

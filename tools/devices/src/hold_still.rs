@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What must hold still while a device is suspended, and what must not be on it.
+//!
+//! Whoever writes to a suspended device waits until it goes on. If that is the program that is to let it go on, nothing
+//! moves any more. And a file system on a partition, a logical volume or in a file on the device is not frozen by the
+//! suspension: what it has not written would be missing in the layer.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    os::unix::fs::FileTypeExt,
+    path::{Path, PathBuf},
+};
+
+use ovbd_kernel::{freeze, thaw, Number};
+
+use crate::{
+    mapped::Mapped,
+    mounts::{swaps, Mount},
+    storage::Storage,
+};
+use ovbd_layers::{
+    error::{Error, Result},
+    report::Report,
+};
+
+/// Refuses a device that this program needs while it is suspended: itself, its files, where it writes `out`, and what
+/// the system may want meanwhile.
+///
+/// # Errors
+///
+/// That one, with the name of what is on the device; or it cannot be told.
+pub fn check_elsewhere(device: &Mapped, out: &Path, storage: &Storage) -> Result<()> {
+    let refuse = |path: &Path| {
+        let what = format!(
+            "on {}, which is to be suspended: it would wait for itself",
+            device.node().display()
+        );
+        Err(Error::new(path, what))
+    };
+    for path in needed(out)? {
+        let below = match storage.below_path(&path) {
+            Ok(below) => below,
+            // Removed since it was opened; only OUT's folder must be there.
+            Err(_) if !path.exists() && path != folder(out) => continue,
+            Err(e) => return Err(e),
+        };
+        if below.contains(&device.number) {
+            return refuse(&path);
+        }
+    }
+    for swap in swaps()? {
+        if storage.below_path(&swap)?.contains(&device.number) {
+            let what = format!(
+                "swap on {}, which is to be suspended (swapoff first)",
+                device.node().display()
+            );
+            return Err(Error::new(&swap, what));
+        }
+    }
+    Ok(())
+}
+
+fn folder(out: &Path) -> &Path {
+    match out.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// What the program may touch while the device is suspended.
+fn needed(out: &Path) -> Result<BTreeSet<PathBuf>> {
+    let mut paths: BTreeSet<PathBuf> = [
+        folder(out),
+        Path::new("."),
+        Path::new("/"),
+        Path::new("/tmp"),
+        Path::new("/proc/self/exe"),
+    ]
+    .into_iter()
+    .map(Path::to_owned)
+    .collect();
+    // Libraries and the like, whose pages may have to be read again.
+    let maps = Path::new("/proc/self/maps");
+    let text = fs::read(maps).map_err(|e| Error::io(maps, "read", e))?;
+    for line in String::from_utf8_lossy(&text).lines() {
+        if let Some(at) = line.find('/') {
+            paths.insert(line[at..].into());
+        }
+    }
+    // Where messages go, and what else is open.
+    let open = Path::new("/proc/self/fd");
+    let entries = fs::read_dir(open).map_err(|e| Error::io(open, "list", e))?;
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let kind = fs::metadata(&path).map(|found| found.file_type());
+        if kind.is_ok_and(|kind| kind.is_file() || kind.is_dir() || kind.is_block_device()) {
+            paths.insert(path);
+        }
+    }
+    Ok(paths)
+}
+
+/// File systems that are frozen until this is dropped.
+pub struct Frozen<'a> {
+    files: Vec<(PathBuf, File)>,
+    report: &'a dyn Report,
+}
+
+impl<'a> Frozen<'a> {
+    /// Freezes all file systems that are not on `device` itself, but on what is made of it: those further up first, as
+    /// they write to those below.
+    ///
+    /// # Errors
+    ///
+    /// One of them cannot be frozen, or it cannot be told where it is. None stays frozen then.
+    pub fn above(device: &Mapped, storage: &Storage, report: &'a dyn Report) -> Result<Self> {
+        let mut frozen = Self {
+            files: Vec::new(),
+            report,
+        };
+        for group in above(device.number, storage)? {
+            frozen.freeze(&group)?;
+        }
+        Ok(frozen)
+    }
+
+    /// Freezes one file system through any of its mounts.
+    fn freeze(&mut self, mounts: &[&Mount]) -> Result<()> {
+        let mut last = None;
+        for mount in mounts {
+            let path = mount.seen_from_here(&mount.point);
+            let opened = File::open(&path).map_err(|e| Error::io(&mount.point, "open", e));
+            let result = opened.and_then(|file| {
+                // Another one may be mounted over it.
+                check_is_on(&file, mount)?;
+                freeze(&file).map_err(|e| Error::io(&mount.point, "freeze", e))?;
+                Ok(file)
+            });
+            match result {
+                Ok(file) => {
+                    self.files.push((mount.point.clone(), file));
+                    return Ok(());
+                }
+                Err(e) => last = Some(e),
+            }
+        }
+        let Some(error) = last else {
+            return Ok(());
+        };
+        let what = format!(
+            "{}: what it has not written would be missing in the layer (unmount it, or remount it read-only)",
+            error.what()
+        );
+        Err(Error::new(error.path(), what))
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        while let Some((point, file)) = self.files.pop() {
+            if let Err(e) = thaw(&file) {
+                self.report.warn(&Error::io(&point, "thaw", e));
+            }
+        }
+    }
+}
+
+fn check_is_on(file: &File, mount: &Mount) -> Result<()> {
+    use rustix::fs::{AtFlags, StatxFlags};
+    let status = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
+        .map_err(|e| Error::io(&mount.point, "find the mount of", e.into()))?;
+    match status.stx_mnt_id == mount.id {
+        true => Ok(()),
+        false => Err(Error::new(&mount.point, "another mount hides it")),
+    }
+}
+
+/// The mounts of every file system on what is made of `device`, those further up first.
+fn above(device: Number, storage: &Storage) -> Result<Vec<Vec<&Mount>>> {
+    let mut groups: Vec<(usize, Vec<&Mount>)> = Vec::new();
+    for mount in storage.mounts() {
+        // device-mapper freezes what is on the device itself. An overlay has nothing of its own.
+        if mount.number == device || mount.read_only || mount.kind == "overlay" {
+            continue;
+        }
+        let below = storage.below_mount(mount)?;
+        if !below.contains(&device) {
+            continue;
+        }
+        let group = groups
+            .iter_mut()
+            .find(|(_, group)| group[0].number == mount.number);
+        match group {
+            Some((_, group)) => group.push(mount),
+            None => groups.push((below.len(), vec![mount])),
+        }
+    }
+    groups.sort_by_key(|(depth, _)| std::cmp::Reverse(*depth));
+    Ok(groups.into_iter().map(|(_, group)| group).collect())
+}

@@ -1,0 +1,417 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a file or block device is stored on: every device below it, down to the disks.
+//!
+//! The way leads from a path to its mount, from a mount to its devices (of which a btrfs has many), from an overlay to
+//! the folders that it is made of, from a partition to its disk, from a mapped or md device to its parts, and from a
+//! loop device to its file. Names are for people: where the kernel has a number, that is taken. Where it does not tell
+//! the answer is an error, never "nothing".
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    ffi::OsStr,
+    fs,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileTypeExt, MetadataExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use ovbd_kernel::Number;
+use rustix::fs::{AtFlags, StatxFlags, CWD};
+
+use crate::{
+    loops::{self, read_number, Loop},
+    mounts::{mounts, Mount},
+    users::block_number,
+};
+use ovbd_layers::error::{Error, Result};
+
+/// Kinds of file systems that are on no block device of this machine.
+const WITHOUT_DEVICE: [&str; 32] = [
+    "9p",
+    "autofs",
+    "binfmt_misc",
+    "bpf",
+    "ceph",
+    "cgroup",
+    "cgroup2",
+    "cifs",
+    "configfs",
+    "debugfs",
+    "devpts",
+    "devtmpfs",
+    "efivarfs",
+    "fusectl",
+    "hostfs",
+    "hugetlbfs",
+    "mqueue",
+    "nfs",
+    "nfs4",
+    "nfsd",
+    "nsfs",
+    "proc",
+    "pstore",
+    "ramfs",
+    "resctrl",
+    "rpc_pipefs",
+    "securityfs",
+    "selinuxfs",
+    "sysfs",
+    "tmpfs",
+    "tracefs",
+    "virtiofs",
+];
+
+/// Mounts and loop devices at one moment.
+#[derive(Debug)]
+pub struct Storage {
+    mounts: Vec<Mount>,
+    loops: Vec<Loop>,
+    /// The devices of each btrfs.
+    btrfs: Vec<Vec<Number>>,
+}
+
+impl Storage {
+    /// As it is now.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`mounts`] and [`loops::all`].
+    pub fn look() -> Result<Self> {
+        let btrfs = list(Path::new("/sys/fs/btrfs")).unwrap_or_default();
+        let devices = |folder: &PathBuf| {
+            let devices = list(&folder.join("devices")).ok()?;
+            Some(
+                devices
+                    .iter()
+                    .filter_map(|entry| read_number(entry))
+                    .collect(),
+            )
+        };
+        Ok(Self {
+            mounts: mounts()?,
+            loops: loops::all()?,
+            btrfs: btrfs.iter().filter_map(devices).collect(),
+        })
+    }
+
+    /// All mounts.
+    pub fn mounts(&self) -> &[Mount] {
+        &self.mounts
+    }
+
+    /// All loop devices that have a file.
+    pub fn loops(&self) -> &[Loop] {
+        &self.loops
+    }
+
+    /// The devices below a device, itself first among them.
+    ///
+    /// # Errors
+    ///
+    /// Something below it does not tell what it is on.
+    pub fn below_device(&self, device: Number) -> Result<BTreeSet<Number>> {
+        let mut walk = Walk::new(self);
+        walk.device(device)?;
+        Ok(walk.devices)
+    }
+
+    /// The devices below a mount.
+    ///
+    /// # Errors
+    ///
+    /// It does not tell what it is on.
+    pub fn below_mount(&self, mount: &Mount) -> Result<BTreeSet<Number>> {
+        let mut walk = Walk::new(self);
+        walk.mount(mount)?;
+        Ok(walk.devices)
+    }
+
+    /// The devices below what `path` leads to, itself if it is a block device.
+    ///
+    /// # Errors
+    ///
+    /// There is nothing, or it does not tell what it is on.
+    pub fn below_path(&self, path: &Path) -> Result<BTreeSet<Number>> {
+        let mut walk = Walk::new(self);
+        walk.path(path)?;
+        Ok(walk.devices)
+    }
+
+    /// The devices of the btrfs of which `device` is one; itself where there is none.
+    pub fn family(&self, device: Number) -> Vec<Number> {
+        let family = self.btrfs.iter().find(|family| family.contains(&device));
+        family.cloned().unwrap_or_else(|| vec![device])
+    }
+}
+
+/// One way down.
+struct Walk<'a> {
+    storage: &'a Storage,
+    devices: BTreeSet<Number>,
+    /// Numbers of mounts.
+    seen: HashSet<u64>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(storage: &'a Storage) -> Self {
+        Self {
+            storage,
+            devices: BTreeSet::new(),
+            seen: HashSet::new(),
+        }
+    }
+
+    fn device(&mut self, device: Number) -> Result<()> {
+        if !self.devices.insert(device) {
+            return Ok(());
+        }
+        let folder = device.sysfs();
+        // A device that is gone has nothing below it.
+        let Ok(folder) = fs::canonicalize(folder) else {
+            return Ok(());
+        };
+        if folder.join("partition").exists() {
+            if let Some(disk) = folder.parent().and_then(read_number) {
+                self.device(disk)?;
+            }
+        }
+        if folder.join("slaves").exists() {
+            for entry in list(&folder.join("slaves"))? {
+                if let Some(slave) = read_number(&entry) {
+                    self.device(slave)?;
+                }
+            }
+        }
+        let storage = self.storage;
+        match storage.loops.iter().find(|user| user.number == device) {
+            Some(user) => self.file_of(user),
+            None => Ok(()),
+        }
+    }
+
+    /// The file of a loop device.
+    fn file_of(&mut self, user: &Loop) -> Result<()> {
+        if let Some(device) = user.status.block_device {
+            return self.device(device);
+        }
+        if user.status.device.0 != 0 {
+            return self.device(user.status.device);
+        }
+        let storage = self.storage;
+        let found = storage
+            .mounts
+            .iter()
+            .find(|mount| mount.number == user.status.device);
+        if let Some(mount) = found {
+            return self.mount(mount);
+        }
+        // A part of a btrfs has a number of its own. The name says more, if it is still that of the file.
+        match fs::metadata(&user.backing) {
+            Ok(found) if user.is_on(&found) => self.path(&user.backing),
+            _ if self.is_without_mount(user) => Ok(()),
+            _ => Err(Error::new(
+                &user.node,
+                format!(
+                    "cannot tell on which device its file {} is",
+                    user.backing.display()
+                ),
+            )),
+        }
+    }
+
+    /// Whether the file is in memory: the kernel mounts a file system for such files that nobody sees.
+    fn is_without_mount(&self, user: &Loop) -> bool {
+        user.backing.as_os_str().as_bytes().starts_with(b"/memfd:")
+    }
+
+    fn path(&mut self, path: &Path) -> Result<()> {
+        let found = fs::metadata(path).map_err(|e| Error::io(path, "look up", e))?;
+        if found.file_type().is_block_device() {
+            return self.device(Number::new(found.rdev()));
+        }
+        let wanted = StatxFlags::MNT_ID;
+        let status = rustix::fs::statx(CWD, path, AtFlags::empty(), wanted)
+            .map_err(|e| Error::io(path, "find the mount of", e.into()))?;
+        let storage = self.storage;
+        let id = (status.stx_mask & wanted.bits() != 0).then_some(status.stx_mnt_id);
+        let number = Number::new(found.dev());
+        // In a chroot there may be mounts that the list leaves out.
+        let mount = storage.mounts.iter().find(|mount| Some(mount.id) == id);
+        let mount = mount.or_else(|| storage.mounts.iter().find(|mount| mount.number == number));
+        match mount {
+            Some(mount) => self.mount(mount),
+            None if number.0 != 0 => self.device(number),
+            None => Err(Error::new(path, "cannot tell on which device it is")),
+        }
+    }
+
+    fn mount(&mut self, mount: &Mount) -> Result<()> {
+        if !self.seen.insert(mount.id) {
+            return Ok(());
+        }
+        let kind = mount.kind.as_str();
+        if mount.number.0 != 0 {
+            return self.device(mount.number);
+        }
+        if kind == "overlay" {
+            return self.overlay(mount);
+        }
+        if WITHOUT_DEVICE.contains(&kind) {
+            return Ok(());
+        }
+        // A file system of several devices names one of them, or all with a colon between.
+        let names = mount
+            .source
+            .as_os_str()
+            .as_bytes()
+            .split(|byte| *byte == b':');
+        let mut found = false;
+        for name in names.map(|name| Path::new(OsStr::from_bytes(name))) {
+            let Some(device) =
+                block_number(&mount.seen_from_here(name)).or_else(|| block_number(name))
+            else {
+                continue;
+            };
+            found = true;
+            for device in self.storage.family(device) {
+                self.device(device)?;
+            }
+        }
+        // A program serves it, from wherever it likes.
+        if found || kind.starts_with("fuse") {
+            return Ok(());
+        }
+        Err(Error::new(
+            &mount.point,
+            format!("cannot tell on which device this {kind} is"),
+        ))
+    }
+
+    fn overlay(&mut self, mount: &Mount) -> Result<()> {
+        for folder in overlay_folders(&mount.options) {
+            let path = Path::new(OsStr::from_bytes(&folder));
+            self.path(&mount.seen_from_here(path)).map_err(|e| {
+                let what = format!("cannot tell on which device this overlay is: {e}");
+                Error::new(&mount.point, what)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// The folders that an overlay is made of, from its options. A backslash takes colons and commas their meaning.
+fn overlay_folders(options: &[u8]) -> Vec<Vec<u8>> {
+    let mut folders = Vec::new();
+    for option in split(options, b',', true) {
+        let Some(at) = option.iter().position(|byte| *byte == b'=') else {
+            continue;
+        };
+        let (name, value) = (&option[..at], &option[at + 1..]);
+        match name {
+            b"upperdir" | b"workdir" => folders.extend(split(value, 0, false)),
+            b"lowerdir" | b"lowerdir+" | b"datadir+" => folders.extend(
+                // Two colons begin folders with data only.
+                split(value, b':', false)
+                    .into_iter()
+                    .filter(|folder| !folder.is_empty()),
+            ),
+            _ => {}
+        }
+    }
+    folders
+}
+
+/// Splits at `at`, except after a backslash, which goes unless `keep`.
+fn split(text: &[u8], at: u8, keep: bool) -> Vec<Vec<u8>> {
+    let mut parts = vec![Vec::new()];
+    let mut escaped = false;
+    for byte in text {
+        let Some(last) = parts.last_mut() else {
+            break;
+        };
+        if escaped {
+            last.push(*byte);
+            escaped = false;
+        } else if *byte == b'\\' {
+            escaped = true;
+            if keep {
+                last.push(*byte);
+            }
+        } else if *byte == at {
+            parts.push(Vec::new());
+        } else {
+            last.push(*byte);
+        }
+    }
+    parts
+}
+
+/// The paths of all that is in a folder.
+fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+    let fail = |e| Error::io(folder, "list", e);
+    let entries = fs::read_dir(folder).map_err(fail)?;
+    entries
+        .map(|entry| entry.map(|entry| entry.path()).map_err(fail))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_of_overlays() {
+        let folders = |options: &str| -> Vec<String> {
+            overlay_folders(options.as_bytes())
+                .into_iter()
+                .map(|folder| String::from_utf8(folder).unwrap())
+                .collect()
+        };
+        assert_eq!(
+            folders("rw,lowerdir=/a:/b::/data,upperdir=/u\\,v,workdir=/w\\:x,xino=off"),
+            ["/a", "/b", "/data", "/u,v", "/w:x"]
+        );
+        assert_eq!(folders("ro,lowerdir+=/a\\:b,lowerdir+=/c"), ["/a:b", "/c"]);
+        assert!(folders("rw,relatime").is_empty());
+    }
+
+    #[test]
+    fn this_machine_tells() {
+        let storage = Storage::look().unwrap();
+        assert!(storage.below_path(Path::new("/proc")).unwrap().is_empty());
+        assert!(storage.below_path(Path::new("/no/such/file")).is_err());
+        assert!(storage
+            .below_device(Number(4095, 1))
+            .unwrap()
+            .contains(&Number(4095, 1)));
+    }
+
+    #[test]
+    fn a_loop_device_is_on_the_device_of_its_file() {
+        let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let Ok(attached) = ovbd_kernel::loops::attach(file.as_file(), true, 0, 0) else {
+            println!("skipped: no loop devices");
+            return;
+        };
+        let storage = Storage::look().unwrap();
+        let mut wanted = match storage.below_path(file.path()) {
+            Ok(found) => found,
+            Err(e) => {
+                println!("skipped: {e}");
+                return;
+            }
+        };
+        wanted.insert(attached.number);
+        assert_eq!(storage.below_device(attached.number).unwrap(), wanted);
+        // A loop device of a loop device.
+        let device = fs::File::open(&attached.node).unwrap();
+        let second = ovbd_kernel::loops::attach(&device, false, 0, 0).unwrap();
+        wanted.insert(second.number);
+        let storage = Storage::look().unwrap();
+        assert_eq!(storage.below_device(second.number).unwrap(), wanted);
+    }
+}
