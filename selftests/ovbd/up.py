@@ -5,6 +5,7 @@ are, and go without a trace; and the commands that `--dry-run` prints make the s
 
 import itertools
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -183,6 +184,31 @@ def check_writable(tap, images):
     tap.equal(settled(before), before, "writable without --cow: down leaves nothing")
 
 
+def check_udev(tap):
+    """Only the device on top has names below /dev/disk, also after events for all devices."""
+    if not pathlib.Path("/run/udev/control").exists() or os.environ.get("DM_DISABLE_UDEV"):
+        tap.skip("hidden devices", "udev does not run")
+        return
+    raw, layer = SCRATCH / "named.raw", SCRATCH / "named.layer"
+    with open(raw, "wb") as file:
+        file.truncate(8 * MIB)
+    uuid = "01234567-89ab-cdef-0123-456789abcdef"
+    run("mkfs.ext4", "-q", "-U", uuid, raw)
+    ovbd("build", "-o", layer, raw)
+    ovbd("up", "--writable", "named", layer)
+    for when in ("after up", "after a change of all"):
+        run("udevadm", "settle")
+        named = os.path.realpath(f"/dev/disk/by-uuid/{uuid}")
+        tap.equal(named, os.path.realpath("/dev/mapper/named"), f"{when}: the UUID is that of the device on top")
+        for name in ("named-lower", "named-zfile0"):
+            lines = run("udevadm", "info", "--query=property", f"/dev/mapper/{name}").splitlines()
+            tap.result("DM_UDEV_DISABLE_DISK_RULES_FLAG=1" in lines, f"{when}: {name} is hidden", lines)
+            tap.equal([line for line in lines if line.startswith("ID_FS_")], [], f"{when}: nobody looked into {name}")
+        run("udevadm", "trigger", "--action=change", "--subsystem-match=block")
+    run("udevadm", "settle")
+    ovbd("down", "named")
+
+
 tap = Tap()
 load("loop", "dm-overlaybd", "dm-zfile")
 tap.equal(ovbd("ls"), "", "ls: nothing")
@@ -194,5 +220,6 @@ check_dry_run(tap, "compressed layers", mixed, odd.raw[2])
 check_dry_run(tap, "wrapped layers", tar.layer, tar.raw[2])
 check_dry_run(tap, "a writable stack", mixed, odd.raw[2], "--writable")
 check_writable(tap, odd)
+check_udev(tap)
 refused(tap, "down of nothing", "no such stack", "down", "stack")
 tap.finish()

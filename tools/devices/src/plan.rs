@@ -578,3 +578,78 @@ fn tails(paths: &[PathBuf]) -> Result<File> {
     let name = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&memory));
     File::open(name).map_err(fail)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(name: &str, below: &[Device]) -> Step {
+        let words = below.iter().cloned().map(Word::Device);
+        Step::Map {
+            name: name.to_owned(),
+            uuid: format!("UUID-{name}"),
+            read_only: true,
+            hidden: false,
+            table: vec![Line {
+                start: 0,
+                sectors: 8,
+                words: std::iter::once(Word::from("target")).chain(words).collect(),
+            }],
+        }
+    }
+
+    fn layer(variable: &str) -> Step {
+        Step::Layer {
+            variable: variable.to_owned(),
+            path: "file".into(),
+            offset: 0,
+            bytes: 512,
+        }
+    }
+
+    #[test]
+    fn names_of_devices_are_safe_in_a_shell() {
+        for (path, wanted) in [
+            ("/dev/sdb", "/dev/sdb"),
+            ("/dev/mapper/vg-lv.0", "/dev/mapper/vg-lv.0"),
+            (
+                "/dev/a b",
+                "$(lsblk --nodeps --noheadings --raw --output MAJ:MIN '/dev/a b')",
+            ),
+            (
+                "/dev/$(reboot)",
+                "$(lsblk --nodeps --noheadings --raw --output MAJ:MIN '/dev/$(reboot)')",
+            ),
+        ] {
+            let text = print(&[map("stack", &[Device::Path(path.into())])]);
+            assert!(
+                text.contains(&format!("--table \"0 8 target {wanted}\"")),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_does_not_need_each_other_is_made_at_once() {
+        let loop_of = |variable: &str| Device::Loop(variable.to_owned());
+        let mapped = |name: &str| Device::Mapped(name.to_owned());
+        let disk = PathBuf::from("/dev/disk");
+        let steps = [
+            layer("a"),
+            map("blob", &[loop_of("a")]),
+            map("zfile", &[mapped("blob")]),
+            layer("b"),
+            map("lower", &[mapped("zfile"), loop_of("b")]),
+            Step::Wipe {
+                path: disk.clone(),
+                bytes: 512,
+            },
+            map("top", &[mapped("lower"), Device::Path(disk)]),
+        ];
+        let waves = waves(&steps);
+        let sizes: Vec<usize> = waves.iter().map(Vec::len).collect();
+        assert_eq!(sizes, [2, 1, 1, 1, 1, 1]);
+        // Nothing is wiped before the rest is known to work.
+        assert!(matches!(waves[4][0], Step::Wipe { .. }));
+    }
+}
