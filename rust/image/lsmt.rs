@@ -33,13 +33,13 @@
 
 use zerocopy::{
     little_endian::{U16, U32, U64},
-    FromBytes as _, IntoBytes as _,
+    FromBytes as _,
 };
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{
     error::{Error, Reason},
-    segment::{Segment, MAX_SEGMENT_SECTORS, MAX_VIRTUAL_SECTORS},
+    segment::MAX_VIRTUAL_SECTORS,
 };
 
 /// Bytes of a sector, the unit of everything in the index.
@@ -72,8 +72,8 @@ pub const FLAG_SEALED: u32 = 1 << 2;
 /// Flag: a writable layer that is a sparse file instead of a log.
 pub const FLAG_SPARSE: u32 = 1 << 4;
 
-const MAGIC0: [u8; 8] = *b"LSMT\0\x01\x02\0";
-const MAGIC1: [u8; 16] = [
+pub(crate) const MAGIC0: [u8; 8] = *b"LSMT\0\x01\x02\0";
+pub(crate) const MAGIC1: [u8; 16] = [
     0x65, 0x7e, 0x63, 0xd2, 0x94, 0x44, 0x08, 0x4c, 0xa2, 0xd2, 0xc8, 0xec, 0x4f, 0xcf, 0xae, 0x8a,
 ];
 /// Bytes of the structure in both: the rest fills up.
@@ -86,20 +86,20 @@ const VIRTUAL_SIZE_AT: u64 = 48;
 /// The structure that header and trailer share; offsets as in the table above.
 #[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-struct Raw {
-    magic0: [u8; 8],
-    magic1: [u8; 16],
-    size: U32,
-    flags: U32,
-    index_offset: U64,
-    index_size: U64,
-    virtual_size: U64,
-    uuid: [u8; 37],
-    parent_uuid: [u8; 37],
-    reserved: U16,
-    version: u8,
-    sub_version: u8,
-    user_tag: [u8; 256],
+pub(crate) struct Raw {
+    pub(crate) magic0: [u8; 8],
+    pub(crate) magic1: [u8; 16],
+    pub(crate) size: U32,
+    pub(crate) flags: U32,
+    pub(crate) index_offset: U64,
+    pub(crate) index_size: U64,
+    pub(crate) virtual_size: U64,
+    pub(crate) uuid: [u8; 37],
+    pub(crate) parent_uuid: [u8; 37],
+    pub(crate) reserved: U16,
+    pub(crate) version: u8,
+    pub(crate) sub_version: u8,
+    pub(crate) user_tag: [u8; 256],
 }
 
 const _: () = assert!(core::mem::size_of::<Raw>() == STRUCT_BYTES);
@@ -120,7 +120,7 @@ impl Raw {
 
 /// A UUID as the text in a header: 36 characters.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct UuidText([u8; 36]);
+pub struct UuidText(pub(crate) [u8; 36]);
 
 impl UuidText {
     /// The UUID that means "none".
@@ -327,15 +327,6 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The entry that fills up an index.
-    pub const PADDING: Self = Self {
-        start: MAX_VIRTUAL_SECTORS,
-        sectors: 0,
-        stored: 0,
-        zeroed: false,
-        tag: 0,
-    };
-
     /// Decodes 16 bytes.
     pub fn decode(bytes: &[u8; ENTRY_BYTES]) -> Self {
         let [low, high]: [U64; 2] = zerocopy::transmute!(*bytes);
@@ -347,16 +338,6 @@ impl Entry {
             zeroed: (high >> 55) & 1 != 0,
             tag: (high >> 56) as u8,
         }
-    }
-
-    /// Encodes the entry; bits that do not fit their field are lost.
-    pub fn encode(&self) -> [u8; ENTRY_BYTES] {
-        let low = (self.start & MAX_VIRTUAL_SECTORS)
-            | (u64::from(self.sectors & MAX_SEGMENT_SECTORS) << 50);
-        let high = (self.stored & ((1 << 55) - 1))
-            | (u64::from(self.zeroed) << 55)
-            | (u64::from(self.tag) << 56);
-        zerocopy::transmute!([U64::new(low), U64::new(high)])
     }
 
     /// Whether this entry only fills up the index.
@@ -377,68 +358,5 @@ impl Entry {
                 .stored
                 .checked_add(length)
                 .is_some_and(|end| end <= data_end)
-    }
-}
-
-impl From<&Segment> for Entry {
-    /// The entry that stores a segment, with tag 0.
-    fn from(segment: &Segment) -> Self {
-        Self {
-            start: segment.start(),
-            sectors: segment.sectors(),
-            stored: segment.stored(),
-            zeroed: segment.zeroed(),
-            tag: 0,
-        }
-    }
-}
-
-/// What a writer puts into the header and the trailer.
-#[derive(Clone, Copy, Debug)]
-pub struct Identity {
-    /// Virtual size in bytes.
-    pub virtual_size: u64,
-    /// UUID of the layer.
-    pub uuid: UuidText,
-    /// UUID of the layer below, [`UuidText::NIL`] for none.
-    pub parent_uuid: UuidText,
-}
-
-impl Identity {
-    /// The header of a committed layer, as the original writes it.
-    pub fn header(&self) -> [u8; HEADER_BYTES] {
-        self.encode(FLAG_HEADER | FLAG_DATA | FLAG_SEALED, 0, 0)
-    }
-
-    /// The trailer of a committed layer whose index of `entries` (padding included) starts at byte
-    /// `index_offset`.
-    pub fn trailer(&self, index_offset: u64, entries: u64) -> [u8; HEADER_BYTES] {
-        self.encode(FLAG_DATA | FLAG_SEALED, index_offset, entries)
-    }
-
-    fn encode(&self, flags: u32, index_offset: u64, entries: u64) -> [u8; HEADER_BYTES] {
-        let text = |uuid: &UuidText| {
-            let mut field = [0; 37];
-            field[..36].copy_from_slice(&uuid.0);
-            field
-        };
-        let raw = Raw {
-            magic0: MAGIC0,
-            magic1: MAGIC1,
-            size: U32::new(STRUCT_BYTES as u32),
-            flags: U32::new(flags),
-            index_offset: U64::new(index_offset),
-            index_size: U64::new(entries),
-            virtual_size: U64::new(self.virtual_size),
-            uuid: text(&self.uuid),
-            parent_uuid: text(&self.parent_uuid),
-            reserved: U16::ZERO,
-            version: 1,
-            sub_version: 1,
-            user_tag: [0; 256],
-        };
-        let mut block = [0; HEADER_BYTES];
-        block[..STRUCT_BYTES].copy_from_slice(raw.as_bytes());
-        block
     }
 }

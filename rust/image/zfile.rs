@@ -41,7 +41,7 @@
 
 use zerocopy::{
     little_endian::{U32, U64},
-    FromBytes as _, IntoBytes as _,
+    FromBytes as _,
 };
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -72,17 +72,16 @@ pub const BLOCK_SEED: u32 = 100_007;
 /// Continues a CRC-32C over more bytes, without inversion before or after.
 pub type Crc32c = fn(u32, &[u8]) -> u32;
 
-const FLAG_HEADER: u64 = 1 << 0;
-const FLAG_DATA: u64 = 1 << 1;
-const FLAG_SEALED: u64 = 1 << 2;
-const FLAG_FINAL: u64 = 1 << 3;
-const FLAG_DIGEST: u64 = 1 << 4;
+pub(crate) const FLAG_HEADER: u64 = 1 << 0;
+pub(crate) const FLAG_DATA: u64 = 1 << 1;
+pub(crate) const FLAG_SEALED: u64 = 1 << 2;
+pub(crate) const FLAG_FINAL: u64 = 1 << 3;
+pub(crate) const FLAG_DIGEST: u64 = 1 << 4;
 const FLAG_COMPRESSED_INDEX: u64 = 1 << 5;
 
-const MAGIC0: [u8; 8] = *b"ZFile\0\x01\0";
-const MAGIC1: [u8; 16] = *b"tuji.yyf@Alibaba";
-const STRUCT_BYTES: usize = 96;
-const DIGEST_AT: usize = 28;
+pub(crate) const MAGIC0: [u8; 8] = *b"ZFile\0\x01\0";
+pub(crate) const MAGIC1: [u8; 16] = *b"tuji.yyf@Alibaba";
+pub(crate) const DIGEST_AT: usize = 28;
 const FLAGS_AT: u64 = 32;
 const INDEX_OFFSET_AT: u64 = 40;
 const INDEX_SIZE_AT: u64 = 48;
@@ -93,28 +92,28 @@ const DICTIONARY_AT: u64 = 78;
 /// The structure that header and trailer share; offsets as in the table above.
 #[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-struct Raw {
-    magic0: [u8; 8],
-    magic1: [u8; 16],
-    size: U32,
-    digest: U32,
-    flags: U64,
-    index_offset: U64,
-    index_size: U64,
-    original_size: U64,
-    index_crc: U32,
-    reserved_0: U32,
-    block_size: U32,
-    algorithm: u8,
-    level: u8,
-    use_dictionary: u8,
-    reserved_1: [u8; 5],
-    dictionary_size: U32,
-    verify: u8,
-    reserved_2: [u8; 7],
+pub(crate) struct Raw {
+    pub(crate) magic0: [u8; 8],
+    pub(crate) magic1: [u8; 16],
+    pub(crate) size: U32,
+    pub(crate) digest: U32,
+    pub(crate) flags: U64,
+    pub(crate) index_offset: U64,
+    pub(crate) index_size: U64,
+    pub(crate) original_size: U64,
+    pub(crate) index_crc: U32,
+    pub(crate) reserved_0: U32,
+    pub(crate) block_size: U32,
+    pub(crate) algorithm: u8,
+    pub(crate) level: u8,
+    pub(crate) use_dictionary: u8,
+    pub(crate) reserved_1: [u8; 5],
+    pub(crate) dictionary_size: U32,
+    pub(crate) verify: u8,
+    pub(crate) reserved_2: [u8; 7],
 }
 
-const _: () = assert!(core::mem::size_of::<Raw>() == STRUCT_BYTES);
+const _: () = assert!(core::mem::size_of::<Raw>() == 96);
 
 impl Raw {
     fn read(block: &[u8; HEADER_BYTES]) -> Option<&Self> {
@@ -134,7 +133,7 @@ impl Raw {
     }
 }
 
-fn digest(block: &[u8; HEADER_BYTES], crc: Crc32c) -> u32 {
+pub(crate) fn digest(block: &[u8; HEADER_BYTES], crc: Crc32c) -> u32 {
     let (before, rest) = block.split_at(DIGEST_AT);
     let (_, after) = rest.split_at(4);
     crc(crc(crc(0, before), &[0; 4]), after)
@@ -155,13 +154,6 @@ impl Algorithm {
         match self {
             Algorithm::Lz4 => "lz4",
             Algorithm::Zstd => "zstd",
-        }
-    }
-
-    const fn code(self) -> u8 {
-        match self {
-            Algorithm::Lz4 => 1,
-            Algorithm::Zstd => 2,
         }
     }
 }
@@ -412,79 +404,4 @@ fn split_crc(stored: &[u8]) -> Result<(&[u8], &[u8; CRC_BYTES as usize]), Error>
     stored
         .split_last_chunk()
         .ok_or(Error::new(Reason::ZfileBlockTooSmall, 0))
-}
-
-/// What a writer records in header and trailer.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// Bytes of a block, a power of two up to [`MAX_BLOCK_BYTES`].
-    pub block_bytes: u32,
-    /// How blocks are compressed.
-    pub algorithm: Algorithm,
-    /// Whether every block is followed by its CRC.
-    pub block_crc: bool,
-}
-
-/// What a writer knows when all blocks are written.
-#[derive(Clone, Copy, Debug)]
-pub struct Totals {
-    /// Bytes of the file that was compressed.
-    pub original_bytes: u64,
-    /// Byte at which the jump table starts.
-    pub index_offset: u64,
-    /// Number of blocks.
-    pub blocks: u64,
-    /// CRC of the jump table.
-    pub index_crc: u32,
-}
-
-impl Options {
-    /// A final header, as the original writes it when it can seek back.
-    pub fn header(&self, totals: &Totals, crc: Crc32c) -> [u8; HEADER_BYTES] {
-        self.encode(FLAG_HEADER | FLAG_DATA | FLAG_FINAL, totals, crc)
-    }
-
-    /// A header that leaves all values to the trailer, as the original writes it when it cannot seek back.
-    pub fn first_header(&self, crc: Crc32c) -> [u8; HEADER_BYTES] {
-        let nothing = Totals {
-            original_bytes: 0,
-            index_offset: 0,
-            blocks: 0,
-            index_crc: 0,
-        };
-        self.encode(FLAG_HEADER | FLAG_DATA, &nothing, crc)
-    }
-
-    /// The trailer.
-    pub fn trailer(&self, totals: &Totals, crc: Crc32c) -> [u8; HEADER_BYTES] {
-        self.encode(FLAG_DATA | FLAG_SEALED, totals, crc)
-    }
-
-    fn encode(&self, flags: u64, totals: &Totals, crc: Crc32c) -> [u8; HEADER_BYTES] {
-        let raw = Raw {
-            magic0: MAGIC0,
-            magic1: MAGIC1,
-            size: U32::new(STRUCT_BYTES as u32),
-            digest: U32::ZERO,
-            flags: U64::new(flags | FLAG_DIGEST),
-            index_offset: U64::new(totals.index_offset),
-            index_size: U64::new(totals.blocks),
-            original_size: U64::new(totals.original_bytes),
-            index_crc: U32::new(totals.index_crc),
-            reserved_0: U32::ZERO,
-            block_size: U32::new(self.block_bytes),
-            algorithm: self.algorithm.code(),
-            level: 0,
-            use_dictionary: 0,
-            reserved_1: [0; 5],
-            dictionary_size: U32::ZERO,
-            verify: u8::from(self.block_crc),
-            reserved_2: [0; 7],
-        };
-        let mut block = [0; HEADER_BYTES];
-        block[..STRUCT_BYTES].copy_from_slice(raw.as_bytes());
-        let sum = digest(&block, crc);
-        block[DIGEST_AT..DIGEST_AT + 4].copy_from_slice(&sum.to_le_bytes());
-        block
-    }
 }
