@@ -325,9 +325,16 @@ impl Buffers {
     }
 
     /// Returns a buffer with room for `len` bytes, if one can be had at once.
+    ///
+    /// Where contiguous memory is short, that is a larger one than needed, made of pages.
     #[inline]
     pub(super) fn get(&self, len: usize) -> Option<Buffer> {
-        let class = CLASSES.iter().position(|capacity| *capacity >= len)?;
+        let smallest = CLASSES.iter().position(|capacity| *capacity >= len)?;
+        (smallest..CLASSES.len()).find_map(|class| self.get_of_class(class))
+    }
+
+    #[inline]
+    fn get_of_class(&self, class: usize) -> Option<Buffer> {
         let kept = if let Some((shelf, _)) = self.here(class) {
             shelf.free.lock().pop(class)
         } else {
