@@ -339,6 +339,7 @@ unsafe fn usual_match(
         ip: end.ip.wrapping_add(2),
         op: end.op.wrapping_add(LENGTHS[token & 255]),
     };
+    // SAFETY: See the tables on the token after 15 or more literals and an offset.
     Some((next, unsafe { input.byte(next.ip) }))
 }
 
@@ -373,6 +374,7 @@ unsafe fn any_match(
         next.ip = next.ip.wrapping_add(1);
         next.op = next.op.wrapping_add(more);
     }
+    // SAFETY: See the tables on the next token, also after a length that goes on.
     let token = unsafe { input.byte(next.ip) };
     let at = end.op.wrapping_add(WORD);
     if offset == 0 || offset > at || next.op > limit {
