@@ -292,14 +292,45 @@ impl<'a> Walk<'a> {
 
     fn overlay(&mut self, mount: &Mount) -> Result<()> {
         for folder in overlay_folders(&mount.options) {
-            let path = Path::new(OsStr::from_bytes(&folder));
-            self.path(&mount.seen_from_here(path)).map_err(|e| {
-                let what = format!("cannot tell on which device this overlay is: {e}");
-                Error::new(&mount.point, what)
-            })?;
+            let path = mount.seen_from_here(Path::new(OsStr::from_bytes(&folder)));
+            if !path.exists() {
+                return self.hidden_overlay(mount);
+            }
+            self.path(&path)?;
         }
         Ok(())
     }
+
+    /// An overlay whose folders have no name here, as that of a container or of an initramfs: it may be on whatever was
+    /// mounted before it, and on nothing that was mounted since.
+    fn hidden_overlay(&mut self, mount: &Mount) -> Result<()> {
+        let Some(age) = age(mount) else {
+            let what = "cannot tell on which device this overlay is";
+            return Err(Error::new(&mount.point, what));
+        };
+        let storage = self.storage;
+        for other in &storage.mounts {
+            let has_device = other.number.0 != 0 || other.kind == "btrfs";
+            // One that cannot be asked may be older.
+            if has_device && self::age(other).is_none_or(|other| other < age) {
+                self.mount(other)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A number that grows from mount to mount and is never used again; `None` where another mount hides it, or the kernel
+/// is older than 6.8.
+fn age(mount: &Mount) -> Option<u64> {
+    const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+    let path = mount.seen_from_here(&mount.point);
+    let ask = |wanted| {
+        let status = rustix::fs::statx(CWD, &path, AtFlags::empty(), wanted).ok()?;
+        (status.stx_mask & wanted.bits() != 0).then_some(status.stx_mnt_id)
+    };
+    let is_it = ask(StatxFlags::MNT_ID) == Some(mount.id);
+    ask(MNT_ID_UNIQUE).filter(|_| is_it)
 }
 
 /// The folders that an overlay is made of, from its options. A backslash takes colons and commas their meaning.
@@ -413,5 +444,41 @@ mod tests {
         wanted.insert(second.number);
         let storage = Storage::look().unwrap();
         assert_eq!(storage.below_device(second.number).unwrap(), wanted);
+    }
+
+    /// Run by the next test in a mount namespace of its own.
+    #[test]
+    #[ignore = "wants mounts that another test makes"]
+    fn of_a_hidden_overlay() {
+        let folder = PathBuf::from(std::env::var_os("OVBD_TEST_FOLDER").unwrap());
+        let storage = Storage::look().unwrap();
+        let below = storage.below_path(&folder.join("over")).unwrap();
+        let disk = storage.below_path(&folder.join("moved")).unwrap();
+        assert!(disk.is_subset(&below), "{below:?} {disk:?}");
+        // That one was mounted later.
+        let later = storage.below_path(&folder.join("later")).unwrap();
+        assert!(!later.is_subset(&below), "{below:?} {later:?}");
+    }
+
+    #[test]
+    fn a_hidden_overlay_is_on_what_is_older() {
+        let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+        let script = "set -e; cd $OVBD_TEST_FOLDER; mkdir disk moved later lower over; truncate -s 32M file
+            mkfs.ext4 -q file; cp file another; mount -o loop file disk; mkdir disk/upper disk/work
+            mount -t overlay -o lowerdir=$PWD/lower,upperdir=$PWD/disk/upper,workdir=$PWD/disk/work none over
+            mount --make-rprivate /; mount --move disk moved; rmdir disk; mount -o loop another later
+            exec \"$0\" --exact storage::tests::of_a_hidden_overlay --ignored";
+        let output = std::process::Command::new("unshare")
+            .args(["--mount", "sh", "-c", script])
+            .arg(std::env::current_exe().unwrap())
+            .env("OVBD_TEST_FOLDER", folder.path())
+            .output()
+            .unwrap();
+        let said = format!("{output:?}");
+        if !output.status.success() && !said.contains("panicked") {
+            println!("skipped: {said}");
+            return;
+        }
+        assert!(output.status.success(), "{said}");
     }
 }
