@@ -168,7 +168,7 @@ impl Expected<'_> {
     /// What device-mapper passes on.
     pub(crate) fn number(&self) -> u32 {
         let low = self.event.cookie.semaphore.as_ref().map_or(0, |s| s.low);
-        u32::from(self.event.rules.flags()) << 16 | u32::from(low)
+        (u32::from(self.event.rules.flags()) << 16) | u32::from(low)
     }
 
     /// udev will take the semaphore down.
