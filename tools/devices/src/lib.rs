@@ -15,7 +15,6 @@ pub mod list;
 pub mod lock;
 pub mod loops;
 pub mod mapped;
-pub mod mounts;
 pub mod plan;
 pub mod programs;
 pub mod running;
@@ -35,6 +34,7 @@ use std::{
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use ovbd_layers::error::{Error, Result};
+pub use ovbd_layers::mounts;
 
 /// Refuses a user who may not change devices.
 ///

@@ -3,22 +3,20 @@
 //! Loop devices: attaching them, and which files they are attached to.
 
 use std::{
-    ffi::OsString,
     fs::{self, File},
-    os::unix::{
-        ffi::OsStringExt,
-        fs::{FileTypeExt, MetadataExt},
-    },
+    os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
 use ovbd_kernel::{
-    loops::{self, Attached, Status, CONTROL, MAJOR},
+    loops::{self, Attached, Status, CONTROL},
     Number,
 };
 
 use crate::programs::run;
 use ovbd_layers::error::{Error, Result};
+
+pub use ovbd_layers::block_device::{backing_file, read_number};
 
 /// Loads the module that makes loop devices, where it is missing.
 ///
@@ -49,18 +47,6 @@ pub fn attach(
         .map_err(|e| Error::io(path, "attach a loop device to", e))?;
     tracing::debug!(node = %attached.node.display(), path = %path.display(), "attached");
     Ok(attached)
-}
-
-/// The name of the file that a loop device was attached to: for people, it may be that of another file by now.
-pub fn backing_file(number: Number) -> Option<PathBuf> {
-    if number.0 != MAJOR {
-        return None;
-    }
-    let mut name = fs::read(number.sysfs().join("loop/backing_file")).ok()?;
-    if name.last() == Some(&b'\n') {
-        name.pop();
-    }
-    Some(OsString::from_vec(name).into())
 }
 
 /// A loop device in use.
@@ -120,10 +106,4 @@ pub fn all() -> Result<Vec<Loop>> {
         }
     }
     Ok(found)
-}
-
-/// The number of a device from its folder in sysfs.
-pub fn read_number(folder: &Path) -> Option<Number> {
-    let text = fs::read_to_string(folder.join("dev")).ok()?;
-    text.trim_end().parse().ok()
 }

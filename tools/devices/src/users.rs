@@ -2,60 +2,14 @@
 
 //! Who uses a block device: mounts, swap, other devices, programs.
 
-use std::{
-    fs,
-    os::unix::fs::{FileTypeExt, MetadataExt},
-    path::Path,
-};
+use std::fs;
 
 use ovbd_kernel::Number;
 
-use crate::{loops::read_number, mounts::swaps, storage::Storage};
-use ovbd_layers::error::{Error, Result};
+use crate::{mounts::swaps, storage::Storage};
+use ovbd_layers::{block_device::holders, error::Result};
 
-/// Number of a block device; `None` for anything else.
-pub fn block_number(path: &Path) -> Option<Number> {
-    let found = fs::metadata(path).ok()?;
-    found
-        .file_type()
-        .is_block_device()
-        .then(|| Number::new(found.rdev()))
-}
-
-/// The name by which people know a block device.
-pub fn device_name(number: Number) -> String {
-    let read = |file: &str| fs::read_to_string(number.sysfs().join(file)).ok();
-    if let Some(name) = read("dm/name") {
-        return format!("/dev/mapper/{}", name.trim_end());
-    }
-    read("uevent")
-        .and_then(|text| {
-            let name = text.lines().find_map(|line| line.strip_prefix("DEVNAME="));
-            name.map(|name| format!("/dev/{name}"))
-        })
-        .unwrap_or_else(|| number.to_string())
-}
-
-/// The mapped and md devices that are made of a device, and its partitions.
-fn holders(device: Number) -> Result<Vec<Number>> {
-    let folder = device.sysfs();
-    let mut found = Vec::new();
-    for place in [folder.join("holders"), folder.clone()] {
-        let entries = match fs::read_dir(&place) {
-            Ok(entries) => entries,
-            // A device that is gone has none.
-            Err(_) if !folder.exists() => return Ok(found),
-            Err(e) => return Err(Error::io(&place, "list", e)),
-        };
-        for entry in entries {
-            let entry = entry.map_err(|e| Error::io(&place, "list", e))?.path();
-            if place != folder || entry.join("partition").exists() {
-                found.extend(read_number(&entry));
-            }
-        }
-    }
-    Ok(found)
-}
+pub use ovbd_layers::block_device::{block_number, device_name};
 
 /// Why a device cannot go away, apart from the holders in `known`.
 ///

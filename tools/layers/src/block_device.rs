@@ -7,211 +7,76 @@
 use std::{
     collections::HashSet,
     ffi::OsString,
-    fmt, fs, io,
-    os::unix::{
-        ffi::{OsStrExt, OsStringExt},
-        fs::{FileTypeExt, MetadataExt},
-    },
+    fs,
+    os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
-    str::FromStr,
 };
+
+use ovbd_kernel::{loops, Number};
 
 use crate::{
     error::{Error, Result},
     file_id::FileId,
 };
 
-/// Number of a block device: major and minor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Number(pub u32, pub u32);
-
-impl Number {
-    /// From the form in which system calls have it.
-    pub fn new(device: u64) -> Self {
-        Self(rustix::fs::major(device), rustix::fs::minor(device))
-    }
-
-    /// That of the block device at `path`; `None` for anything else.
-    pub fn of(path: &Path) -> Option<Self> {
-        let found = fs::metadata(path).ok()?;
-        found
-            .file_type()
-            .is_block_device()
-            .then(|| Self::new(found.rdev()))
-    }
-
-    /// The device's folder in sysfs.
-    pub fn sysfs(self) -> PathBuf {
-        format!("/sys/dev/block/{self}").into()
-    }
-
-    /// The name by which people know it.
-    pub fn name(self) -> String {
-        let read = |file: &str| fs::read_to_string(self.sysfs().join(file)).ok();
-        if let Some(name) = read("dm/name") {
-            return format!("/dev/mapper/{}", name.trim_end());
-        }
-        read("uevent")
-            .and_then(|text| {
-                let name = text.lines().find_map(|line| line.strip_prefix("DEVNAME="));
-                name.map(|name| format!("/dev/{name}"))
-            })
-            .unwrap_or_else(|| self.to_string())
-    }
-
-    /// The device as a file.
-    pub fn file_id(self) -> FileId {
-        FileId::Device(rustix::fs::makedev(self.0, self.1))
+/// Number of the block device at `path`; `None` for anything else.
+pub fn block_number(path: &Path) -> Option<Number> {
+    match FileId::at(path) {
+        Ok(Some(FileId::Device(device))) => Some(Number::new(device)),
+        _ => None,
     }
 }
 
-impl fmt::Display for Number {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.0, self.1)
+/// The name by which people know a block device.
+pub fn device_name(number: Number) -> String {
+    let read = |file: &str| fs::read_to_string(number.sysfs().join(file)).ok();
+    if let Some(name) = read("dm/name") {
+        return format!("/dev/mapper/{}", name.trim_end());
+    }
+    read("uevent")
+        .and_then(|text| {
+            let name = text.lines().find_map(|line| line.strip_prefix("DEVNAME="));
+            name.map(|name| format!("/dev/{name}"))
+        })
+        .unwrap_or_else(|| number.to_string())
+}
+
+/// The name of the file that a loop device was attached to: for people, it may be that of another file by now.
+pub fn backing_file(number: Number) -> Option<PathBuf> {
+    let mut name = fs::read(number.sysfs().join("loop/backing_file")).ok()?;
+    if name.last() == Some(&b'\n') {
+        name.pop();
+    }
+    Some(OsString::from_vec(name).into())
+}
+
+/// The file or device that a loop device is attached to. The kernel tells it to root; for others its name must do.
+fn file_of_loop(folder: &Path, number: Number) -> Option<FileId> {
+    let node = Path::new("/dev").join(folder.file_name()?);
+    match loops::status(&node) {
+        Ok(Some(status)) => Some(match status.block_device {
+            Some(device) => FileId::of_device(device),
+            None => {
+                let device = rustix::fs::makedev(status.device.0, status.device.1);
+                FileId::File(device, status.inode)
+            }
+        }),
+        Ok(None) => None,
+        Err(_) => FileId::at(&backing_file(number)?).ok().flatten(),
     }
 }
 
-impl FromStr for Number {
-    type Err = ();
-
-    fn from_str(text: &str) -> std::result::Result<Self, ()> {
-        let (major, minor) = text.split_once(':').ok_or(())?;
-        Ok(Self(
-            major.parse().map_err(|_| ())?,
-            minor.parse().map_err(|_| ())?,
-        ))
-    }
-}
-
-/// A mounted file system.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mount {
-    /// Number that files on it report as their device; some file systems have their own.
-    pub number: Number,
-    /// Where it is mounted.
-    pub point: PathBuf,
-    /// Kind of file system.
-    pub kind: String,
-    /// What it says it is on; a device in most cases.
-    pub source: PathBuf,
-    /// Whether the file system refuses writes, through all mounts of it.
-    pub read_only: bool,
-}
-
-impl Mount {
-    /// Whether it is on `device`, as far as number and source show.
-    pub fn is_on(&self, device: Number) -> bool {
-        self.number == device || Number::of(&self.source) == Some(device)
-    }
-}
-
-/// All mounts that this process sees.
-///
-/// # Errors
-///
-/// The list cannot be read or is not understood.
-pub fn mounts() -> Result<Vec<Mount>> {
-    let path = Path::new("/proc/self/mountinfo");
-    let text = fs::read(path).map_err(|e| Error::io(path, "read", e))?;
-    // Names need not be UTF-8, which is why no crate reads the list.
-    text.split(|byte| *byte == b'\n')
-        .filter(|line| !line.is_empty())
-        .map(|line| mount(line).ok_or_else(|| Error::new(path, "a line that is not understood")))
-        .collect()
-}
-
-fn mount(line: &[u8]) -> Option<Mount> {
-    // ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [OPTIONAL]... - TYPE SOURCE SUPER-OPTIONS
-    let mut words = line.split(|byte| *byte == b' ');
-    let number = std::str::from_utf8(words.nth(2)?).ok()?.parse().ok()?;
-    let point = unescape(words.nth(1)?);
-    words.find(|word| *word == b"-")?;
-    let kind = String::from_utf8_lossy(words.next()?).into_owned();
-    let source = unescape(words.next()?);
-    let read_only = words
-        .next()?
-        .split(|byte| *byte == b',')
-        .any(|option| option == b"ro");
-    Some(Mount {
-        number,
-        point: point.into(),
-        kind,
-        source: source.into(),
-        read_only,
-    })
-}
-
-/// Undoes the octal codes that blanks and backslashes have in lists of the kernel.
-fn unescape(text: &[u8]) -> OsString {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let [first, after @ ..] = rest {
-        let code = match rest {
-            [b'\\', digits @ ..] => digits
-                .get(..3)
-                .and_then(|digits| std::str::from_utf8(digits).ok())
-                .and_then(|digits| u8::from_str_radix(digits, 8).ok()),
-            _ => None,
-        };
-        out.push(code.unwrap_or(*first));
-        rest = if code.is_some() { &rest[4..] } else { after };
-    }
-    OsString::from_vec(out)
-}
-
-/// A device or file that is swapped on.
-///
-/// # Errors
-///
-/// The list cannot be read.
-pub fn swaps() -> Result<Vec<PathBuf>> {
-    let path = Path::new("/proc/swaps");
-    let text = match fs::read(path) {
-        Ok(text) => text,
-        // A kernel without swap.
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(Error::io(path, "read", e)),
-    };
-    let names = text
-        .split(|byte| *byte == b'\n')
-        .skip(1)
-        .filter_map(|line| line.split(|byte| *byte == b' ' || *byte == b'\t').next())
-        .filter(|name| !name.is_empty());
-    Ok(names.map(|name| unescape(name).into()).collect())
-}
-
-/// A loop device that is attached.
-#[derive(Clone, Debug)]
-pub struct Attached {
-    /// Its number.
-    pub number: Number,
-    /// The file below it, as its name says: the file may be gone, or have another name here.
-    pub backing: PathBuf,
-    /// Whether it refuses writes.
-    pub read_only: bool,
-}
-
-/// All loop devices that are attached.
-///
-/// # Errors
-///
-/// sysfs cannot be read.
-pub fn loops() -> Result<Vec<Attached>> {
+/// All loop devices that are attached, with what they are attached to.
+fn attached_loops() -> Result<Vec<(FileId, Number)>> {
     let mut found = Vec::new();
     for entry in list(Path::new("/sys/block"))? {
-        let Ok(backing) = fs::read(entry.join("loop/backing_file")) else {
+        // Without a file it does not have this folder.
+        if !entry.join("loop").exists() {
             continue;
-        };
-        let Some(number) = number_in(&entry) else {
-            continue;
-        };
-        let backing = backing.strip_suffix(b"\n").unwrap_or(&backing);
-        let read_only = fs::read(entry.join("ro")).is_ok_and(|text| text.starts_with(b"1"));
-        found.push(Attached {
-            number,
-            backing: OsString::from_vec(backing.to_vec()).into(),
-            read_only,
-        });
+        }
+        if let Some(number) = read_number(&entry) {
+            found.extend(file_of_loop(&entry, number).map(|file| (file, number)));
+        }
     }
     Ok(found)
 }
@@ -226,7 +91,7 @@ pub fn holders(device: Number) -> Result<Vec<Number>> {
     let mut found: Vec<Number> = match list(&folder.join("holders")) {
         Ok(entries) => entries
             .iter()
-            .filter_map(|entry| number_in(entry))
+            .filter_map(|entry| read_number(entry))
             .collect(),
         // A device that is gone has no holders.
         Err(_) if !folder.exists() => return Ok(Vec::new()),
@@ -237,7 +102,7 @@ pub fn holders(device: Number) -> Result<Vec<Number>> {
         partitions
             .iter()
             .filter(|entry| entry.join("partition").exists())
-            .filter_map(|entry| number_in(entry)),
+            .filter_map(|entry| read_number(entry)),
     );
     Ok(found)
 }
@@ -249,10 +114,7 @@ pub fn holders(device: Number) -> Result<Vec<Number>> {
 ///
 /// /proc or /sys cannot be read.
 pub fn above(file: FileId) -> Result<Vec<Number>> {
-    let loops: Vec<(FileId, Number)> = loops()?
-        .iter()
-        .filter_map(|user| Some((FileId::at(&user.backing).ok()??, user.number)))
-        .collect();
+    let loops = attached_loops()?;
     let families = btrfs_families();
     let mut found = Vec::new();
     let mut seen = HashSet::new();
@@ -262,13 +124,13 @@ pub fn above(file: FileId) -> Result<Vec<Number>> {
             continue;
         }
         let on_it = loops.iter().filter(|(backing, _)| *backing == file);
-        next.extend(on_it.map(|(_, number)| number.file_id()));
+        next.extend(on_it.map(|(_, number)| FileId::of_device(*number)));
         if let FileId::Device(device) = file {
             let number = Number::new(device);
             found.push(number);
-            next.extend(holders(number)?.into_iter().map(Number::file_id));
+            next.extend(holders(number)?.into_iter().map(FileId::of_device));
             let family = families.iter().filter(|family| family.contains(&number));
-            next.extend(family.flatten().map(|number| number.file_id()));
+            next.extend(family.flatten().map(|number| FileId::of_device(*number)));
         }
     }
     Ok(found)
@@ -291,16 +153,15 @@ pub fn below(file: FileId) -> HashSet<FileId> {
                 next.extend(
                     slaves
                         .iter()
-                        .filter_map(|entry| number_in(entry))
-                        .map(Number::file_id),
+                        .filter_map(|entry| read_number(entry))
+                        .map(FileId::of_device),
                 );
                 if let Some(disk) = disk_of(&folder) {
-                    next.push(disk.file_id());
+                    next.push(FileId::of_device(disk));
                 }
-                if let Ok(backing) = fs::read(folder.join("loop/backing_file")) {
-                    let backing = backing.strip_suffix(b"\n").unwrap_or(&backing);
-                    let path = Path::new(std::ffi::OsStr::from_bytes(backing));
-                    next.extend(FileId::at(path).ok().flatten());
+                if let (true, Ok(real)) = (folder.join("loop").exists(), fs::canonicalize(&folder))
+                {
+                    next.extend(file_of_loop(&real, Number::new(device)));
                 }
             }
         }
@@ -313,7 +174,7 @@ fn disk_of(folder: &Path) -> Option<Number> {
     if !folder.join("partition").exists() {
         return None;
     }
-    number_in(fs::canonicalize(folder).ok()?.parent()?)
+    read_number(fs::canonicalize(folder).ok()?.parent()?)
 }
 
 /// The devices of each btrfs that is mounted: only one of them is in the list of mounts.
@@ -325,13 +186,14 @@ fn btrfs_families() -> Vec<Vec<Number>> {
         .map(|devices| {
             devices
                 .iter()
-                .filter_map(|entry| number_in(entry))
+                .filter_map(|entry| read_number(entry))
                 .collect()
         })
         .collect()
 }
 
-fn number_in(folder: &Path) -> Option<Number> {
+/// The number of a device from its folder in sysfs.
+pub fn read_number(folder: &Path) -> Option<Number> {
     fs::read_to_string(folder.join("dev"))
         .ok()?
         .trim_end()
@@ -350,25 +212,6 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lines_of_mounts() {
-        let line = b"36 35 98:0 /mnt1 /mnt\\0402\xff\\134 rw,noatime master:1 - ext4 /dev/a\\011b ro,errors=continue";
-        let mount = mount(line).unwrap();
-        assert_eq!(mount.number, Number(98, 0));
-        assert_eq!(mount.point.as_os_str().as_bytes(), b"/mnt 2\xff\\");
-        assert_eq!(mount.source, Path::new("/dev/a\tb"));
-        assert_eq!(mount.kind, "ext4");
-        assert!(mount.read_only);
-        assert!(super::mount(b"36 35 98:0 / / rw").is_none());
-    }
-
-    #[test]
-    fn this_machine_has_mounts() {
-        assert!(!mounts().unwrap().is_empty());
-        swaps().unwrap();
-        loops().unwrap();
-    }
 
     #[test]
     fn a_file_is_below_itself() {

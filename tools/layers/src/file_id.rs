@@ -9,6 +9,8 @@ use std::{
     path::Path,
 };
 
+use ovbd_kernel::Number;
+
 use crate::error::{Error, Result};
 
 /// What makes a file or block device the one it is, whatever links, names or nodes lead to it.
@@ -21,6 +23,11 @@ pub enum FileId {
 }
 
 impl FileId {
+    /// That of a block device.
+    pub fn of_device(number: Number) -> Self {
+        FileId::Device(rustix::fs::makedev(number.0, number.1))
+    }
+
     /// That of an open or looked up file.
     pub fn of(found: &Metadata) -> Self {
         match found.file_type().is_block_device() {

@@ -27,6 +27,7 @@ pub mod info;
 pub mod layer;
 pub mod layer_writer;
 pub mod map;
+pub mod mounts;
 pub mod output;
 pub mod overwrite;
 pub mod parents;

@@ -12,10 +12,13 @@ use std::{
 
 use rustix::{fs::OFlags, io::Errno};
 
+use ovbd_kernel::Number;
+
 use crate::{
-    block_device::{above, below, mounts, swaps, Number},
+    block_device::{above, below, block_number, device_name},
     error::{name, Error, Result},
     file_id::FileId,
+    mounts::{mounts, swaps},
     signature,
 };
 
@@ -67,7 +70,7 @@ pub fn user(path: &Path) -> Result<Option<String>> {
     let devices = above(FileId::Device(device))?;
     let via = |number: Number| match number == own {
         true => String::new(),
-        false => format!(" as {}", number.name()),
+        false => format!(" as {}", device_name(number)),
     };
     let mounts = mounts()?;
     let swaps = swaps()?;
@@ -76,7 +79,7 @@ pub fn user(path: &Path) -> Result<Option<String>> {
             let what = format!("mounted on {}{}", name(&mount.point), via(*number));
             return Ok(Some(what));
         }
-        if swaps.iter().any(|swap| Number::of(swap) == Some(*number)) {
+        if swaps.iter().any(|swap| block_number(swap) == Some(*number)) {
             return Ok(Some(format!("swap is on it{}", via(*number))));
         }
     }
@@ -84,7 +87,7 @@ pub fn user(path: &Path) -> Result<Option<String>> {
     let held = devices
         .iter()
         .find(|number| **number != own && !number.sysfs().join("partition").exists());
-    Ok(held.map(|number| format!("used by {}", number.name())))
+    Ok(held.map(|number| format!("used by {}", device_name(*number))))
 }
 
 /// Opens the block device at `path` for reading and writing, exclusively: nobody can mount it meanwhile.

@@ -18,12 +18,15 @@ use rustix::{
     io::Errno,
 };
 
+use ovbd_kernel::Number;
+
 use crate::{
-    block_device::{above, holders, mounts, swaps, Number},
+    block_device::{above, block_number, device_name, holders},
     error::{name, Error, Result},
     file_id::FileId,
     file_range::FileRange,
     foreign,
+    mounts::{mounts, swaps},
     stack::WINDOW_BYTES,
 };
 
@@ -196,9 +199,9 @@ fn check_not_written(path: &Path, found: &Metadata) -> Result<()> {
     };
     let id = FileId::of(found);
     let devices = above(id)?;
-    let via = |number: Number| match number.file_id() == id {
+    let via = |number: Number| match FileId::of_device(number) == id {
         true => String::new(),
-        false => format!(" as {}", number.name()),
+        false => format!(" as {}", device_name(number)),
     };
     let mounts = mounts()?;
     let swaps = swaps()?;
@@ -217,7 +220,7 @@ fn check_not_written(path: &Path, found: &Metadata) -> Result<()> {
             }
             seen = true;
         }
-        if swaps.iter().any(|swap| Number::of(swap) == Some(*number)) {
+        if swaps.iter().any(|swap| block_number(swap) == Some(*number)) {
             return refuse(format!("swap is on it{}", via(*number)));
         }
     }

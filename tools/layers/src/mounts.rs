@@ -15,8 +15,10 @@ use std::{
 
 use ovbd_kernel::Number;
 
-use crate::users::block_number;
-use ovbd_layers::error::{Error, Result};
+use crate::{
+    block_device::block_number,
+    error::{Error, Result},
+};
 
 /// A mounted file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
