@@ -32,6 +32,10 @@ use ovbd_layers::{
 ///
 /// That one, with the name of what is on the device; or it cannot be told.
 pub fn check_elsewhere(device: &Mapped, out: &Path, storage: &Storage) -> Result<()> {
+    // Whoever has a file on it has it open.
+    if device.opens == 0 {
+        return Ok(());
+    }
     let refuse = |path: &Path| {
         let what = format!(
             "on {}, which is to be suspended: it would wait for itself",
@@ -119,6 +123,9 @@ impl<'a> Frozen<'a> {
             files: Vec::new(),
             report,
         };
+        if device.opens == 0 {
+            return Ok(frozen);
+        }
         for group in above(device.number, storage)? {
             frozen.freeze(&group)?;
         }

@@ -65,7 +65,7 @@ const WITHOUT_DEVICE: [&str; 32] = [
 ];
 
 /// Mounts and loop devices at one moment.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Storage {
     mounts: Vec<Mount>,
     loops: Vec<Loop>,
@@ -244,6 +244,8 @@ impl<'a> Walk<'a> {
         match mount {
             Some(mount) => self.mount(mount),
             None if number.0 != 0 => self.device(number),
+            // The kernel has a mount of its own for files without a name.
+            None if is_in_memory(path) => Ok(()),
             None => Err(Error::new(path, "cannot tell on which device it is")),
         }
     }
@@ -318,6 +320,12 @@ impl<'a> Walk<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether a file is in memory only.
+fn is_in_memory(path: &Path) -> bool {
+    const TMPFS: u64 = 0x0102_1994;
+    rustix::fs::statfs(path).is_ok_and(|found| found.f_type as u64 == TMPFS)
 }
 
 /// A number that grows from mount to mount and is never used again; `None` where another mount hides it, or the kernel

@@ -8,12 +8,13 @@
 
 use std::{
     fs,
-    os::unix::fs::FileTypeExt,
+    os::unix::fs::{FileTypeExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
 use ovbd_image::lsmt::{topmost_size, Trailer, SECTOR_BYTES};
 use ovbd_kernel::dm::Control;
+use rustix::fs::OFlags;
 
 use crate::{
     check_root, cow, in_parallel,
@@ -194,12 +195,28 @@ impl LayerPlace {
         // What an overlay writes goes to another mount.
         let mounts = storage.mounts().iter();
         for mount in mounts.filter(|mount| !mount.read_only && mount.kind != "overlay") {
-            if storage.below_mount(mount)?.contains(&device) {
+            let below = match storage.below_mount(mount) {
+                Ok(below) => below,
+                // Nobody claims the device, so that one is on another.
+                Err(_) if is_unclaimed(&self.path) => continue,
+                Err(e) => return Err(e),
+            };
+            if below.contains(&device) {
                 return fail(format!("mounted for writing on {}", mount.point.display()));
             }
         }
         Ok(())
     }
+}
+
+/// Whether no file system and no other device has a block device for itself.
+fn is_unclaimed(path: &Path) -> bool {
+    let exclusive = OFlags::EXCL.bits() as i32;
+    let opened = fs::File::options()
+        .read(true)
+        .custom_flags(exclusive)
+        .open(path);
+    opened.is_ok()
 }
 
 /// Everything that has to be done.
@@ -210,7 +227,11 @@ fn steps(options: &Options) -> Result<Vec<Step>> {
     let blobs = opened.into_iter().collect::<Result<Vec<_>>>()?;
     let ancestry: Vec<_> = blobs.iter().map(LayerPlace::ancestry).collect();
     parents::check(&ancestry, options.parents)?;
-    let storage = Storage::look()?;
+    // Who is not root can only have the commands printed, and is not told all of this.
+    let storage = match rustix::process::geteuid().is_root() {
+        true => Storage::look()?,
+        false => Storage::default(),
+    };
     for blob in &blobs {
         blob.check_not_written(&storage)?;
     }
