@@ -498,11 +498,6 @@ impl<T: BioOwner> EndedBio<'_, T> {
         self.status
     }
 
-    /// Changes how the bio ended.
-    pub fn set_status(&mut self, status: BlkStatus) {
-        self.status = status;
-    }
-
     /// Returns the data that the target keeps with the bio.
     pub fn per_bio(&mut self) -> &mut T::PerBio {
         // SAFETY: By the requirements of `from_raw()`; the bio is borrowed as long.

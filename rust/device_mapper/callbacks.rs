@@ -229,8 +229,6 @@ impl<T: Target> Callbacks<T> {
         } else {
             EndIo::Done
         };
-        // SAFETY: `error` is valid.
-        unsafe { *error = ended.status().into_raw() };
         // SAFETY: The bio has ended, so nobody else uses it, and device mapper will free it.
         unsafe { PerBioArea::<T>::drop_data(bio) };
         match ret {

@@ -94,7 +94,7 @@ pub trait Target: Sized + Send + Sync + 'static {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Looks at a bio that has ended, and may change its status or have it mapped again.
+    /// Looks at a bio that has ended, and may have it mapped again.
     ///
     /// Called for each bio but those given back by [`Bio::kill`] and [`Bio::requeue`]. Usually
     /// runs in interrupt context.
