@@ -191,6 +191,11 @@ def helpers(tree, sources, path, about):
                            text, re.MULTILINE | re.DOTALL)
     chosen = [function for function, name in functions if name in wanted - there - OUTSIDE]
     code = "\n".join(map(helper_form, chosen))
+    for definition, name in re.findall(r"^((?:/\*(?:[^*]|\*(?!/))*\*/\n)?static DEFINE_\w+\((\w+)\);\n)", text,
+                                       re.MULTILINE):
+        if re.search(rf"\b{name}\b", code):
+            code = definition + "\n" + code
+    code = code.replace("KBUILD_MODNAME", f'"{path.rsplit("/", 1)[1].removesuffix(".c")}"')
     headers = sorted(header for header, used in about.items() if re.search(used, code))
     tree.write(path, "// SPDX-License-Identifier: GPL-2.0\n\n"
                + "".join(f"#include <{header}>\n" for header in headers) + "\n" + code)
@@ -279,8 +284,10 @@ DEVICE_MAPPER = 'CONFIG_BLK_DEV_DM = "y"'
 # The headers of helpers, by what in their text wants them.
 HEADERS = {"crypto/blake2s.h": "blake2s", "linux/bio.h": r"\bbio\b|bio_vec", "linux/blkdev.h": "block_device|bdev_",
            "linux/completion.h": "completion", "linux/device-mapper.h": "dm_target",
-           "linux/highmem.h": "kmap|dcache|kunmap", "linux/mempool.h": "mempool", "linux/ratelimit.h": "ratelimit",
-           "linux/sched.h": r"\bcurrent\b|task_", "linux/slab.h": "kmalloc", "linux/workqueue.h": "work"}
+           "linux/highmem.h": "kmap|dcache|kunmap|vmap_range", "linux/mempool.h": "mempool", "linux/mutex.h": "mutex",
+           "linux/percpu_counter.h": "percpu_counter", "linux/ratelimit.h": "ratelimit",
+           "linux/sched.h": r"\bcurrent\b|task_", "linux/slab.h": "kmalloc", "linux/vmalloc.h": "vmalloc",
+           "linux/workqueue.h": "workqueue|work_struct"}
 
 
 def put_bindings(tree):
@@ -324,13 +331,14 @@ def put_the_rest(tree):
 
 def put_lower_read(tree):
     used = put_module(tree, "lower_read", DEVICE_MAPPER)
-    bindings(tree, used, ["linux/dm-io.h", "linux/mempool.h"])
+    bindings(tree, used, ["linux/dm-io.h", "linux/percpu_counter.h", "linux/vmalloc.h"])
     helpers(tree, used, "rust/helpers/lower_read.c", HEADERS)
 
 
 def put_codecs(tree):
     used = put_module(tree, "codec", "CONFIG_RUST_CODECS")
-    bindings(tree, used, ["crypto/blake2s.h", "linux/crc32.h", "linux/lz4.h", "linux/zstd.h"])
+    # And whatever else has become necessary.
+    bindings(tree, used, re.findall(r"#include <(\S+)>", (RUST / "bindings/bindings_helper.h").read_text()))
     put_tests(tree, "codec_tests", "rust_codec", "rust/kernel/codec.rs")
 
 
