@@ -90,7 +90,7 @@ def check_cow(tap, images):
 
 
 def check_cow_names(tap, images):
-    """One store is one store under whatever name, and for whoever comes at the same time."""
+    """One store is one store under whatever name."""
     writable = ["up", "--writable", "--cow"]
     for what, name in (("is not UTF-8", b"cow \xff"), ("ends in a newline", b"cow\n"), ("has a blank", b"a cow")):
         cow = SCRATCH / os.fsdecode(name)
@@ -112,18 +112,6 @@ def check_cow_names(tap, images):
     refused(tap, "a store in use by another name in another mount namespace", "in use", *writable, cow, "second",
             *images.layer)
     ovbd("down", "first")
-    for attempt in range(20):
-        cow.unlink()
-        with open(cow, "wb") as file:
-            file.truncate(MIB)
-        both = [subprocess.Popen([OVBD, *map(str, [*writable, cow, f"stack{n}", images.layer[0]])],
-                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for n in range(2)]
-        statuses = sorted(process.wait() for process in both)
-        for entry in json.loads(ovbd("ls", "--json")):
-            ovbd("down", entry["name"])
-        if statuses != [0, 1]:
-            break
-    tap.equal(statuses, [0, 1], "one of two that want a store at the same time gets it")
     cow.unlink()
 
 
@@ -235,7 +223,7 @@ def check_interrupted(tap, images):
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL):
         name = signal.Signals(number).name
         stopped = 0
-        for tenths in range(1, 10):
+        for tenths in (1, 3, 5, 7, 9):
             process = subprocess.Popen([OVBD, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                                        text=True)
             time.sleep(whole * tenths / 10)

@@ -352,3 +352,30 @@ impl Writer<'_> {
         self.layer.blocks(sector, data, &mut self.content)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_many_places_are_known_before_anything_is_read() {
+        let store = |distance: u64, count: u64| Store {
+            file: tempfile::tempfile().unwrap(),
+            path: "store".into(),
+            chunk_bytes: 4096,
+            exceptions: (0..count)
+                .map(|i| Exception {
+                    origin: i * distance,
+                    stored: i + 2,
+                })
+                .collect(),
+        };
+        let check = |distance, count| store(distance, count).check_count(Path::new("out"));
+        assert!(check(1, 0).is_ok());
+        assert!(check(2, MAX_SEGMENTS).is_ok());
+        // Those that follow each other are one segment.
+        assert!(check(1, MAX_SEGMENTS + 1).is_ok());
+        let error = check(2, MAX_SEGMENTS + 1).unwrap_err().to_string();
+        assert!(error.contains("separate places"), "{error}");
+    }
+}
