@@ -11,8 +11,8 @@ import sys
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
 from block_devices import sectors
-from ovbd_command import MIB, listed, ovbd, ovbd_fails, refused, settled
-from test_script import OVBD, SCRATCH, CommandFailed, Tap, load, run
+from ovbd_command import MIB, listed, ovbd, ovbd_fails, settled
+from test_script import OVBD, SCRATCH, Tap, load, run
 
 SIZE = 320 * MIB
 TOP = SCRATCH / "top"
@@ -21,8 +21,8 @@ TOP = SCRATCH / "top"
 def has(*kinds):
     """Whether the kernel has these file systems or targets."""
     known = pathlib.Path("/proc/filesystems").read_text().split()
-    return all(kind in known or pathlib.Path("/sys/module", kind).exists() or subprocess.run(["modprobe", kind], stderr=subprocess.DEVNULL).returncode == 0
-               for kind in kinds)
+    return all(kind in known or pathlib.Path("/sys/module", kind).exists()
+               or subprocess.run(["modprobe", kind], stderr=subprocess.DEVNULL).returncode == 0 for kind in kinds)
 
 
 @contextlib.contextmanager
@@ -170,8 +170,8 @@ def check_frozen(tap):
         (top / "later").write_bytes(b"later")
     ovbd("export", "-o", copy, base, layer)
     with looped(copy, "--offset", MIB) as loop:
-        status = subprocess.run(["e2fsck", "-fn", loop], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
-        tap.equal(status, 0, "a file system above a holder is whole in the layer")
+        check = subprocess.run(["e2fsck", "-fn", loop], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        tap.equal(check.returncode, 0, "a file system above a holder is whole in the layer")
         with mounted("none", loop, TOP, "-o", "ro") as top:
             tap.equal((top / "file").read_bytes(), b"written " * 100000, "and has what was not written yet")
 

@@ -98,7 +98,8 @@ def check_cow_names(tap, images):
         link = SCRATCH / "link"
         os.link(cow, link)
         os.unlink(cow)
-        refused(tap, f"a store in use whose name {what} and is gone", "in use", *writable, link, "second", *images.layer)
+        refused(tap, f"a store in use whose name {what} and is gone", "in use", *writable, link, "second",
+                *images.layer)
         tap.result(json.loads(ovbd("ls", "--json"))[0]["cow"]["state"] == "valid", f"ls of a store whose name {what}")
         ovbd("down", "first")
         link.unlink()
@@ -107,8 +108,8 @@ def check_cow_names(tap, images):
     os.truncate(cow, MIB)
     other = SCRATCH / "other"
     other.touch()
-    run("unshare", "--mount", "sh", "-c", f"mount --bind {cow} {other} && exec {OVBD} up --writable --cow {other} first "
-        f"{images.layer[0]}")
+    run("unshare", "--mount", "sh", "-c", f"mount --bind {cow} {other} && "
+        f"exec {OVBD} up --writable --cow {other} first {images.layer[0]}")
     refused(tap, "a store in use by another name in another mount namespace", "in use", *writable, cow, "second",
             *images.layer)
     ovbd("down", "first")

@@ -89,9 +89,9 @@ pub fn dm(control: &File, command: u8, buffer: &mut [u8]) -> io::Result<()> {
     // linux/dm-ioctl.h: _IOWR(0xfd, command, struct dm_ioctl).
     let number =
         (3 << 30) | ((HEADER_BYTES as c_ulong) << 16) | (0xfd << 8) | c_ulong::from(command);
-    // SAFETY: device-mapper, which alone knows this type of ioctl, copies the structure from the pointer, then as many bytes as
-    // it says it has (`data_size`), and writes back at most as many (ctl_ioctl() in dm-ioctl.c). That is the length
-    // of `buffer`, as was checked, and `buffer` is borrowed by nobody else during the call.
+    // SAFETY: device-mapper, which alone knows this type of ioctl, copies the structure from the pointer, then as many
+    // bytes as it says it has (`data_size`), and writes back at most as many (ctl_ioctl() in dm-ioctl.c). That is the
+    // length of `buffer`, as was checked, and `buffer` is borrowed by nobody else during the call.
     checked(unsafe { libc::ioctl(control.as_raw_fd(), number as _, buffer.as_mut_ptr()) }).map(drop)
 }
 

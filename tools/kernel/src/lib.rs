@@ -3,8 +3,8 @@
 //! What the tools ask of the kernel where no library of plain Rust does: loop devices, device-mapper, the semaphores
 //! by which udev says that it has seen a mapped device, and file systems that are to hold still.
 //!
-//! The module `call` makes the system calls and is the only place with `unsafe`; what goes in and what comes out are bytes, and the
-//! other modules check every length and offset in them.
+//! The module `call` makes the system calls and is the only place with `unsafe`; what goes in and what comes out are
+//! bytes, and the other modules check every length and offset in them.
 
 mod call;
 pub mod dm;

@@ -2,9 +2,10 @@
 
 //! Waiting for udev, as libdevmapper does.
 //!
-//! device-mapper passes a number on with the event for a device: its lower half names a System V semaphore, its upper half says which of
-//! udev's rules are to leave the device alone. Before the event the semaphore goes up by one; the last rule runs
-//! `dmsetup udevcomplete`, which takes it down again. At 0 udev is done with all devices that share the number.
+//! device-mapper passes a number on with the event for a device: its lower half names a System V semaphore, its upper
+//! half says which of udev's rules are to leave the device alone. Before the event the semaphore goes up by one; the
+//! last rule runs `dmsetup udevcomplete`, which takes it down again. At 0 udev is done with all devices that share the
+//! number.
 
 use std::{
     fs::File,
@@ -36,8 +37,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub enum Rules {
     /// All that they do with disks.
     All,
-    /// A node and nothing else: the device is part of another one. Nobody looks for file systems, physical volumes or the like on it, and it gets no
-    /// names below /dev/disk.
+    /// A node and nothing else: the device is part of another one. Nobody looks for file systems, physical volumes or
+    /// the like on it, and it gets no names below /dev/disk.
     Hidden,
 }
 
