@@ -15,7 +15,7 @@ export CASES
 
 .DEFAULT_GOAL := modules
 .PHONY: modules clean test test-all selftests torture planted upstream bench bench-compare bench-track profile demo rustfmt \
-	rustfmt-check clippy clippy-tools ovbd bench-host fuzz fuzz-smoke shell kernel-update distclean-cache help
+	rustfmt-check clippy clippy-tools ovbd bench-host bench-registry fuzz fuzz-smoke shell kernel-update distclean-cache help
 
 ifdef KDIR
 modules clean: ## build the modules, against KDIR=<kernel build tree> or the cached stock kernel
@@ -82,6 +82,9 @@ ovbd: ## build the ovbd command (tools/target/release/ovbd)
 bench-host: ## benchmarks of the index, the merge and ovbd, on this machine
 	$(CARGO) bench --locked -p ovbd-image
 	$(CARGO) run --release --locked -p ovbd-layers --example throughput -- 256 1 5
+bench-registry: ## CPU time and memory to push and pull 1 GB, beside skopeo, oras and curl; MB= and LAYERS= change the image
+	$(CARGO) build --release --locked -p ovbd
+	python3 selftests/bench/registry.py
 fuzz-smoke: ## damage files at random, the same way each time, and read them
 	$(CARGO) run --release --locked -p ovbd-cases --bin ovbd-fuzz -- $(CASES) 20000
 	$(CARGO) run --release --locked -p ovbd-cases --bin ovbd-fuzz-lz4 -- 1000000
@@ -100,9 +103,10 @@ fuzz: ## libFuzzer on the formats and on lz4 (10 million runs each), and on the 
 	$(FUZZ)/image -runs=10000000 $(FUZZ_OPTIONS) build/fuzz/image tools/fuzz/corpus/image
 	$(FUZZ)/layer -runs=200000 $(FUZZ_OPTIONS) build/fuzz/layer tools/fuzz/corpus/layer
 	$(FUZZ)/log -runs=200000 $(FUZZ_OPTIONS) build/fuzz/log tools/fuzz/corpus/log
+	$(FUZZ)/manifest -runs=1000000 $(FUZZ_OPTIONS) build/fuzz/manifest tools/fuzz/corpus/manifest
 	$(FUZZ)/lz4 -runs=10000000 $(FUZZ_OPTIONS) build/fuzz/lz4
 else
-clippy-tools ovbd bench-host fuzz fuzz-smoke:
+clippy-tools ovbd bench-host bench-registry fuzz fuzz-smoke:
 	@$(ENTER) shell $(MAKE) $@
 endif
 

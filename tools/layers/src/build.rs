@@ -232,6 +232,12 @@ pub fn start_blob<'a>(
     Ok((blob, start))
 }
 
+/// Bytes of a tar wrapper with a blob of `blob_bytes` in it: header, blob, padding and the end of a tar.
+pub fn wrapped_bytes(blob_bytes: u64) -> u64 {
+    let end = tar::HEADER_BYTES as u64 + blob_bytes;
+    end.next_multiple_of(tar::BLOCK_BYTES as u64) + 2 * tar::BLOCK_BYTES as u64
+}
+
 /// Puts the wrapper around a blob from byte `start` to `end`, and gives the output its name.
 ///
 /// # Errors
@@ -240,8 +246,7 @@ pub fn start_blob<'a>(
 pub fn finish_output(output: Output, options: &Options, start: u64, end: u64) -> Result<()> {
     if options.tar {
         output.write_at(&tar::header(end - start), 0)?;
-        let padded = end.next_multiple_of(tar::BLOCK_BYTES as u64);
-        output.set_size(padded + 2 * tar::BLOCK_BYTES as u64)?;
+        output.set_size(wrapped_bytes(end - start))?;
     }
     output.finish()
 }

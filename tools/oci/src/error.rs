@@ -34,8 +34,6 @@ pub struct Error {
     request: Option<String>,
     status: Option<u16>,
     kind: Kind,
-    #[source]
-    source: Option<io::Error>,
 }
 
 impl Error {
@@ -47,7 +45,6 @@ impl Error {
             request: None,
             status: None,
             kind,
-            source: None,
         }
     }
 
@@ -59,10 +56,7 @@ impl Error {
     /// The system refused to `action` ("read", "write", ...) the file at `path`.
     pub fn io(path: &Path, action: &str, source: io::Error) -> Self {
         let what = format!("cannot {action}: {}", message(&source));
-        Self {
-            source: Some(source),
-            ..Self::new(Kind::System, path.display(), what)
-        }
+        Self::new(Kind::System, path.display(), what)
     }
 
     /// The same error with the request that showed it: `GET /v2/...`, never with a query.

@@ -32,6 +32,7 @@ mod store;
 mod sweep;
 mod tls;
 mod transfer;
+mod unpack;
 mod upload;
 mod url;
 
@@ -58,4 +59,5 @@ pub use crate::{
     store::{Named, Store},
     sweep::{Damage, Swept},
     transfer::{fetch_blobs, send_blobs, Outgoing},
+    unpack::Compression,
 };

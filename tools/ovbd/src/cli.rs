@@ -3,7 +3,7 @@
 //! The command line: what all verbs share. Man pages and shell completions are made from it.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     fs::File,
     io::{self, Read, Write},
     path::{Path, PathBuf},
@@ -16,7 +16,6 @@ use std::{
 
 use anyhow::Context;
 use clap::{
-    builder::{OsStringValueParser, TypedValueParser},
     error::{ContextKind, ContextValue, ErrorKind},
     Args, CommandFactory, Parser, ValueEnum, ValueHint,
 };
@@ -45,7 +44,8 @@ pub mod status {
 /// Build, read, check and map OverlayBD images.
 ///
 /// A stack of layers is given bottom first. A LAYER is an LSMT blob, a ZFile around one, either
-/// of them in the tar wrapper of a registry, or the writable pair DATA:INDEX (only at the top).
+/// of them in the tar wrapper of a registry, or the writable pair DATA:INDEX (only at the top). It may also be an
+/// image: its name in the store, or oci:DIR[:NAME] for one in an OCI image layout.
 ///
 /// Sizes are bytes, or have a unit: k, M, G and T (or KiB, MiB, ...) are powers of 1024, kB, MB, GB and TB of 1000.
 ///
@@ -297,11 +297,6 @@ pub enum Algo {
     Lz4,
     /// Smaller
     Zstd,
-}
-
-/// Takes the name of a layer, which need not be UTF-8.
-pub fn layer() -> impl TypedValueParser<Value = LayerPath> {
-    OsStringValueParser::new().map(|name| LayerPath::from(OsStr::new(&name)))
 }
 
 fn uuid(text: &str) -> Result<uuid::Uuid, uuid::Error> {

@@ -2,8 +2,11 @@
 
 //! The `ovbd` command: its command line, one file for each verb, and the report that shows how a verb goes.
 //!
-//! What the verbs do is in [`ovbd_layers`] and [`ovbd_devices`]; here is what a user types and sees.
+//! What the verbs do is in [`ovbd_layers`], [`ovbd_devices`] and [`ovbd_oci`]; here is what a user types and sees.
 
 pub mod cli;
 pub mod commands;
+pub mod filesystem;
+pub mod names;
+pub mod remote;
 pub mod report;

@@ -139,6 +139,15 @@ impl Report {
         Unfailing(self.bar().cloned()).put(&format!("{line}\n"));
     }
 
+    /// Shows a step of the verb, unless the user wants errors only.
+    pub fn note(&self, line: impl Display) {
+        match (self.quiet, self.json) {
+            (true, _) => {}
+            (_, true) => self.say(json!({ "note": line.to_string() })),
+            (_, false) => self.say(format_args!("ovbd: {}", one_line(&line.to_string()))),
+        }
+    }
+
     /// Shows an error that does not end the verb by itself.
     pub fn error(&self, error: &anyhow::Error) {
         match self.json {

@@ -6,10 +6,11 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Args, ValueHint};
-use ovbd_layers::{build, layer::LayerPath};
+use ovbd_layers::build;
 
 use crate::{
     cli::{self, NewLayer, Parents},
+    names::StoreOption,
     report::Report,
 };
 
@@ -22,6 +23,9 @@ pub struct Build {
     /// Store only the difference to this stack of layers, bottom first
     #[arg(long, value_name = "LAYER", num_args = 1.., value_hint = ValueHint::FilePath)]
     pub base: Vec<OsString>,
+    /// The store of images that --base names.
+    #[command(flatten)]
+    pub store: StoreOption,
     /// Compress RAW itself, without making a layer of it
     #[arg(long, conflicts_with_all = ["base", "uuid", "parent_uuid"])]
     pub raw: bool,
@@ -49,11 +53,11 @@ impl Build {
             (None, 0 | 1) => cli::wrong_usage("build", "RAW is missing".to_owned()),
             (None, _) => base.pop().unwrap_or_default().into(),
         };
-        let base = base.iter().map(|name| LayerPath::from(name.as_os_str()));
+        let base = self.store.resolve(&base)?;
         let options = build::Options {
             parents: self.parents.of_device(),
             allow_mounted: self.allow_mounted,
-            ..self.layer.options("build", base.collect(), self.raw)
+            ..self.layer.options("build", base, self.raw)
         };
         let bytes = std::fs::metadata(&source).map_or(0, |found| found.len());
         report.begin("building", bytes);

@@ -14,6 +14,7 @@ use ovbd_layers::{export, layer::LayerPath, output::Rules, stack_or_zfile::Stack
 
 use crate::{
     cli::{self, Parents, Threads},
+    names::Layers,
     report::{Report, STDOUT},
 };
 
@@ -23,9 +24,9 @@ use crate::{
 /// holds no layer gives its own content. OUT can be a block device that nothing uses.
 #[derive(Debug, Args)]
 pub struct Export {
-    /// Layers, bottom first
-    #[arg(required = true, value_name = "LAYER", value_parser = cli::layer(), value_hint = ValueHint::FilePath)]
-    pub layers: Vec<LayerPath>,
+    /// Layers.
+    #[command(flatten)]
+    pub layers: Layers,
     /// The file to make, or - for standard output
     #[arg(short, long = "output", value_name = "OUT", value_hint = ValueHint::FilePath)]
     pub output: PathBuf,
@@ -46,7 +47,8 @@ pub struct Export {
 impl Export {
     /// Writes the image.
     pub fn run(self, report: &Report) -> Result<ExitCode> {
-        let source = StackOrZfile::open(&self.layers, self.parents.of_device())?;
+        let layers = self.layers.resolve()?;
+        let source = StackOrZfile::open(&layers, self.parents.of_device())?;
         report.begin("exporting", source.bytes());
         cli::clean_up_on_signals()?;
         self.threads.run(|| {
@@ -57,7 +59,7 @@ impl Export {
                     .map_err(|e| Error::io(Path::new(STDOUT), "write", e))?;
                 return Ok(());
             }
-            let inputs = self.layers.iter().flat_map(LayerPath::files);
+            let inputs = layers.iter().flat_map(LayerPath::files);
             let inputs: Vec<PathBuf> = inputs.map(Path::to_owned).collect();
             let rules = Rules {
                 replace: self.force,

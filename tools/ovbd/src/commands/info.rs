@@ -8,14 +8,14 @@ use std::{
 };
 
 use anyhow::Result;
-use clap::{Args, ValueEnum, ValueHint};
+use clap::{Args, ValueEnum};
 use ovbd_layers::{
-    info::Info as Facts, layer::LayerPath, map::Map, stack::Stack, stack_or_zfile::StackOrZfile,
-    Error,
+    info::Info as Facts, map::Map, stack::Stack, stack_or_zfile::StackOrZfile, Error,
 };
 
 use crate::{
-    cli::{self, Parents},
+    cli::Parents,
+    names::Layers,
     report::{self, Report},
 };
 
@@ -31,9 +31,9 @@ pub struct Info {
     /// Parents.
     #[command(flatten)]
     pub parents: Parents,
-    /// Layers, bottom first
-    #[arg(required = true, value_name = "LAYER", value_parser = cli::layer(), value_hint = ValueHint::FilePath)]
-    pub layers: Vec<LayerPath>,
+    /// Layers.
+    #[command(flatten)]
+    pub layers: Layers,
 }
 
 /// How a map is drawn.
@@ -50,7 +50,7 @@ pub enum MapFormat {
 impl Info {
     /// Prints what is asked for.
     pub fn run(self, report: &Report) -> Result<ExitCode> {
-        let opened = StackOrZfile::open(&self.layers, self.parents.unless_alone())?;
+        let opened = StackOrZfile::open(&self.layers.resolve()?, self.parents.unless_alone())?;
         let text = match (self.map, &opened) {
             (None, opened) if self.json => {
                 serde_json::to_string_pretty(&Facts::new(opened))? + "\n"

@@ -6,8 +6,18 @@ pub mod build;
 pub mod commit;
 pub mod down;
 pub mod export;
+pub mod fsck;
+pub mod gc;
+pub mod images;
 pub mod info;
+pub mod inspect;
+pub mod login;
+pub mod logout;
 pub mod ls;
+pub mod pull;
+pub mod push;
+pub mod rmi;
+pub mod tag;
 pub mod up;
 pub mod verify;
 
@@ -31,6 +41,16 @@ pub enum Command {
     Down(down::Down),
     Ls(ls::Ls),
     Commit(commit::Commit),
+    Push(push::Push),
+    Pull(pull::Pull),
+    Images(images::Images),
+    Inspect(inspect::Inspect),
+    Tag(tag::Tag),
+    Rmi(rmi::Rmi),
+    Gc(gc::Gc),
+    Fsck(fsck::Fsck),
+    Login(login::Login),
+    Logout(logout::Logout),
 }
 
 impl Command {
@@ -40,6 +60,12 @@ impl Command {
             Command::Info(info) => info.json,
             Command::Ls(ls) => ls.json,
             Command::Verify(verify) => verify.json,
+            Command::Push(push) => push.json,
+            Command::Pull(pull) => pull.json,
+            Command::Images(images) => images.json,
+            Command::Inspect(inspect) => inspect.json,
+            Command::Gc(gc) => gc.json,
+            Command::Fsck(fsck) => fsck.json,
             _ => false,
         }
     }
@@ -59,6 +85,16 @@ impl Command {
             Command::Down(down) => down.run(report),
             Command::Ls(ls) => ls.run(report),
             Command::Commit(commit) => commit.run(report),
+            Command::Push(push) => push.run(report),
+            Command::Pull(pull) => pull.run(report),
+            Command::Images(images) => images.run(report),
+            Command::Inspect(inspect) => inspect.run(report),
+            Command::Tag(tag) => tag.run(report),
+            Command::Rmi(rmi) => rmi.run(report),
+            Command::Gc(gc) => gc.run(report),
+            Command::Fsck(fsck) => fsck.run(report),
+            Command::Login(login) => login.run(report),
+            Command::Logout(logout) => logout.run(report),
         }
     }
 }

@@ -7,12 +7,9 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Result;
 use clap::{Args, ValueHint};
 use ovbd_devices::{cow, up, Interrupt};
-use ovbd_layers::{layer::LayerPath, units};
+use ovbd_layers::units;
 
-use crate::{
-    cli::{self, Parents},
-    report::Report,
-};
+use crate::{cli::Parents, names::Layers, report::Report};
 
 /// Map a stack of layers to a block device.
 ///
@@ -49,9 +46,9 @@ pub struct Up {
     /// Name of the device below /dev/mapper
     #[arg(value_name = "NAME")]
     pub name: String,
-    /// Layers, bottom first
-    #[arg(required = true, value_name = "LAYER", value_parser = cli::layer(), value_hint = ValueHint::FilePath)]
-    pub layers: Vec<LayerPath>,
+    /// Layers.
+    #[command(flatten)]
+    pub layers: Layers,
 }
 
 impl Up {
@@ -59,7 +56,7 @@ impl Up {
     pub fn run(self, report: &Report) -> Result<ExitCode> {
         let options = up::Options {
             name: self.name,
-            layers: self.layers,
+            layers: self.layers.resolve()?,
             writable: self.writable.then_some(cow::Options {
                 path: self.cow,
                 size: self.size,

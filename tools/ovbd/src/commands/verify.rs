@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Args, ValueHint};
+use clap::Args;
 use ovbd_layers::{
     layer::LayerPath,
     report::Report as _,
@@ -13,7 +13,8 @@ use ovbd_layers::{
 };
 
 use crate::{
-    cli::{self, status, Parents, Threads},
+    cli::{status, Parents, Threads},
+    names::Layers,
     report::Report,
 };
 
@@ -30,9 +31,9 @@ pub struct Verify {
     /// Parents.
     #[command(flatten)]
     pub parents: Parents,
-    /// Layers, bottom first
-    #[arg(required = true, value_name = "LAYER", value_parser = cli::layer(), value_hint = ValueHint::FilePath)]
-    pub layers: Vec<LayerPath>,
+    /// Layers.
+    #[command(flatten)]
+    pub layers: Layers,
     /// Threads.
     #[command(flatten)]
     pub threads: Threads,
@@ -42,11 +43,12 @@ impl Verify {
     /// Checks the layers.
     pub fn run(self, report: &Report) -> Result<ExitCode> {
         let size = |path: &LayerPath| std::fs::metadata(path.data()).map_or(0, |found| found.len());
-        report.begin("verifying", self.layers.iter().map(size).sum());
+        let layers = self.layers.resolve()?;
+        report.begin("verifying", layers.iter().map(size).sum());
         let verdict = self.threads.run(|| {
             let parents = self.parents.unless_alone();
             Ok(verify(
-                &self.layers,
+                &layers,
                 parents,
                 report,
                 &mut |finding| match finding {

@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `ovbd pull`.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Args, ValueHint};
+use ovbd_devices::{cow, up, Interrupt};
+use ovbd_image::{lsmt, tar};
+use ovbd_layers::{
+    layer::LayerPath, parents as layers, report::Report as _, stack::Stack, units, zfile::Zfile,
+};
+use ovbd_oci::{
+    annotations::{BLOB_DIGEST, BLOB_SIZE, RESTORED_FROM, VERSION, VERSION_VALUE},
+    Compression, Descriptor, Error, Image, ImageLayer, Kind, LayerKind, Manifest, MediaType,
+    Platform, Reference, Registry, Store,
+};
+use serde_json::json;
+
+use crate::{
+    cli::Parents,
+    commands::images::{stored, virtual_bytes},
+    names::{block_layers, StoreOption},
+    remote::{Shown, Transfer},
+    report::Report,
+};
+
+/// Bytes of a compressed layer that show what it holds: more than a block of zstd.
+const LOOK_BYTES: u64 = 160 << 10;
+
+/// Fetch an image from a registry into the store.
+///
+/// Layers that are in the store are not fetched again. What was fetched before a failure stays: the next pull goes on
+/// with it. Every file is checked against its digest before it is in the store.
+///
+/// Then "ovbd up NAME REF" maps it, and the other verbs take REF as their LAYER.
+#[derive(Debug, Args)]
+pub struct Pull {
+    /// Fetch into the image layout in this folder instead of the store
+    #[arg(short, long = "output", value_name = "DIR", conflicts_with = "store", value_hint = ValueHint::DirPath)]
+    pub output: Option<PathBuf>,
+    /// Map the image to the block device NAME then
+    #[arg(long, value_name = "NAME")]
+    pub up: Option<String>,
+    /// Make that device writable
+    #[arg(long, requires = "up")]
+    pub writable: bool,
+    /// Machines that the image is for, as OS/ARCHITECTURE[/VARIANT] [default: this one]
+    #[arg(long, value_name = "PLATFORM")]
+    pub platform: Option<Platform>,
+    /// Do not unpack more than this of layers that a copying tool has compressed
+    #[arg(long, value_name = "BYTES", value_parser = units::parse)]
+    pub max_size: Option<u64>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Parents.
+    #[command(flatten)]
+    pub parents: Parents,
+    /// The store.
+    #[command(flatten)]
+    pub store: StoreOption,
+    /// How to fetch.
+    #[command(flatten)]
+    pub transfer: Transfer,
+    /// The image: [HOST[:PORT]/]REPOSITORY[:TAG][@DIGEST]
+    #[arg(value_name = "REF")]
+    pub reference: Reference,
+}
+
+impl Pull {
+    /// Fetches the image.
+    pub fn run(self, report: &Report) -> Result<ExitCode> {
+        let store = match self.output.as_ref().map(|folder| folder.to_string_lossy()) {
+            Some(folder) => Store::create(folder.strip_prefix("oci:").unwrap_or(&folder).as_ref())?,
+            None => self.store.create()?,
+        };
+        let platform = self.platform.unwrap_or_else(Platform::here);
+        let limit = self.max_size.unwrap_or(u64::MAX);
+        let (image, layers) = fetch(
+            &self.reference,
+            &store,
+            &self.transfer,
+            &platform,
+            limit,
+            self.parents.of_device(),
+            report,
+        )?;
+        let size = virtual_bytes(&image)
+            .map_or(String::new(), |size| format!(" of {}", units::size(size)));
+        let answer = match self.json {
+            true => format!(
+                "{}\n",
+                json!({
+                    "name": self.reference.to_string(), "digest": image.descriptor.digest,
+                    "layers": image.manifest.layers.len(), "stored": stored(&image), "virtual": virtual_bytes(&image),
+                })
+            ),
+            false => format!(
+                "{}  {}  {} layers, {}{size}\n",
+                self.reference,
+                image.descriptor.digest,
+                image.manifest.layers.len(),
+                units::size(stored(&image)),
+            ),
+        };
+        report.print(&answer)?;
+        let Some(name) = self.up else {
+            return Ok(ExitCode::SUCCESS);
+        };
+        let options = up::Options {
+            name,
+            layers,
+            writable: self.writable.then(cow::Options::default),
+            parents: self.parents.of_device(),
+            wipe_cow: false,
+        };
+        let device = up::up(&options, &Interrupt::install()?, report)?;
+        report.print(&format!("{}\n", device.display()))
+    }
+}
+
+/// Fetches an image into a store and names it there; no more than `limit` bytes of a layer that has to be unpacked. Returns
+/// it and its block layers, bottom first.
+///
+/// # Errors
+///
+/// What cannot be fetched, is no image of block layers, or cannot be opened as one.
+pub fn fetch(
+    reference: &Reference,
+    store: &Store,
+    transfer: &Transfer,
+    platform: &Platform,
+    limit: u64,
+    parents: layers::Parents,
+    report: &Report,
+) -> Result<(Image, Vec<LayerPath>)> {
+    // Nobody sweeps what has no name yet.
+    let _guard = store.protect()?;
+    let registry = Registry::to_pull(reference, transfer.options());
+    let mut image = registry.image(platform)?;
+    let subject = reference.to_string();
+    let mut compressed = Vec::new();
+    for layer in block_layers(&image, &subject)? {
+        if let Some(how) = look(&registry, store, &layer, &subject)? {
+            compressed.push((layer.number, how));
+        }
+    }
+    // All of them: an image without one of its parts could not be sent on.
+    let layers: Vec<Descriptor> = image.manifest.layers.to_vec();
+    let shown = Shown::new(
+        report,
+        "pulling",
+        layers.iter().enumerate().map(|(number, layer)| {
+            (
+                layer.digest.clone(),
+                format!("layer {number}: {}", units::size(layer.size)),
+                layer.size,
+            )
+        }),
+    );
+    ovbd_oci::fetch_blobs(
+        &registry,
+        store,
+        &layers,
+        usize::from(transfer.jobs),
+        &shown,
+    )?;
+    if !compressed.is_empty() {
+        let text = "recompressed by a copying tool, which should have been told to keep it as it is (skopeo \
+                    --preserve-digests): it is unpacked, and has another digest here";
+        report.warning(&Error::new(Kind::Invalid, &subject, text).into());
+        image = restore(
+            image,
+            &compressed,
+            store,
+            limit.min(store.free_bytes()?),
+            &subject,
+            report,
+        )?;
+    }
+    let paths: Vec<LayerPath> = block_layers(&image, &subject)?
+        .iter()
+        .map(|layer| LayerPath::Sealed(store.blob_path(&layer.descriptor.digest)))
+        .collect();
+    // What cannot be opened gets no name.
+    Stack::open(&paths, parents)?;
+    store.put(&image.manifest.config, &image.config_bytes)?;
+    store.put(&image.descriptor, &image.manifest_bytes)?;
+    let name = reference.to_string();
+    if let Some(before) = store.set_name(&name, &image.descriptor)? {
+        report.note(format_args!("{name} was {before}"));
+    }
+    Ok((image, paths))
+}
+
+/// How a block layer is compressed, None if it is not. Its first bytes decide, where annotations do not.
+fn look(
+    registry: &Registry,
+    store: &Store,
+    layer: &ImageLayer<'_>,
+    subject: &str,
+) -> Result<Option<Compression>> {
+    if layer.kind == LayerKind::Overlaybd
+        || (layer.kind == LayerKind::Unknown && store.has_blob(layer.descriptor)?)
+    {
+        return Ok(None);
+    }
+    let first = registry.first_bytes(layer.descriptor, LOOK_BYTES)?;
+    let how = Compression::recognise(&first);
+    let content = how.map_or(first.clone(), |how| how.first_bytes(&first, 4096));
+    // Of what is compressed the size is not known.
+    let size = if how.is_some() {
+        u64::MAX >> 1
+    } else {
+        layer.descriptor.size
+    };
+    if !holds_blocks(&content, size) {
+        let what = format!(
+            "an ordinary container image: layer {} is not OverlayBD",
+            layer.number
+        );
+        return Err(Error::new(Kind::Refused, subject, what).into());
+    }
+    Ok(how)
+}
+
+/// Whether a file of `size` bytes that starts with `first` holds a block layer, in a tar or not.
+fn holds_blocks(first: &[u8], size: u64) -> bool {
+    let start = match tar::recognise(&first[..first.len().min(tar::LOOK_BYTES)], size) {
+        Ok(Some(member)) => member.offset,
+        Ok(None) => 0,
+        Err(_) => return false,
+    };
+    let rest = usize::try_from(start)
+        .ok()
+        .and_then(|start| first.get(start..))
+        .unwrap_or_default();
+    Zfile::recognise(rest, size) || lsmt::Header::recognise(rest)
+}
+
+/// The image with the layers as they were before they were compressed.
+fn restore(
+    image: Image,
+    compressed: &[(usize, Compression)],
+    store: &Store,
+    limit: u64,
+    subject: &str,
+    report: &Report,
+) -> Result<Image> {
+    report.begin("unpacking", 0);
+    let mut layers: Vec<Descriptor> = image.manifest.layers.to_vec();
+    let ids: Vec<_> = image.config.rootfs.diff_ids.iter().collect();
+    for (number, how) in compressed {
+        let mut whole = store.unpack(&layers[*number], *how, ids[*number], limit, |bytes| {
+            report.add(bytes)
+        })?;
+        for (name, value) in [
+            (BLOB_DIGEST, whole.digest.to_string()),
+            (BLOB_SIZE, whole.size.to_string()),
+            (VERSION, VERSION_VALUE.to_owned()),
+        ] {
+            whole.annotations.insert(name.to_owned(), value);
+        }
+        layers[*number] = whole;
+    }
+    let mut manifest = Manifest::new(
+        MediaType::OciManifest,
+        image.manifest.config.clone(),
+        layers,
+    );
+    manifest.annotations = image.manifest.annotations.clone();
+    manifest.annotations.insert(
+        RESTORED_FROM.to_owned(),
+        image.descriptor.digest.to_string(),
+    );
+    let bytes = manifest.to_bytes();
+    let descriptor = Descriptor::of(MediaType::OciManifest.name(), &bytes);
+    Ok(Image::new(
+        &subject,
+        descriptor,
+        bytes,
+        manifest,
+        image.config_bytes,
+    )?)
+}

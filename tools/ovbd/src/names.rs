@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a LAYER on the command line means: a file, a device, a pair of files, or an image whose layers these are.
+
+use std::{
+    ffi::{OsStr, OsString},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Result;
+use clap::{Args, ValueHint};
+use ovbd_layers::layer::LayerPath;
+use ovbd_oci::{Image, ImageLayer, Kind, LayerKind, Named, Platform, Store};
+
+/// Where the store is without `--store`.
+const DEFAULT_STORE: &str = "/var/lib/ovbd";
+
+/// Which store names of images are in.
+#[derive(Clone, Debug, Default, Args)]
+pub struct StoreOption {
+    /// Where images are kept: an OCI image layout [default: /var/lib/ovbd; for other users than root
+    /// $XDG_DATA_HOME/ovbd]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub store: Option<PathBuf>,
+}
+
+impl StoreOption {
+    /// The folder.
+    pub fn path(&self) -> PathBuf {
+        let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/share"));
+        let data = || std::env::var_os("XDG_DATA_HOME").map(PathBuf::from);
+        match &self.store {
+            Some(path) => path.clone(),
+            None if rustix::process::geteuid().is_root() => DEFAULT_STORE.into(),
+            None => data()
+                .or_else(home)
+                .map_or(DEFAULT_STORE.into(), |data| data.join("ovbd")),
+        }
+    }
+
+    /// The store, which must be there.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Store::open`].
+    pub fn open(&self) -> Result<Store> {
+        Ok(Store::open(&self.path())?)
+    }
+
+    /// The store, made if it is missing.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Store::create`].
+    pub fn create(&self) -> Result<Store> {
+        Ok(Store::create(&self.path())?)
+    }
+
+    /// The image that `name` means, if it means one: `oci:DIR[:NAME]`, or a name in the store. What is a file is a file.
+    ///
+    /// # Errors
+    ///
+    /// A store that cannot be read; `oci:` of something that is no layout or has no such image.
+    pub fn find(&self, name: &OsStr) -> Result<Option<Found>> {
+        let text = name.to_str();
+        if let Some(rest) = text.and_then(|text| text.strip_prefix("oci:")) {
+            let (folder, name) = split_layout(rest);
+            let store = Store::open(Path::new(folder))?;
+            let named = store.find(name)?;
+            return Ok(Some(Found { store, named }));
+        }
+        let path = self.path();
+        let Some(text) =
+            text.filter(|_| !Path::new(name).exists() && path.join("oci-layout").exists())
+        else {
+            return Ok(None);
+        };
+        let store = Store::open(&path)?;
+        match store.find(Some(text)) {
+            Ok(named) => Ok(Some(Found { store, named })),
+            Err(error) if error.kind() == Kind::Missing => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The file or the pair of files that `name` means. What looks like a pair and is none is more likely an image.
+    fn file(&self, name: &OsStr) -> Result<LayerPath> {
+        let path = LayerPath::from(name);
+        if let (LayerPath::Writable { data, .. }, Some(text)) = (&path, name.to_str()) {
+            if !data.exists() && text.parse::<ovbd_oci::Reference>().is_ok() {
+                let what = format!(
+                    "no such file, and no image of this name in {}",
+                    self.path().display()
+                );
+                return Err(ovbd_oci::Error::new(Kind::Missing, text, what).into());
+            }
+        }
+        Ok(path)
+    }
+
+    /// The layers that `names` mean, bottom first.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`StoreOption::find`], and an image with layers that are no block layers.
+    pub fn resolve(&self, names: &[OsString]) -> Result<Vec<LayerPath>> {
+        let mut layers = Vec::new();
+        for name in names {
+            match self.find(name)? {
+                None => layers.push(self.file(name)?),
+                Some(found) => layers.extend(found.layers()?),
+            }
+        }
+        Ok(layers)
+    }
+}
+
+/// `DIR` or `DIR:NAME`, as skopeo has it: the first colon ends the folder.
+fn split_layout(text: &str) -> (&str, Option<&str>) {
+    match text.split_once(':') {
+        Some((folder, name)) if !name.is_empty() => (folder, Some(name)),
+        Some((folder, _)) => (folder, None),
+        None => (text, None),
+    }
+}
+
+/// An image in a store.
+pub struct Found {
+    /// The store.
+    pub store: Store,
+    /// Its entry.
+    pub named: Named,
+}
+
+impl Found {
+    /// Manifest and configuration.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Store::image`].
+    pub fn image(&self) -> Result<Image> {
+        Ok(self
+            .store
+            .image(&self.named.descriptor, &Platform::here())?)
+    }
+
+    /// The files of its block layers, bottom first.
+    ///
+    /// # Errors
+    ///
+    /// As [`Found::image`] and [`block_layers`].
+    pub fn layers(&self) -> Result<Vec<LayerPath>> {
+        let image = self.image()?;
+        let subject = self
+            .named
+            .name
+            .clone()
+            .unwrap_or_else(|| image.descriptor.digest.to_string());
+        block_layers(&image, &subject)?
+            .into_iter()
+            .map(|layer| {
+                // Says which one it is where a file of the layout is missing or of the wrong size.
+                self.store.open_blob(layer.descriptor)?;
+                Ok(LayerPath::Sealed(
+                    self.store.blob_path(&layer.descriptor.digest),
+                ))
+            })
+            .collect()
+    }
+}
+
+/// The layers of an image that hold blocks, bottom first: records of reads are left out.
+///
+/// # Errors
+///
+/// A layer that is known to hold none, by its annotations.
+pub fn block_layers<'a>(image: &'a Image, subject: &str) -> Result<Vec<ImageLayer<'a>>> {
+    let layers: Vec<_> = image
+        .layers()
+        .filter(|layer| layer.kind != LayerKind::Acceleration)
+        .collect();
+    if let Some(turbo) = layers
+        .iter()
+        .find(|layer| layer.kind == LayerKind::TurboOci)
+    {
+        let what = format!(
+            "layer {} is TurboOCI, an index into an ordinary layer, which is not supported",
+            turbo.number
+        );
+        return Err(ovbd_oci::Error::new(Kind::Refused, subject, what).into());
+    }
+    if layers.is_empty() {
+        return Err(
+            ovbd_oci::Error::new(Kind::Refused, subject, "no layer of it holds data").into(),
+        );
+    }
+    Ok(layers)
+}
+
+/// The layers of a verb.
+#[derive(Clone, Debug, Args)]
+pub struct Layers {
+    /// Layers or images, bottom first
+    #[arg(required = true, value_name = "LAYER", value_hint = ValueHint::FilePath)]
+    pub names: Vec<OsString>,
+    /// The store.
+    #[command(flatten)]
+    pub store: StoreOption,
+}
+
+impl Layers {
+    /// The layers that the names mean.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`StoreOption::resolve`].
+    pub fn resolve(&self) -> Result<Vec<LayerPath>> {
+        self.store.resolve(&self.names)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_and_names() {
+        assert_eq!(split_layout("dir"), ("dir", None));
+        assert_eq!(split_layout("dir:"), ("dir", None));
+        assert_eq!(
+            split_layout("/d/e:h.x:5000/a:b"),
+            ("/d/e", Some("h.x:5000/a:b"))
+        );
+    }
+}
