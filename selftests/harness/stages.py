@@ -51,6 +51,12 @@ def cargo_test():
     return counts
 
 
+def long_transfers():
+    """Connections that are cut and clients that are killed, far more often than in `cargo test`."""
+    command = ["cargo", "test", "--release", "--locked", "-p", "ovbd-oci", "--test", "servers"]
+    return one(subprocess.run(command, cwd=SOURCE / "tools", env=os.environ | {"OVBD_TRANSFERS": "1000"}).returncode)
+
+
 def cases():
     """Every case of the folder CASES through ovbd, named where it differs."""
     process = subprocess.Popen(["cargo", "run", "--release", "--locked", "--quiet", "-p", "ovbd-cases", "--bin",
@@ -209,6 +215,7 @@ def test_all(stages):
     stages.run("more damaged images", lambda: counted("selftests", "KERNEL=debug", "T=hostile/*", OVBD_MUTANTS="200",
                                                       OVBD_TEST_LIMIT="3600"))
     stages.run("damaged files for the tools", lambda: one(build.make("fuzz-smoke")))
+    stages.run("transfers cut and killed", long_transfers)
     stages.run("race detector", lambda: counted("selftests", "KERNEL=kcsan", "T=races/* dm-*/io"))
     stages.run("planted bugs", lambda: counted("planted"))
     stages.run("upstream", lambda: counted("upstream"))

@@ -94,13 +94,18 @@ fn there_and_back() {
     assert!(events.take().iter().all(|event| event == "mounted vm/web"));
 }
 
+/// How often connections are cut and clients are killed.
+fn times() -> u64 {
+    std::env::var("OVBD_TRANSFERS").map_or(50, |times| times.parse().unwrap())
+}
+
 #[test]
 fn a_cut_connection_costs_one_layer_at_most() {
     let Some(server) = DockerRegistry::start() else {
         return;
     };
     let mut random = Random(7);
-    for round in 0..25 {
+    for round in 0..times() {
         let size = 600_000;
         let image = made(100 + round, &[size, size]);
         let proxy = Proxy::start(&server.host);
@@ -151,7 +156,11 @@ fn stalled_and_slow_connections() {
     let proxy = Proxy::start(&server.host);
     let options = Options {
         part_bytes: PART,
-        stall: Duration::from_millis(1500),
+        stall: Duration::from_secs(2),
+        retries: Retries {
+            tries: 30,
+            first: Duration::from_millis(2),
+        },
         ..options()
     };
     proxy.faults.up.stall.store(500_000, SeqCst);
@@ -555,7 +564,7 @@ fn killed_at_any_moment() {
     let Some(server) = DockerRegistry::start() else {
         return;
     };
-    let times = std::env::var("OVBD_KILLS").map_or(25, |times| times.parse().unwrap());
+    let times = times();
     let pushing = tempfile::tempdir().unwrap();
     fs::write(pushing.path().join("push"), "").unwrap();
     killed_often(&server.host, pushing.path(), times);

@@ -164,7 +164,7 @@ pub fn options() -> Options {
             tries: 4,
             first: Duration::from_millis(2),
         },
-        stall: Duration::from_secs(5),
+        stall: Duration::from_secs(30),
         ..Options::default()
     }
 }
