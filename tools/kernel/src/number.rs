@@ -16,15 +16,15 @@ impl Number {
 
     /// From the form in which ioctls have it: `huge_encode_dev` in linux/kdev_t.h.
     pub fn from_ioctl(device: u64) -> Self {
-        let major = (device >> 8 & 0xfff) as u32;
-        let minor = (device & 0xff | device >> 12 & 0xf_ff00) as u32;
+        let major = ((device >> 8) & 0xfff) as u32;
+        let minor = ((device & 0xff) | ((device >> 12) & 0xf_ff00)) as u32;
         Self(major, minor)
     }
 
     /// The form in which ioctls have it.
     pub fn to_ioctl(self) -> u64 {
         let (major, minor) = (u64::from(self.0), u64::from(self.1));
-        minor & 0xff | major << 8 | (minor & !0xff) << 12
+        (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
     }
 
     /// The device's folder in sysfs.
