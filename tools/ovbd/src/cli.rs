@@ -17,7 +17,7 @@ use std::{
 use anyhow::Context;
 use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
-    Args, CommandFactory, Parser, ValueEnum, ValueHint,
+    Args, ColorChoice, CommandFactory, FromArgMatches, Parser, ValueEnum, ValueHint,
 };
 use ovbd_image::zfile::{Algorithm, Options as ZfileOptions};
 use ovbd_layers::{build, content_hash, layer::LayerPath, output, parents, units};
@@ -241,7 +241,8 @@ impl NewLayer {
 ///
 /// That status.
 pub fn parse() -> Result<Cli, ExitCode> {
-    let mut error = match Cli::try_parse() {
+    let words = command().try_get_matches();
+    let mut error = match words.and_then(|words| Cli::from_arg_matches(&words)) {
         Ok(cli) => return Ok(cli),
         Err(error) => error,
     };
@@ -261,9 +262,17 @@ pub fn parse() -> Result<Cli, ExitCode> {
     })
 }
 
+/// The command line's grammar, which colours its texts where this command colours its own.
+fn command() -> clap::Command {
+    Cli::command().color(match report::colours_are_unwanted() {
+        true => ColorChoice::Never,
+        false => ColorChoice::Auto,
+    })
+}
+
 /// The verb among the words of a command line, or else all of the command.
 fn named_verb(words: impl Iterator<Item = OsString>) -> clap::Command {
-    let mut command = Cli::command();
+    let mut command = command();
     // Builds the names in the usage.
     command.build();
     for word in words {

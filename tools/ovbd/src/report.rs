@@ -285,9 +285,13 @@ impl Drop for Report {
 
 /// Whether what is written to standard output may be coloured.
 pub fn colours_stdout() -> bool {
+    io::stdout().is_terminal() && !colours_are_unwanted()
+}
+
+/// Whether the environment asks for no colours, whatever is written to.
+pub fn colours_are_unwanted() -> bool {
     // https://no-color.org: set and not empty.
-    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    io::stdout().is_terminal() && !unwanted && !term_is_dumb()
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) || term_is_dumb()
 }
 
 /// Whether the terminal, if there is one, can only write one character after the other.
