@@ -230,9 +230,8 @@ fn decompress_task((data, lengths): &Blocks, out: &mut [u8]) {
     let mut lz4 = Decompressor::default();
     let mut at = 0;
     for (n, block) in lengths.iter().zip(out.chunks_mut(BLOCK)) {
-        let stored = &data[at..at + n];
-        std::hint::black_box(crc32c(BLOCK_SEED, stored));
-        lz4.decompress(Algorithm::Lz4, stored, block)
+        std::hint::black_box(crc32c(BLOCK_SEED, &data[at..at + n]));
+        lz4.decompress(Algorithm::Lz4, &data[at..], *n, block)
             .expect("it was compressed just now");
         at += n;
     }

@@ -4,7 +4,8 @@
 
 use std::io;
 
-use lz4::block::CompressionMode;
+use lz4::block::{compress_to_buffer, CompressionMode};
+use ovbd_codec::lz4::decompress as decompress_lz4;
 use ovbd_image::zfile::{Algorithm, MAX_EXPANSION};
 
 /// Level that zstd uses when none is given; the original knows no other.
@@ -55,9 +56,7 @@ impl Compressor {
     /// it was used.
     pub fn compress(&mut self, block: &[u8], out: &mut [u8]) -> io::Result<usize> {
         match &mut self.kind {
-            CompressorKind::Lz4(mode) => {
-                lz4::block::compress_to_buffer(block, Some(*mode), false, out)
-            }
+            CompressorKind::Lz4(mode) => compress_to_buffer(block, Some(*mode), false, out),
             CompressorKind::Zstd(zstd) => zstd.compress_to_buffer(block, out),
         }
     }
@@ -70,30 +69,30 @@ pub struct Decompressor {
 }
 
 impl Decompressor {
-    /// Fills `block` from the compressed `data`; fails unless it is filled exactly.
+    /// Fills `block` from compressed data, the first `len` bytes of `readable`; fails unless it is filled exactly.
+    ///
+    /// The other bytes of `readable` do not matter, but with some the end of the data is reached faster.
     pub fn decompress(
         &mut self,
         algorithm: Algorithm,
-        data: &[u8],
+        readable: &[u8],
+        len: usize,
         block: &mut [u8],
     ) -> io::Result<()> {
-        let size = block.len();
-        let used = match algorithm {
-            Algorithm::Lz4 => {
-                // The size is an i32 in the C interface; blocks are at most 64 KiB.
-                lz4::block::decompress_to_buffer(data, Some(size as i32), block)?
-            }
+        let malformed = || io::Error::from(io::ErrorKind::InvalidData);
+        match algorithm {
+            Algorithm::Lz4 => decompress_lz4(readable, len, block).map_err(|_| malformed()),
             Algorithm::Zstd => {
+                let data = readable.get(..len).ok_or_else(malformed)?;
                 let zstd = match &mut self.zstd {
                     Some(zstd) => zstd,
                     none => none.insert(zstd::bulk::Decompressor::new()?),
                 };
-                zstd.decompress_to_buffer(data, block)?
+                match zstd.decompress_to_buffer(data, block)? == block.len() {
+                    true => Ok(()),
+                    false => Err(malformed()),
+                }
             }
-        };
-        if used != size {
-            return Err(io::ErrorKind::InvalidData.into());
         }
-        Ok(())
     }
 }

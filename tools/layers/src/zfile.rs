@@ -195,16 +195,13 @@ impl Zfile {
             .stored
             .fetch(&self.input, start, (end - start) as usize)?;
         let mut done = 0;
-        let mut at = start;
         for block in first..=last {
             let extent = self.extent(block).ok_or_else(|| self.no_block(block))?;
             let from = (extent.offset - start) as usize;
-            let stored = &span[from..from + extent.bytes as usize];
             let size = self.decoded(block) as usize;
             let to = &mut buffer[done..done + size];
-            self.decode(&mut cursor.decompressor, stored, at, to)?;
+            self.decode(&mut cursor.decompressor, &span[from..], extent, to)?;
             done += size;
-            at += u64::from(extent.bytes);
         }
         Ok(done)
     }
@@ -235,21 +232,22 @@ impl Zfile {
         let stored = cursor
             .stored
             .fetch(&self.input, extent.offset, extent.bytes as usize)?;
-        self.decode(&mut cursor.decompressor, stored, extent.offset, data)
+        self.decode(&mut cursor.decompressor, stored, extent, data)
     }
 
-    /// Checks and decompresses the `stored` block that was found at byte `at` of the ZFile.
+    /// Checks and decompresses the block that `extent` is about, which `readable` begins with.
     fn decode(
         &self,
         decompressor: &mut Decompressor,
-        stored: &[u8],
-        at: u64,
+        readable: &[u8],
+        extent: Extent,
         block: &mut [u8],
     ) -> Result<()> {
-        let fail = |e: ovbd_image::Error| Self::error(&self.input, e.shifted(at));
+        let fail = |e: ovbd_image::Error| Self::error(&self.input, e.shifted(extent.offset));
+        let stored = &readable[..extent.bytes as usize];
         let data = self.geometry.payload(stored, crc32c).map_err(fail)?;
         decompressor
-            .decompress(self.geometry.algorithm(), data, block)
+            .decompress(self.geometry.algorithm(), readable, data.len(), block)
             .map_err(|_| fail(ovbd_image::Error::new(Reason::ZfileBlockData, 0)))
     }
 
@@ -277,10 +275,9 @@ impl Zfile {
         for block in first..=last {
             cursor.data.resize(self.decoded(block) as usize, 0);
             let checked = self.extent(block).ok_or_else(|| self.no_block(block));
-            let checked = checked.and_then(|Extent { offset, bytes }| {
-                let from = (offset - start) as usize;
-                let stored = &span[from..from + bytes as usize];
-                self.decode(&mut cursor.decompressor, stored, offset, &mut cursor.data)
+            let checked = checked.and_then(|extent| {
+                let readable = &span[(extent.offset - start) as usize..];
+                self.decode(&mut cursor.decompressor, readable, extent, &mut cursor.data)
             });
             if let Err(e) = checked {
                 report(e);
