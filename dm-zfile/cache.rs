@@ -80,7 +80,7 @@ impl Places {
         };
         // Twice around, everything has had its second chance.
         for _ in 0..self.list.len().saturating_mul(2) {
-            let number = self.hand % self.list.len();
+            let number = self.hand.checked_rem(self.list.len())?;
             self.hand = number + 1;
             let place = self.list.get_mut(number)?;
             if matches!(place.content, Content::Pending(_)) {
