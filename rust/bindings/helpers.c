@@ -252,3 +252,17 @@ int rust_helper_dm_register_target(struct target_type *type)
 #endif
 	return dm_register_target(type);
 }
+
+/*
+ * Whether the kernel's crc32c() has the processor's instruction for it, but not
+ * the one with which it would compute several streams at a time.
+ */
+bool rust_helper_crc32c_has_one_stream(void)
+{
+#if defined(CONFIG_X86_64) && !defined(CONFIG_UML)
+	return boot_cpu_has(X86_FEATURE_XMM4_2) &&
+	       !boot_cpu_has(X86_FEATURE_PCLMULQDQ);
+#else
+	return false;
+#endif
+}

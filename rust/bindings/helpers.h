@@ -43,5 +43,6 @@ s64 rust_helper_percpu_counter_total(struct percpu_counter *counter);
 unsigned int rust_helper_num_online_cpus_now(void);
 bool rust_helper_task_may_work_here(const struct task_struct *task);
 int rust_helper_dm_register_target(struct target_type *type);
+bool rust_helper_crc32c_has_one_stream(void);
 
 #endif /* _DM_RUST_HELPERS_H */
