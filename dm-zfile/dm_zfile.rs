@@ -274,5 +274,9 @@ device_mapper::module_dm! {
             default: 134_217_728,
             description: "blocks that a ZFile may have",
         },
+        kernel_lz4: u8 {
+            default: 0,
+            description: "1: new tables decompress lz4 with the kernel's decoder, not the module's",
+        },
     },
 }

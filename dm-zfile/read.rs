@@ -10,12 +10,14 @@
 use super::{
     codec::{
         crc32c,
-        lz4_decompress_safe,
+        Input,
+        Lz4Decoder,
         ZstdDecompressor, //
     },
     counters::Count,
     device_mapper::{
         dm_err_limit,
+        module_param,
         BioRef,
         BlkStatus,
         SECTOR_SHIFT, //
@@ -32,6 +34,7 @@ use super::{
         Shared,
         SharedRef, //
     },
+    module_parameters,
     pool::Pool,
     Zfile,
 };
@@ -103,6 +106,7 @@ static BOUNCE: Shared<Pool<KVVec<u8>>> = Shared::new();
 
 /// What decompression needs besides input and output. All devices share it.
 pub(super) struct Workspaces {
+    lz4: Lz4Decoder,
     /// The decompressors, if the algorithm needs memory.
     zstd: Option<SharedRef<Pool<ZstdDecompressor>>>,
     bounce: SharedRef<Pool<KVVec<u8>>>,
@@ -113,6 +117,10 @@ impl Workspaces {
     pub(super) fn new(algorithm: Algorithm) -> Result<Self> {
         let block = || Ok(KVVec::from_elem(0u8, MAX_BLOCK_BYTES as usize, GFP_KERNEL)?);
         Ok(Self {
+            lz4: match module_param(&module_parameters::kernel_lz4) {
+                0 => Lz4Decoder::Own,
+                _ => Lz4Decoder::Kernel,
+            },
             zstd: match algorithm {
                 Algorithm::Lz4 => None,
                 Algorithm::Zstd => Some(ZSTD.get(|| Pool::new(ZstdDecompressor::new))?),
@@ -130,19 +138,19 @@ enum Damage {
 
 /// The decompressor for one request.
 enum Decoder<'a> {
-    Lz4,
+    Lz4(Lz4Decoder),
     Zstd(&'a mut ZstdDecompressor),
 }
 
 impl Decoder<'_> {
     /// Decompresses into the whole of `dst`.
     #[inline]
-    fn decode(&mut self, src: &[u8], dst: &mut Destination<'_>) -> Result<(), Damage> {
-        let len = match self {
-            Decoder::Lz4 => lz4_decompress_safe(src, dst),
-            Decoder::Zstd(zstd) => zstd.decompress(src, dst),
+    fn decode(&mut self, src: Input<'_>, dst: &mut Destination<'_>) -> Result<(), Damage> {
+        let done = match self {
+            Decoder::Lz4(lz4) => lz4.decompress(src, dst).is_ok(),
+            Decoder::Zstd(zstd) => zstd.decompress(src.bytes(), dst) == Ok(dst.len()),
         };
-        if len == Ok(dst.len()) {
+        if done {
             Ok(())
         } else {
             Err(Damage::Data)
@@ -192,7 +200,7 @@ impl Zfile {
             return BlkStatus::IOERR;
         };
         let result = match self.workspaces.zstd.as_ref().map(|pool| pool.take()) {
-            None => self.decode_all(Decoder::Lz4, read, &range, data),
+            None => self.decode_all(Decoder::Lz4(self.workspaces.lz4), read, &range, data),
             Some(Some(mut zstd)) => self.decode_all(Decoder::Zstd(&mut zstd), read, &range, data),
             Some(None) => return BlkStatus::IOERR,
         };
@@ -220,7 +228,7 @@ impl Zfile {
         read.raise_event();
     }
 
-    /// Decompresses all blocks of `range`, whose stored bytes are `data`.
+    /// Decompresses all blocks of `range`, with whose stored bytes `data` begins.
     fn decode_all(
         &self,
         mut decoder: Decoder<'_>,
@@ -235,13 +243,15 @@ impl Zfile {
         let mut decompressed = 0;
         let mut result = Ok(());
         for (block, length) in (range.first..).zip(lengths) {
-            let Some((stored, next)) = unread.split_at_checked(*length as usize) else {
+            let Some(stored) = Input::new(unread, *length as usize) else {
                 result = Err((block, Damage::Data));
                 break;
             };
-            unread = next;
             match self.decode_block(&mut decoder, block, stored, range, &mut cursor) {
-                Ok(count) => decompressed += count,
+                Ok(count) => {
+                    decompressed += count;
+                    unread = unread.get(stored.len()..).unwrap_or(&[]);
+                }
                 Err(damage) => {
                     result = Err((block, damage));
                     break;
@@ -267,7 +277,7 @@ impl Zfile {
         &self,
         decoder: &mut Decoder<'_>,
         block: u64,
-        stored: &[u8],
+        stored: Input<'_>,
         range: &Range,
         cursor: &mut BioCursor<'_>,
     ) -> Result<u64, Damage> {
@@ -279,11 +289,13 @@ impl Zfile {
             return Ok(0);
         }
         let payload = if self.options.ignore_crc {
-            geometry.unchecked_payload(stored)
+            geometry.unchecked_payload(stored.bytes())
         } else {
-            geometry.payload(stored, crc32c)
+            geometry.payload(stored.bytes(), crc32c)
         }
         .map_err(|_| Damage::Crc)?;
+        // What is compressed comes first, then the CRC.
+        let payload = Input::new(stored.readable(), payload.len()).ok_or(Damage::Data)?;
 
         if whole {
             let decoded = cursor.contiguous(decoded, |pages| decoder.decode(payload, pages));
@@ -300,7 +312,7 @@ impl Zfile {
         &self,
         decoder: &mut Decoder<'_>,
         block: u64,
-        payload: &[u8],
+        payload: Input<'_>,
         (from, to): (usize, usize),
         cursor: &mut BioCursor<'_>,
     ) -> Result<u64, Damage> {

@@ -17,6 +17,7 @@ use crate::{
 
 mod crc32c;
 mod digest;
+mod input;
 pub mod lz4;
 mod lz4_block;
 mod zstd;
@@ -27,6 +28,7 @@ pub use self::{
         Digest,
         DigestValue, //
     },
-    lz4_block::lz4_decompress_safe,
+    input::Input,
+    lz4_block::Lz4Decoder,
     zstd::ZstdDecompressor, //
 };

@@ -52,7 +52,8 @@ impl ZstdDecompressor {
 
     /// Decompresses one or more zstd frames, and returns the length of the output.
     ///
-    /// Fails with `EINVAL` like [`lz4_decompress_safe`](super::lz4_decompress_safe).
+    /// Fails with `EINVAL` if they are not valid, or longer than `dst` when decompressed. The content
+    /// of `dst` beyond the output is unspecified, and so is all of it after a failure.
     pub fn decompress(&mut self, src: &[u8], dst: &mut Destination<'_>) -> Result<usize> {
         // SAFETY: The context is initialised and used exclusively. Both memories are valid for
         // their lengths. The function reads and writes nothing outside, whatever the input is.

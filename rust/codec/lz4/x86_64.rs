@@ -31,8 +31,8 @@
 //! | 15 or more literals, which end at the limit | `limit - 15` | 32 | `limit + 17` |
 //! | the rest of them, 16 at a time | | | `limit + 15` |
 //! | match of up to 16 after them | `limit` | 16 | `limit + 16` |
-//! | any other match, of 4 or more, which ends at the limit | `limit - 4` | 32 | `limit + 28` |
-//! | the rest of it, 16 or 8 at a time | | | `limit + 15` |
+//! | longer match, of 17 or more, which ends at the limit | `limit - 17` | 32 | `limit + 15` |
+//! | the rest of it, 16 at a time, or any from less than 8 before, 8 at a time | | | `limit + 15` |
 //!
 //! When `limit` was computed, `ip` bytes of the input had been used, and `limit - op` is at most
 //! `readable - INPUT_MARGIN - ip`. Since then at least as many bytes were added to the output as were
@@ -381,7 +381,7 @@ unsafe fn any_match(
         return None;
     }
     let mut to = end.op;
-    // SAFETY: See the tables on other matches. It begins in the output.
+    // SAFETY: See the tables on longer and other matches. It begins in the output.
     unsafe {
         if offset >= WORD {
             let from = at.wrapping_sub(offset);
