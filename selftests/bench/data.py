@@ -29,6 +29,8 @@ ZFILES = {f"{algorithm}-{size}k{'' if crc else '-nocrc'}.zfile": ["--algo", algo
                                                                     str(size << 10), *([] if crc else ["--no-crc"]),
                                                                     "--own-reader-only"]
           for algorithm in ("lz4", "zstd") for size in (4, 16, 64) for crc in (True, False)}
+TEXT_ZFILES = {f"text-lz4-{size}k.zfile": size << 10 for size in (4, 16, 64)}
+TEXT = 16 << 20
 EROFS = {"erofs-lz4-4k.img": ["-zlz4", "-C4096"], "erofs-lz4-64k.img": ["-zlz4", "-C65536"],
          "erofs-zstd-4k.img": ["-zzstd", "-C4096"], "erofs-zstd-64k.img": ["-zzstd", "-C65536"]}
 SQUASHFS = {"squashfs-lz4-4k.img": ["-comp", "lz4", "-b", "4096"],
@@ -93,6 +95,18 @@ def choose(folder):
         sys.exit(f"error: {TREE} has less than {SLICE >> 20} MiB")
     best = min(candidates, key=lambda other: abs(other - RATIO))
     return best, candidates.index(best)
+
+
+def write_text(folder):
+    """Source code in Python, in the order of the names, compressed with lz4."""
+    text = bytearray()
+    for path in sorted(TREE.glob("python3*/**/*.py")):
+        text += path.read_bytes()
+        if len(text) >= TEXT:
+            break
+    (folder / "text").write_bytes(text[:len(text) - len(text) % (64 << 10)][:TEXT])
+    for name, block_bytes in TEXT_ZFILES.items():
+        run(OVBD, "build", "--raw", "--block-size", block_bytes, "-o", folder / name, folder / "text")
 
 
 def write_chain(folder, data, count):
@@ -178,6 +192,7 @@ def main():
     print(f"==> benchmark data: slice {number} of a tar of {TREE}, lz4 makes it {ratio:.1%}", flush=True)
     for name, options in ZFILES.items():
         run(OVBD, "build", "--raw", *options, "-o", folder / name, data)
+    write_text(folder)
     (folder / "tree" / "data").hardlink_to(data)
     for name, options in EROFS.items():
         run("mkfs.erofs", "-T0", *options, folder / name, folder / "tree")

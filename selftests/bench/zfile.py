@@ -4,7 +4,8 @@
 The figures of a row: `random`, 4 KiB direct reads; `cold`, 4 KiB reads of what is not in the page cache; `sequential`
 and `buffered`, 1 MiB reads with and without O_DIRECT, for each MiB. File systems that compress have no direct reads.
 For a ZFile there are also `crc` and `decode`, the CRC-32C and decompression of all its blocks, for each MiB of
-content, and `lower`, reading the compressed bytes for a MiB from the RAM disk. `stored` is what the content takes.
+content, and `lower`, reading the compressed bytes for a MiB from the RAM disk. For lz4, `kernel decode` is
+decompression by the kernel's decoder, over the benchmark's content and over text. `stored` is what the content takes.
 """
 
 import pathlib
@@ -46,12 +47,13 @@ def parts(disk, path):
     options = fields(path)
     original_bytes = options.pop("original_bytes")
     options["path"] = disk
-    results = {"decode": []} | ({"crc": []} if options["crc"] else {})
+    wanted = ["decode"] + ["crc"] * options["crc"] + ["kernel decode"] * (not options["zstd"])
+    results = {what: [] for what in wanted}
     for _ in range(2):
         run("insmod", MODULES / "selftests/dm-zfile-parts/dm-zfile-parts.ko",
             *(f"{key}={value}" for key, value in options.items()))
         for what, values in results.items():
-            nanoseconds = int(pathlib.Path(f"/sys/module/{PARTS}/parameters/{what}_ns").read_text())
+            nanoseconds = int(pathlib.Path(f"/sys/module/{PARTS}/parameters/{what.replace(' ', '_')}_ns").read_text())
             values.append(nanoseconds * MEBIBYTE / original_bytes)
         run("rmmod", PARTS)
     return results
@@ -65,13 +67,34 @@ def lower_read(disk, length, original_bytes):
     return [value * lower / MEBIBYTE for value in reads]
 
 
+def label(name):
+    return name.removesuffix(".zfile").replace("-", " ")
+
+
 def zfile(disk, name):
     """The row of one ZFile."""
     length = write_image(disk, DATA / name)
     figures = parts(disk, DATA / name) | {"lower": lower_read(disk, length, LENGTH)}
     with dm_ioctl.Mapped("bench", f"0 {SECTORS} zfile {disk} {length}") as device:
-        row(SUITE, f"dm-zfile {name.removesuffix('.zfile').replace('-', ' ')}", stored=[length],
-            **all_reads(device.node), **figures)
+        row(SUITE, f"dm-zfile {label(name)}", stored=[length], **all_reads(device.node), **figures)
+
+
+def text(disk, name):
+    """The row of a ZFile that holds text, of which only the parts are measured."""
+    write_image(disk, DATA / name)
+    row(SUITE, label(name), **parts(disk, DATA / name))
+
+
+def kernel_decoder(disk, names):
+    """Rows of ZFiles that dm-zfile decompresses with the kernel's decoder."""
+    run("rmmod", "dm-zfile")
+    run("insmod", MODULES / "dm-zfile/dm-zfile.ko", "kernel_lz4=1")
+    for name in names:
+        length = write_image(disk, DATA / name)
+        with dm_ioctl.Mapped("bench", f"0 {SECTORS} zfile {disk} {length}") as device:
+            row(SUITE, f"the kernel's decoder, {label(name)}", stored=[length], **all_reads(device.node))
+    run("rmmod", "dm-zfile")
+    load("dm-zfile")
 
 
 def file_system(disk, name):
@@ -109,6 +132,10 @@ def main(chosen):
     # Not those of the Debian root.
     for name in filter(chosen, sorted(path.name for path in DATA.glob("[lz]*.zfile"))):
         zfile(disk, name)
+    for name in filter(chosen, sorted(path.name for path in DATA.glob("text-*.zfile"))):
+        text(disk, name)
+    if names := list(filter(chosen, ("lz4-4k.zfile", "lz4-64k.zfile"))):
+        kernel_decoder(disk, names)
     for name in filter(chosen, sorted(path.name for path in DATA.glob("*.img"))):
         try:
             file_system(disk, name)

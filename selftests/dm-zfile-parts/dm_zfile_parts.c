@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * What reading a ZFile costs at least: the CRC-32C and the decompression of
- * all its blocks, from memory to memory, without a device or a request.
+ * all its blocks, from memory to memory, without a device or a request. For
+ * lz4 also with the kernel's decoder.
  *
  * The module measures while it is loaded, leaves the results in its parameters
  * and is then of no further use. It trusts the file: for benchmarks only.
  */
 
-#include <linux/crc32c.h>
 #include <linux/fs.h>
 #include <linux/ktime.h>
 #include <linux/lz4.h>
@@ -15,6 +15,8 @@
 #include <linux/unaligned.h>
 #include <linux/vmalloc.h>
 #include <linux/zstd.h>
+
+#include "decoders.h"
 
 #define HEADER_BYTES 512
 #define CRC_BYTES 4
@@ -44,6 +46,9 @@ MODULE_PARM_DESC(crc_ns, "Result: nanoseconds for all CRCs");
 static ulong decode_ns;
 module_param(decode_ns, ulong, 0444);
 MODULE_PARM_DESC(decode_ns, "Result: nanoseconds for all decompressions");
+static ulong kernel_decode_ns;
+module_param(kernel_decode_ns, ulong, 0444);
+MODULE_PARM_DESC(kernel_decode_ns, "Result: the same with the kernel's lz4");
 
 static void *read_all(size_t size)
 {
@@ -68,7 +73,42 @@ static void *read_all(size_t size)
 	return data ?: ERR_PTR(-ENOMEM);
 }
 
-static int measure(const u8 *data, u8 *output, zstd_dctx *dctx)
+enum decoder { LZ4, KERNEL_LZ4, ZSTD };
+
+static int decode(const u8 *data, u8 *output, zstd_dctx *dctx,
+		  enum decoder decoder, ulong *ns)
+{
+	const u8 *index = data + index_offset;
+	const u8 *block = data + HEADER_BYTES;
+	ktime_t start;
+	uint i;
+
+	start = ktime_get();
+	for (i = 0; i < blocks; i++) {
+		u32 stored = get_unaligned_le32(index + 4 * i);
+		u32 length = stored - (crc ? CRC_BYTES : 0);
+		size_t count;
+
+		if (decoder == ZSTD)
+			count = zstd_decompress_dctx(dctx, output, block_bytes,
+						     block, length);
+		else if (decoder == KERNEL_LZ4)
+			count = LZ4_decompress_safe(block, output, length,
+						    block_bytes);
+		else
+			/* The jump table follows the last block. */
+			count = zfile_lz4_decompress(block, index + 4 - block,
+						     length, output,
+						     block_bytes);
+		if (count != block_bytes)
+			return -EBADMSG;
+		block += stored;
+	}
+	*ns = ktime_to_ns(ktime_sub(ktime_get(), start));
+	return 0;
+}
+
+static int check(const u8 *data)
 {
 	const u8 *index = data + index_offset;
 	const u8 *block = data + HEADER_BYTES;
@@ -80,32 +120,25 @@ static int measure(const u8 *data, u8 *output, zstd_dctx *dctx)
 		u32 length = get_unaligned_le32(index + 4 * i) - CRC_BYTES;
 
 		/* The seed with which the original implementation starts. */
-		if (crc32c(100007, block, length) !=
+		if (zfile_crc32c(100007, block, length) !=
 		    get_unaligned_le32(block + length))
 			return -EBADMSG;
 		block += length + CRC_BYTES;
 	}
 	crc_ns = ktime_to_ns(ktime_sub(ktime_get(), start));
-
-	block = data + HEADER_BYTES;
-	start = ktime_get();
-	for (i = 0; i < blocks; i++) {
-		u32 stored = get_unaligned_le32(index + 4 * i);
-		u32 length = stored - (crc ? CRC_BYTES : 0);
-		size_t count;
-
-		if (zstd)
-			count = zstd_decompress_dctx(dctx, output, block_bytes,
-						     block, length);
-		else
-			count = LZ4_decompress_safe(block, output, length,
-						    block_bytes);
-		if (count != block_bytes)
-			return -EBADMSG;
-		block += stored;
-	}
-	decode_ns = ktime_to_ns(ktime_sub(ktime_get(), start));
 	return 0;
+}
+
+static int measure(const u8 *data, u8 *output, zstd_dctx *dctx)
+{
+	int ret = check(data);
+
+	if (ret)
+		return ret;
+	if (zstd)
+		return decode(data, output, dctx, ZSTD, &decode_ns);
+	ret = decode(data, output, dctx, LZ4, &decode_ns);
+	return ret ?: decode(data, output, dctx, KERNEL_LZ4, &kernel_decode_ns);
 }
 
 static int __init parts_init(void)
