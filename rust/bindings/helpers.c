@@ -140,15 +140,14 @@ int rust_helper_dm_printk_ratelimit(void)
 }
 
 /*
- * Zeroed memory for a lower read: contiguous as long as that is easy to have. At
- * once or not at all unless it may wait, and leaving the emergency reserves to
- * others.
+ * Zeroed memory for a lower read, contiguous or made of pages. At once or not at
+ * all unless it may wait, and leaving the emergency reserves to others.
  */
-void *rust_helper_alloc_read_buffer(size_t size, bool wait)
+void *rust_helper_alloc_read_buffer(size_t size, bool contiguous, bool wait)
 {
 	gfp_t gfp = (wait ? GFP_KERNEL : GFP_NOWAIT) | __GFP_ZERO;
 
-	if (size <= PAGE_SIZE << PAGE_ALLOC_COSTLY_ORDER)
+	if (contiguous)
 		return kmalloc(size, gfp | __GFP_NOMEMALLOC | __GFP_NORETRY |
 				     __GFP_NOWARN);
 	return __vmalloc(size, gfp);

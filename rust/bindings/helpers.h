@@ -31,7 +31,7 @@ void rust_helper_blake2s_init(struct blake2s_ctx *ctx, size_t outlen);
 void rust_helper_init_dm_work(struct work_struct *work, work_func_t func);
 struct workqueue_struct *rust_helper_alloc_dm_workqueue(const char *name);
 int rust_helper_dm_printk_ratelimit(void);
-void *rust_helper_alloc_read_buffer(size_t size, bool wait);
+void *rust_helper_alloc_read_buffer(size_t size, bool contiguous, bool wait);
 void rust_helper_invalidate_read_buffer(void *addr, int size);
 struct workqueue_struct *rust_helper_alloc_lower_read_workqueue(void);
 void rust_helper_lower_read_lock(void);

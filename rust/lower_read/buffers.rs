@@ -98,7 +98,8 @@ impl Buffer {
         let table = Self::pages_of(capacity) * size_of::<bindings::bio_vec>();
         let size = Self::table_offset(capacity) + table;
         // SAFETY: The function has no requirements, except that it may sleep with `wait`.
-        let memory = NonNull::new(unsafe { bindings::alloc_read_buffer(size, wait) }.cast())?;
+        let memory = unsafe { bindings::alloc_read_buffer(size, table == 0, wait) };
+        let memory = NonNull::new(memory.cast())?;
         // INVARIANT: The memory is new, and zeroed. It comes from `vmalloc()` if it is as large as
         // to have a table, which is made here.
         let this = Self {
