@@ -67,6 +67,7 @@ pub fn up(options: &Options, interrupt: &Interrupt, report: &dyn Report) -> Resu
         Some(_) => Some(Lock::take_stores(interrupt, report)?),
         None => None,
     };
+    check_no_stack(&control, &options.name)?;
     let steps = steps(options)?;
     check_names(&control, &options.name, &steps)?;
     for step in &steps {
@@ -370,25 +371,31 @@ fn line(sectors: u64, words: Vec<Word>) -> Line {
     }
 }
 
-/// Refuses names of devices that exist.
-fn check_names(control: &Control, name: &str, steps: &[Step]) -> Result<()> {
+/// Refuses the name of a stack of which anything exists.
+fn check_no_stack(control: &Control, name: &str) -> Result<()> {
     let fail = |what| Err(Error::new(&node(name), what));
     let existing = mapped::list(control)?;
-    if let Some(stack) = Running::of(control, &existing, |found| found == name)?.first() {
-        return match stack.top() {
-            Some(top) if top.name != name => {
-                fail(format!("exists already, under the name {}", top.name))
-            }
-            Some(_) => fail("exists already".to_owned()),
-            None => fail(format!(
-                "parts of it exist, \"ovbd down {name}\" removes them"
-            )),
-        };
+    let stacks = Running::of(control, &existing, |found| found == name)?;
+    match stacks.first().map(|stack| stack.top()) {
+        None => Ok(()),
+        Some(Some(top)) if top.name != name => {
+            fail(format!("exists already, under the name {}", top.name))
+        }
+        Some(Some(_)) => fail("exists already".to_owned()),
+        Some(None) => fail(format!(
+            "parts of it exist, \"ovbd down {name}\" removes them"
+        )),
     }
+}
+
+/// Refuses names of devices that exist.
+fn check_names(control: &Control, name: &str, steps: &[Step]) -> Result<()> {
+    let existing = mapped::list(control)?;
     for step in steps {
         if let Step::Map { name: device, .. } = step {
             if existing.iter().any(|existing| existing.name == *device) {
-                return fail(format!("a device {device} exists already"));
+                let what = format!("a device {device} exists already");
+                return Err(Error::new(&node(name), what));
             }
         }
     }
