@@ -30,6 +30,12 @@ impl<'a> Input<'a> {
         self.len
     }
 
+    /// Returns whether the block has no bytes.
+    #[inline]
+    pub fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
     /// Returns the block.
     #[inline]
     pub fn bytes(self) -> &'a [u8] {

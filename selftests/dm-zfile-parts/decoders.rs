@@ -5,9 +5,10 @@
 #[path = "../../rust/bindings/mod.rs"]
 mod bindings;
 #[path = "../../rust/codec/crc32c.rs"]
+#[allow(unreachable_pub)]
 mod crc32c;
 #[path = "../../rust/codec/lz4.rs"]
-#[allow(dead_code, unreachable_pub)]
+#[allow(dead_code, unreachable_pub, unused_imports)]
 mod lz4;
 
 use core::slice::from_raw_parts;
