@@ -90,9 +90,11 @@ struct Zfile {
 impl Zfile {
     fn construct(ctx: &mut Constructor<'_>, mut args: Args<'_>) -> Result<Self, CtrError> {
         ctx.require_read_only()?;
-        let file = File::open(ctx, &mut args)?;
+        let path = args.next(c"Missing device")?;
+        let file_bytes = args.number::<u64>(c"Invalid length")?;
         let options = Options::parse(&mut args)?;
         args.finish()?;
+        let file = File::open(ctx, path, options.offset, file_bytes)?;
 
         let geometry = file.geometry();
         let sectors = geometry.original_bytes().div_ceil(SECTOR_SIZE.into());
@@ -165,7 +167,7 @@ impl Zfile {
 #[vtable]
 impl Target for Zfile {
     const NAME: &'static CStr = c"zfile";
-    const VERSION: [u32; 3] = [1, 0, 0];
+    const VERSION: [u32; 3] = [1, 1, 0];
 
     type PerBio = LowerRead;
 
@@ -217,13 +219,14 @@ impl Target for Zfile {
             StatusType::Table => self.write_table(out),
             StatusType::Ima => write!(
                 out,
-                ",device={},bytes={},algorithm={},block_bytes={},original_bytes={},ignore_crc={};",
+                ",device={},bytes={},algorithm={},block_bytes={},original_bytes={},ignore_crc={},offset={};",
                 self.file.device().name(),
                 self.file.file_bytes(),
                 geometry.algorithm().as_str(),
                 geometry.block_bytes(),
                 geometry.original_bytes(),
-                if self.options.ignore_crc { 'y' } else { 'n' }
+                if self.options.ignore_crc { 'y' } else { 'n' },
+                self.options.offset
             ),
         }
     }

@@ -10,7 +10,6 @@ use super::{
     device_mapper::{
         dm_err,
         module_param,
-        Args,
         Constructor,
         CtrContext,
         CtrError,
@@ -61,7 +60,7 @@ type Table = JumpTable<KVVec<u32>, KVVec<u64>>;
 ///
 /// # Invariants
 ///
-/// - The extents in `table` are inside the file, which was inside the device.
+/// - The extents in `table` are those of the file on the device, and the file was inside the device.
 /// - `piece_sectors` is a power of two.
 pub(super) struct File {
     device: TargetDevice,
@@ -75,15 +74,20 @@ pub(super) struct File {
 }
 
 impl File {
-    /// Reads the file that a table line names: `<dev> <bytes>`.
-    pub(super) fn open(ctx: &mut Constructor<'_>, args: &mut Args<'_>) -> Result<Self, CtrError> {
-        let path = args.next(c"Missing device")?;
-        let file_bytes = args.number::<u64>(c"Invalid length")?;
+    /// Reads the file of `file_bytes` bytes that begins with byte `start` of the device at `path`.
+    pub(super) fn open(
+        ctx: &mut Constructor<'_>,
+        path: &CStr,
+        start: u64,
+        file_bytes: u64,
+    ) -> Result<Self, CtrError> {
         let device = ctx.device(path).context(c"Cannot open device")?;
         let size = ctx.device_sectors(&device).context(c"Cannot use device")?;
-        if file_bytes.div_ceil(SECTOR_SIZE.into()) > size {
-            return Err(CtrError::invalid(c"Length is beyond the end of the device"));
-        }
+        let sectors = start
+            .checked_add(file_bytes)
+            .map(|end| end.div_ceil(SECTOR_SIZE.into()))
+            .filter(|sectors| *sectors <= size)
+            .ok_or(CtrError::invalid(c"Length is beyond the end of the device"))?;
         let block_sectors = ctx
             .logical_block_size(&device)
             .context(c"Cannot use device")?
@@ -91,6 +95,7 @@ impl File {
         let source = Source {
             ctx,
             device: &device,
+            start,
             file_bytes,
         };
         let geometry = source.geometry()?;
@@ -102,8 +107,7 @@ impl File {
         Ok(Self {
             file_bytes,
             // Whole blocks of the device, as device mapper wants it.
-            device_sectors: file_bytes
-                .div_ceil(SECTOR_SIZE.into())
+            device_sectors: sectors
                 .next_multiple_of(block_sectors.max(1).into())
                 .min(size),
             geometry,
@@ -115,7 +119,7 @@ impl File {
         })
     }
 
-    /// The device that holds the file, from its first sector on.
+    /// The device that holds the file.
     pub(super) fn device(&self) -> &TargetDevice {
         &self.device
     }
@@ -125,7 +129,7 @@ impl File {
         self.file_bytes
     }
 
-    /// Sectors of the device that the file takes.
+    /// Sectors from the start of the device to the end of the file.
     pub(super) fn device_sectors(&self) -> u64 {
         self.device_sectors
     }
@@ -152,7 +156,7 @@ impl File {
         self.largest_block
     }
 
-    /// The compressed blocks from `first` to `last`.
+    /// Where the compressed blocks from `first` to `last` are on the device.
     #[inline]
     pub(super) fn extent(&self, first: u64, last: u64) -> Option<Extent> {
         let (start, end) = self.table.span(first, last)?;
@@ -196,6 +200,8 @@ fn choose_piece_sectors(geometry: &Geometry, table: &Table) -> u64 {
 struct Source<'a, 'b> {
     ctx: &'a Constructor<'b>,
     device: &'a TargetDevice,
+    /// First byte of the file on the device.
+    start: u64,
     file_bytes: u64,
 }
 
@@ -212,8 +218,10 @@ impl Source<'_, '_> {
         CtrError::invalid(error.reason().as_cstr())
     }
 
+    /// Reads from byte `offset` of the file on.
     fn read(&self, offset: u64, buf: &mut [u8], message: &'static CStr) -> Result<(), CtrError> {
-        read_metadata(self.ctx, self.device, offset, buf)
+        // No overflow: the file is inside the device.
+        read_metadata(self.ctx, self.device, self.start + offset, buf)
             .inspect_err(|errno| {
                 dm_err!(
                     Zfile,
@@ -275,7 +283,7 @@ impl Source<'_, '_> {
             reader
                 .feed(part, |extent| {
                     if lengths.len() % JUMP_GROUP == 0 {
-                        bases.push(extent.offset, gfp_table())?;
+                        bases.push(self.start + extent.offset, gfp_table())?;
                     }
                     lengths.push(extent.bytes, gfp_table())?;
                     Ok(())

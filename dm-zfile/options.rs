@@ -25,6 +25,8 @@ pub(super) struct Options {
     pub(super) ignore_crc: bool,
     /// Number of partly read blocks that are kept.
     pub(super) cache_blocks: usize,
+    /// First byte of the file on the device.
+    pub(super) offset: u64,
 }
 
 impl Options {
@@ -33,8 +35,9 @@ impl Options {
         let mut options = Self {
             ignore_crc: false,
             cache_blocks: CACHE_BLOCKS,
+            offset: 0,
         };
-        let mut group = args.group(3, c"Invalid number of optional arguments")?;
+        let mut group = args.group(5, c"Invalid number of optional arguments")?;
         while let Some(option) = group.next_opt() {
             match option.to_bytes() {
                 b"ignore_crc" => options.ignore_crc = true,
@@ -46,6 +49,7 @@ impl Options {
                         ));
                     }
                 }
+                b"offset" => options.offset = group.number(c"Invalid offset")?,
                 _ => return Err(CtrError::invalid(c"Unrecognised optional argument")),
             }
         }
@@ -55,7 +59,8 @@ impl Options {
     /// Writes those that are not the default, as they stand in a table line.
     pub(super) fn write(&self, out: &mut StatusWriter<'_>) -> fmt::Result {
         let cache = self.cache_blocks != CACHE_BLOCKS;
-        let words = usize::from(self.ignore_crc) + if cache { 2 } else { 0 };
+        let offset = self.offset != 0;
+        let words = usize::from(self.ignore_crc) + 2 * usize::from(cache) + 2 * usize::from(offset);
         if words != 0 {
             write!(out, " {words}")?;
         }
@@ -64,6 +69,9 @@ impl Options {
         }
         if cache {
             write!(out, " cache_blocks {}", self.cache_blocks)?;
+        }
+        if offset {
+            write!(out, " offset {}", self.offset)?;
         }
         Ok(())
     }

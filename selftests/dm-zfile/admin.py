@@ -18,9 +18,13 @@ BLOCK = 4096
 FIELDS = ["decompressed", "cache_hits", "crc_errors", "decode_errors", "read_errors"]
 
 
+def number_of(device):
+    number = os.stat(device).st_rdev
+    return f"{os.major(number)}:{os.minor(number)}"
+
+
 def check(tap, loop, blob, content):
-    number = os.stat(loop).st_rdev
-    device = f"{os.major(number)}:{os.minor(number)}"
+    device = number_of(loop)
     sectors = len(content) // 512
     for options in ("", " 1 ignore_crc", " 2 cache_blocks 0", " 3 ignore_crc cache_blocks 256"):
         line = f"0 {sectors} zfile {device} {len(blob)}{options}"
@@ -28,8 +32,8 @@ def check(tap, loop, blob, content):
             tap.equal(mapped.status(dm_ioctl.TABLE), line, f"table with '{options}': as it was given")
             ignored = "y" if "ignore" in options else "n"
             tap.equal(mapped.status(dm_ioctl.IMA).split(" ", 3)[3],
-                      f"target_name=zfile,target_version=1.0.0,device={device},bytes={len(blob)},algorithm=lz4,"
-                      f"block_bytes={BLOCK},original_bytes={len(content)},ignore_crc={ignored};", "IMA")
+                      f"target_name=zfile,target_version=1.1.0,device={device},bytes={len(blob)},algorithm=lz4,"
+                      f"block_bytes={BLOCK},original_bytes={len(content)},ignore_crc={ignored},offset=0;", "IMA")
     # What is the default is not printed.
     with dm_ioctl.Mapped("table", f"0 {sectors} zfile {device} {len(blob)} 2 cache_blocks 8") as mapped:
         tap.equal(mapped.status(dm_ioctl.TABLE), f"0 {sectors} zfile {device} {len(blob)}",
@@ -55,6 +59,20 @@ def check(tap, loop, blob, content):
             tap.equal(got, errno.EINVAL, f"message '{text}': refused")
 
 
+def check_offset(tap, loop, start, blob, content):
+    """The same of a file that begins somewhere on the device."""
+    device, sectors = number_of(loop), len(content) // 512
+    for options in (f" 2 offset {start}", f" 5 ignore_crc cache_blocks 0 offset {start}"):
+        line = f"0 {sectors} zfile {device} {len(blob)}{options}"
+        with dm_ioctl.Mapped("offset", line) as mapped:
+            tap.equal(mapped.status(dm_ioctl.TABLE), line, f"table with '{options}': as it was given")
+            tap.result(mapped.status(dm_ioctl.IMA).endswith(f",offset={start};"), "IMA: the offset")
+    with dm_ioctl.Mapped("offset", f"0 {sectors} zfile {device} {len(blob)} 2 offset {start} ") as mapped:
+        printed = mapped.status(dm_ioctl.TABLE)
+    with dm_ioctl.Mapped("offset", printed) as mapped:
+        tap.result(read_direct(mapped.node, 0, len(content)) == content, "offset: the printed table gives the content")
+
+
 tap = Tap()
 load("loop")
 run("modprobe", "dm-mod")
@@ -66,6 +84,8 @@ with Devices() as devices:
     loop = devices.loop(path)
     check_autoload(tap, "dm-zfile", f"0 {len(content) // 512} zfile {loop} {len(blob)}", content)
     load("dm-zfile")
-    tap.equal(versions("zfile"), ["v1.0.0"], "dmsetup targets: the version")
+    tap.equal(versions("zfile"), ["v1.1.0"], "dmsetup targets: the version")
     check(tap, loop, blob, content)
+    path.write_bytes(bytes(1337) + blob + bytes(-(1337 + len(blob)) % 512))
+    check_offset(tap, devices.loop(path), 1337, blob, content)
 tap.finish()

@@ -139,6 +139,16 @@ def tables(tap):
             (f"zfile {loop} {size} 1 fast", "Unrecognised optional argument"),
             (f"zfile {loop} {size} 1 cache_blocks", "Invalid number of cache blocks"),
             (f"zfile {loop} {size} 2 cache_blocks 257", "cache blocks must be"),
+            (f"zfile {loop} {size} 1 offset", "Invalid offset"),
+            (f"zfile {loop} {size} 2 offset -1", "Invalid offset"),
+            (f"zfile {loop} {size} 2 offset 0x200", "Invalid offset"),
+            (f"zfile {loop} {size} 2 offset {1 << 64}", "Invalid offset"),
+            (f"zfile {loop} {size} 2 offset {(1 << 64) - 1}", "beyond the end"),
+            (f"zfile {loop} {size} 2 offset {(1 << 64) - size}", "beyond the end"),
+            (f"zfile {loop} {size} 2 offset {(1 << 63) - size}", "beyond the end"),
+            (f"zfile {loop} {size} 2 offset 512", "beyond the end"),
+            (f"zfile {loop} {(1 << 64) - 1} 2 offset 1", "beyond the end"),
+            (f"zfile {loop} {size - 1} 2 offset 1", "magic"),
             (f"zfile {loop} {size} 9 ignore_crc", "Invalid number of optional"),
             (f"zfile {loop} {size} 0 ignore_crc", "Too many arguments"),
         ):
@@ -161,6 +171,27 @@ def tables(tap):
             tap.result(True, "the module stays while it is used")
         else:
             tap.result(False, "the module stays while it is used")
+
+
+def offsets(tap):
+    """Files that begin anywhere, on devices with small and large blocks, where the last byte is in the last sector."""
+    content = zfile_writer.content(MIB + 1337, 4096)
+    blob = zfile_writer.build(content, block=4096)
+    path = SCRATCH / "offset.zfile"
+    for block_size in (512, 4096):
+        for start in (1, 511, 512, 1536, 4095, 4097, 70001):
+            what = f"byte {start} of a device with blocks of {block_size}"
+            with Devices() as devices:
+                # Whatever is around the file is not taken for a part of it.
+                path.write_bytes(b"\xa5" * start + blob + b"\xa5" * (-(start + len(blob)) % block_size))
+                loop = devices.loop(path, block_size=block_size)
+                table = f"0 {-(-len(content) // 512)} zfile {loop} {len(blob)} 2 offset {start}"
+                device = devices.map("offset", table)
+                tap.attempt(f"{what}: direct reads", random_reads, device, content, 12, start)
+                with open(device, "rb") as file:
+                    tap.result(file.read() == content + bytes(-len(content) % 512), f"{what}: buffered read")
+                before = status("offset")
+                tap.equal((before["crc"], before["decode"], before["read"]), (0, 0, 0), f"{what}: no errors")
 
 
 def under_load(tap):
@@ -194,5 +225,6 @@ sequential(tap)
 damage(tap)
 tables(tap)
 shapes(tap)
+offsets(tap)
 under_load(tap)
 tap.finish()
