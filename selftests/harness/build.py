@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Runs the project's Makefile and Kbuild, for everything that needs what they make."""
 
+import shutil
 import subprocess
 
 from cache import SOURCE
@@ -43,6 +44,21 @@ def _copy_to(directory):
                     "--include=*.rs", "--include=*.c", "--include=*.h", "--include=Kbuild",
                     "--include=bindgen_parameters", "--exclude=*_generated.rs", "--exclude=*",
                     *PARTS, f"{directory}/"], cwd=SOURCE, check=True)
+
+
+def same_bindings_without_makefile(kernel):
+    """Whether a tree that lacks the kernel's rust/Makefile, as those that some distributions install, gives the bindings
+    that `modules` made."""
+    directory = SOURCE / "build/bindings"
+    shutil.rmtree(directory, ignore_errors=True)
+    (directory / "rust").mkdir(parents=True)
+    shutil.copytree(SOURCE / "rust/bindings", directory / "rust/bindings",
+                    ignore=shutil.ignore_patterns(".*", "*_generated.rs"))
+    (directory / "Kbuild").write_text("obj-m += rust/bindings/\n")
+    # What is given to make counts more than what its files say.
+    status = kbuild(kernel, "rust-makefile=", "modules", source=directory)
+    made = "rust/bindings/bindings_generated.rs"
+    return status == 0 and (directory / made).read_bytes() == (SOURCE / made).read_bytes()
 
 
 def clippy(kernel):

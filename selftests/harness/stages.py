@@ -179,6 +179,8 @@ def test(patterns, stages):
     stage("formatting", lambda: one(build.make("rustfmt-check", OVBD_KERNEL_SOURCE=kernel.source)))
     stage("clippy, kernel", lambda: one(build.clippy(kernel)))
     built = stage("modules", lambda: one(build.modules(kernel)))
+    stage("bindings without the kernel's rust/Makefile",
+          lambda: one(0 if not built.failed and build.same_bindings_without_makefile(kernel) else 1))
     oldest, _ = stage("modules, oldest kernel", lambda: oldest_modules(kernel))
     stage("clippy, tools", lambda: one(build.make("clippy-tools")))
     stage("cargo test", cargo_test)
