@@ -8,6 +8,7 @@
 
 pub mod commit;
 pub mod cow;
+pub mod direct_io;
 pub mod down;
 pub mod exceptions;
 mod hold_still;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use ovbd_kernel::{
-    loops::{self, Attached, Status, CONTROL},
+    loops::{self, Attached, Part, Status, CONTROL},
     Number,
 };
 
@@ -31,19 +31,13 @@ pub fn prepare() -> Result<()> {
     Ok(())
 }
 
-/// Attaches `bytes` of a file, 0 for all of it, from byte `offset` on; `writable` if the file was opened so.
+/// Attaches a part of a file; `writable` if the file was opened so.
 ///
 /// # Errors
 ///
 /// The system's; they name `path`.
-pub fn attach(
-    file: &File,
-    path: &Path,
-    writable: bool,
-    offset: u64,
-    bytes: u64,
-) -> Result<Attached> {
-    let attached = loops::attach(file, writable, offset, bytes)
+pub fn attach(file: &File, path: &Path, writable: bool, part: Part) -> Result<Attached> {
+    let attached = loops::attach(file, writable, part)
         .map_err(|e| Error::io(path, "attach a loop device to", e))?;
     tracing::debug!(node = %attached.node.display(), path = %path.display(), "attached");
     Ok(attached)

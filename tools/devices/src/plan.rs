@@ -11,7 +11,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ovbd_image::lsmt::SECTOR_BYTES;
 use rustix::{
     fs::{FlockOperation, MemfdFlags},
     io::Errno,
@@ -19,7 +18,7 @@ use rustix::{
 
 use ovbd_kernel::{
     dm::{Control, Line as TableLine, CONTROL},
-    loops::Attached,
+    loops::{Attached, Part},
     udev::Rules,
     Number,
 };
@@ -58,18 +57,16 @@ pub enum Step {
         variable: String,
         /// The file.
         path: PathBuf,
-        /// First byte.
-        offset: u64,
-        /// Bytes, whole sectors.
-        bytes: u64,
+        /// What of it.
+        part: Part,
     },
-    /// Attach a read-only loop device to a sector for each file, with the bytes after the file's last whole
-    /// sector and zeros. A loop device of the file itself does not have them.
+    /// Attach a read-only loop device to a block for each file, with the bytes after the file's last whole
+    /// block and zeros. A loop device of the file itself does not have them.
     Tails {
         /// Its variable.
         variable: String,
-        /// The files.
-        paths: Vec<PathBuf>,
+        /// The files, in order.
+        tails: Vec<Tail>,
     },
     /// Attach a loop device to a file for writing.
     Cow {
@@ -101,6 +98,15 @@ pub enum Step {
         /// Its table.
         table: Vec<Line>,
     },
+}
+
+/// The end of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tail {
+    /// The file.
+    pub path: PathBuf,
+    /// Bytes of its blocks.
+    pub block_bytes: u32,
 }
 
 /// A line of a table.
@@ -170,26 +176,28 @@ fn print_step(step: &Step, loops: &mut Vec<String>, text: &mut String) {
         Step::Layer {
             variable,
             path,
-            offset,
-            bytes,
+            part,
         } => {
             loops.push(variable.clone());
             let path = quote(path);
             writeln!(
                 text,
-                "{variable}=$(losetup --find --show --read-only --direct-io=on --sector-size {SECTOR_BYTES} \
-                 --offset {offset} --sizelimit {bytes} {path})"
+                "{variable}=$(losetup --find --show --read-only --direct-io=on --sector-size {} \
+                 --offset {} --sizelimit {} {path})",
+                part.block_bytes, part.offset, part.bytes
             )
         }
-        Step::Tails { variable, paths } => {
+        Step::Tails { variable, tails } => {
             loops.push(variable.clone());
             text.push_str("file=$(mktemp)\n");
-            for path in paths {
-                let bytes = fs::metadata(path).map_or(0, |found| found.len()) % SECTOR_BYTES;
-                let path = quote(path);
+            for tail in tails {
+                let block = u64::from(tail.block_bytes);
+                let bytes = fs::metadata(&tail.path).map_or(0, |found| found.len()) % block;
+                let path = quote(&tail.path);
                 let _ = writeln!(
                     text,
-                    "tail -c {bytes} {path} >>$file; truncate -s %512 $file"
+                    "tail -c {bytes} {path} >>$file; truncate -s +{} $file",
+                    block - bytes
                 );
             }
             writeln!(
@@ -414,15 +422,15 @@ impl Done<'_> {
             Step::Layer {
                 variable,
                 path,
-                offset,
-                bytes,
+                part,
             } => {
                 let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-                let attached = attach(&file, path, false, *offset, *bytes)?;
+                let attached = attach(&file, path, false, *part)?;
                 Made::Loop(variable.clone(), attached, None)
             }
-            Step::Tails { variable, paths } => {
-                let attached = attach(&tails(paths)?, Path::new("memfd"), false, 0, 0)?;
+            Step::Tails { variable, tails } => {
+                let file = tails_file(tails)?;
+                let attached = attach(&file, Path::new("memfd"), false, Part::ALL)?;
                 Made::Loop(variable.clone(), attached, None)
             }
             Step::Cow {
@@ -549,7 +557,7 @@ fn cow(path: Option<&Path>, create: Option<u64>) -> Result<(Attached, Option<Pat
             .map_err(|e| Error::io(name, "set the size of", e)),
         None => Ok(()),
     };
-    match sized.and_then(|()| attach(&file, name, true, 0, 0)) {
+    match sized.and_then(|()| attach(&file, name, true, Part::ALL)) {
         Ok(attached) => Ok((attached, new.map(Path::to_owned))),
         Err(e) => {
             if let Some(path) = new {
@@ -561,18 +569,18 @@ fn cow(path: Option<&Path>, create: Option<u64>) -> Result<(Attached, Option<Pat
     }
 }
 
-/// A file in memory with the last partial sector of each file, filled up with zeros.
-fn tails(paths: &[PathBuf]) -> Result<File> {
+/// A file in memory with the last partial block of each file, filled up with zeros.
+fn tails_file(tails: &[Tail]) -> Result<File> {
     let fail = |e| Error::io(Path::new("memfd"), "write", e);
     let memory = rustix::fs::memfd_create("ovbd-tails", MemfdFlags::CLOEXEC)
         .map_err(|e| Error::io(Path::new("memfd"), "create", e.into()))?;
     let mut memory = File::from(memory);
-    for path in paths {
-        let input = FileRange::open(path)?;
-        let mut sector = [0; SECTOR_BYTES as usize];
-        let bytes = input.bytes() % SECTOR_BYTES;
-        input.read(&mut sector[..bytes as usize], input.bytes() - bytes)?;
-        memory.write_all(&sector).map_err(fail)?;
+    for tail in tails {
+        let input = FileRange::open(&tail.path)?;
+        let mut block = vec![0; tail.block_bytes as usize];
+        let bytes = input.bytes() % u64::from(tail.block_bytes);
+        input.read(&mut block[..bytes as usize], input.bytes() - bytes)?;
+        memory.write_all(&block).map_err(fail)?;
     }
     // A loop device is read-only if its file was opened so.
     let name = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&memory));
@@ -602,8 +610,7 @@ mod tests {
         Step::Layer {
             variable: variable.to_owned(),
             path: "file".into(),
-            offset: 0,
-            bytes: 512,
+            part: Part::ALL,
         }
     }
 

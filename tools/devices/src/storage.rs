@@ -399,6 +399,8 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
 
 #[cfg(test)]
 mod tests {
+    use ovbd_kernel::loops::{attach, Part};
+
     use super::*;
 
     #[test]
@@ -432,7 +434,7 @@ mod tests {
     fn a_loop_device_is_on_the_device_of_its_file() {
         let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
         file.as_file().set_len(1 << 20).unwrap();
-        let Ok(attached) = ovbd_kernel::loops::attach(file.as_file(), true, 0, 0) else {
+        let Ok(attached) = attach(file.as_file(), true, Part::ALL) else {
             println!("skipped: no loop devices");
             return;
         };
@@ -448,7 +450,7 @@ mod tests {
         assert_eq!(storage.below_device(attached.number).unwrap(), wanted);
         // A loop device of a loop device.
         let device = fs::File::open(&attached.node).unwrap();
-        let second = ovbd_kernel::loops::attach(&device, false, 0, 0).unwrap();
+        let second = attach(&device, false, Part::ALL).unwrap();
         wanted.insert(second.number);
         let storage = Storage::look().unwrap();
         assert_eq!(storage.below_device(second.number).unwrap(), wanted);

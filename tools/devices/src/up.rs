@@ -5,6 +5,10 @@
 //! A layer in a file gets a loop device from its first byte on. That leaves out the last partial sector of a
 //! file, so where a blob ends in one, dm-linear puts the loop device and a sector from memory together. A
 //! blob in a wrapper on a block device gets dm-linear as well. A compressed layer gets dm-zfile on top.
+//!
+//! Where direct I/O wants larger blocks than sectors, the loop device of a compressed layer has those and begins with the
+//! file, and dm-zfile is told where the blob begins. What is not compressed is mapped sector by sector: its loop device
+//! then goes by way of the page cache.
 
 use std::{
     fs,
@@ -13,15 +17,15 @@ use std::{
 };
 
 use ovbd_image::lsmt::{topmost_size, Trailer, SECTOR_BYTES};
-use ovbd_kernel::dm::Control;
+use ovbd_kernel::{dm::Control, loops::Part};
 use rustix::fs::OFlags;
 
 use crate::{
-    check_root, cow, in_parallel,
+    check_root, cow, direct_io, in_parallel,
     lock::Lock,
     loops,
     mapped::{self, node},
-    plan::{self, Device, Line, Step, Word},
+    plan::{self, Device, Line, Step, Tail, Word},
     programs::run,
     running::{check_name, Role, Running},
     storage::Storage,
@@ -114,6 +118,8 @@ struct LayerPlace {
     path: PathBuf,
     /// Whether it is on a block device that dm-linear can start at any sector of.
     is_device: bool,
+    /// Bytes of the blocks of the loop device.
+    block_bytes: u32,
     file_bytes: u64,
     /// First byte of the blob in the file.
     start: u64,
@@ -150,16 +156,26 @@ impl LayerPlace {
             && rustix::fs::ioctl_blksszget(input.file())
                 .map_err(|e| Error::io(path, "find the block size of", e.into()))?
                 <= SECTOR_BYTES as u32;
+        let original_bytes = match &opened.content {
+            Content::Plain(_) => None,
+            Content::Zfile(zfile) => Some(zfile.geometry().original_bytes()),
+        };
+        let block_bytes = match original_bytes {
+            Some(_) if !is_device => direct_io::block_bytes(input.file(), path)?,
+            _ => SECTOR_BYTES as u32,
+        };
         Ok(Self {
             path: path.clone(),
             is_device,
+            // What is smaller than a block is all tail.
+            block_bytes: match opened.file_bytes < u64::from(block_bytes) {
+                true => SECTOR_BYTES as u32,
+                false => block_bytes,
+            },
             file_bytes: opened.file_bytes,
             start: input.start(),
             bytes: input.bytes(),
-            original_bytes: match &opened.content {
-                Content::Plain(_) => None,
-                Content::Zfile(zfile) => Some(zfile.geometry().original_bytes()),
-            },
+            original_bytes,
             trailer,
         })
     }
@@ -172,14 +188,36 @@ impl LayerPlace {
         }
     }
 
-    /// Sectors that hold the blob.
-    fn sectors(&self) -> u64 {
-        self.bytes.div_ceil(SECTOR_BYTES)
+    /// First byte of the file that is mapped.
+    fn first(&self) -> u64 {
+        match u64::from(self.block_bytes) > SECTOR_BYTES {
+            true => 0,
+            false => self.start,
+        }
     }
 
-    /// Whether the last sector of the blob is one that a loop device leaves out.
+    /// Sectors from there to the end of the blob's last block.
+    fn sectors(&self) -> u64 {
+        let bytes = self.start - self.first() + self.bytes;
+        bytes.next_multiple_of(self.block_bytes.into()) / SECTOR_BYTES
+    }
+
+    /// Sectors of a block.
+    fn block_sectors(&self) -> u64 {
+        u64::from(self.block_bytes) / SECTOR_BYTES
+    }
+
+    /// Whether the last block of the blob is one that a loop device leaves out.
     fn has_tail(&self) -> bool {
-        self.start + self.sectors() * SECTOR_BYTES > self.file_bytes
+        self.first() + self.sectors() * SECTOR_BYTES > self.file_bytes
+    }
+
+    /// The end of its file.
+    fn tail(&self) -> Tail {
+        Tail {
+            path: self.path.clone(),
+            block_bytes: self.block_bytes,
+        }
     }
 
     /// Refuses a layer that somebody writes to.
@@ -251,12 +289,15 @@ fn steps(options: &Options) -> Result<Vec<Step>> {
     if !tails.is_empty() {
         steps.push(Step::Tails {
             variable: TAILS.to_owned(),
-            paths: tails.iter().map(|i| blobs[*i].path.clone()).collect(),
+            tails: tails.iter().map(|i| blobs[*i].tail()).collect(),
         });
     }
     let mut words = vec!["overlaybd".into(), (blobs.len() as u64).into()];
     for (number, blob) in blobs.iter().enumerate() {
-        let tail = tails.iter().position(|i| *i == number);
+        let tail = blob.has_tail().then(|| {
+            let before = tails.iter().take_while(|i| **i < number);
+            before.map(|i| blobs[*i].block_sectors()).sum()
+        });
         let device = layer_steps(&options.name, number, blob, tail, &mut steps);
         words.push(device.into());
         words.push(blob.original_bytes.unwrap_or(blob.bytes).into());
@@ -300,28 +341,30 @@ fn steps(options: &Options) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// Variable of the loop device with the last sectors of all blobs that need it.
+/// Variable of the loop device with the last blocks of all blobs that need it.
 const TAILS: &str = "tails";
 
-/// The steps for one layer; returns the device that holds its uncompressed blob. `tail` is the number of its
-/// sector among the tails.
+/// The steps for one layer; returns the device that holds its uncompressed blob. `tail` is the sector at which its last
+/// block is among the tails.
 fn layer_steps(
     name: &str,
     number: usize,
     blob: &LayerPlace,
-    tail: Option<usize>,
+    tail: Option<u64>,
     steps: &mut Vec<Step>,
 ) -> Device {
     let mut device = if blob.is_device {
         Device::Path(blob.path.clone())
     } else {
         let variable = format!("layer{number}");
-        let sectors = blob.sectors() - u64::from(tail.is_some());
         steps.push(Step::Layer {
             variable: variable.clone(),
             path: blob.path.clone(),
-            offset: blob.start,
-            bytes: sectors * SECTOR_BYTES,
+            part: Part {
+                offset: blob.first(),
+                bytes: (blob.sectors() - tail.map_or(0, |_| blob.block_sectors())) * SECTOR_BYTES,
+                block_bytes: blob.block_bytes,
+            },
         });
         Device::Loop(variable)
     };
@@ -339,13 +382,13 @@ fn layer_steps(
     let linear =
         |device: &Device, start: u64| vec!["linear".into(), device.clone().into(), start.into()];
     if let Some(tail) = tail {
-        let whole = blob.sectors() - 1;
+        let whole = blob.sectors() - blob.block_sectors();
         let tails = Device::Loop(TAILS.to_owned());
         let table = vec![
             line(whole, linear(&device, 0)),
             Line {
                 start: whole,
-                ..line(1, linear(&tails, tail as u64))
+                ..line(blob.block_sectors(), linear(&tails, tail))
             },
         ];
         device = map(Role::Blob(number), table);
@@ -355,7 +398,12 @@ fn layer_steps(
         device = map(Role::Blob(number), table);
     }
     if let Some(original) = blob.original_bytes {
-        let words = vec!["zfile".into(), device.into(), blob.bytes.into()];
+        let mut words = vec!["zfile".into(), device.into(), blob.bytes.into()];
+        let offset = blob.start - blob.first();
+        // The device of a wrapped blob on a block device begins with the blob.
+        if offset > 0 && !blob.is_device {
+            words.extend([2.into(), "offset".into(), offset.into()]);
+        }
         let table = vec![line(original.div_ceil(SECTOR_BYTES), words)];
         device = map(Role::Zfile(number), table);
     }

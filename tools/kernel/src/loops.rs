@@ -23,9 +23,27 @@ const READ_ONLY: u32 = 1;
 const AUTOCLEAR: u32 = 4;
 const DIRECT_IO: u32 = 16;
 
-/// Bytes of a block of a new loop device, also where its file lies on a disk with larger ones: layers are made of
-/// sectors of this size.
-const BLOCK_BYTES: u32 = 512;
+/// What of its file a new loop device has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// First byte.
+    pub offset: u64,
+    /// Bytes, whole sectors; 0 for all.
+    pub bytes: u64,
+    /// Bytes of a block of the device. Direct I/O wants no smaller blocks than those of the disk below, and `offset` at the
+    /// start of one of them.
+    pub block_bytes: u32,
+}
+
+impl Part {
+    /// The whole file in blocks of 512 bytes, also where it lies on a disk with larger ones: layers are made of sectors of
+    /// this size.
+    pub const ALL: Self = Self {
+        offset: 0,
+        bytes: 0,
+        block_bytes: 512,
+    };
+}
 
 /// `struct loop_info64`.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -72,8 +90,7 @@ pub struct Attached {
     pub node: PathBuf,
 }
 
-/// Attaches `bytes` of a file, 0 for all of it, from byte `offset` on to a free loop device; read-only if the file was
-/// opened so. There is no moment at which the device has the file and would not let it go with its last user.
+/// Attaches a part of a file to a free loop device; read-only if the file was opened so. There is no moment at which the device has the file and would not let it go with its last user.
 ///
 /// Reads and writes bypass the page cache of the file system below where it can do that: the mapped devices have their
 /// own.
@@ -81,14 +98,14 @@ pub struct Attached {
 /// # Errors
 ///
 /// The system's.
-pub fn attach(file: &File, writable: bool, offset: u64, bytes: u64) -> io::Result<Attached> {
+pub fn attach(file: &File, writable: bool, part: Part) -> io::Result<Attached> {
     let control = File::options().read(true).write(true).open(CONTROL)?;
     let config = Config {
         file: file.as_raw_fd() as u32,
-        block_size: BLOCK_BYTES,
+        block_size: part.block_bytes,
         info: Info {
-            offset,
-            size_limit: bytes,
+            offset: part.offset,
+            size_limit: part.bytes,
             flags: AUTOCLEAR | DIRECT_IO | if writable { 0 } else { READ_ONLY },
             ..Info::default()
         },
@@ -135,6 +152,8 @@ pub struct Status {
     pub read_only: bool,
     /// Whether it detaches itself from the file with its last user.
     pub autoclear: bool,
+    /// Whether it reads and writes past the page cache of the file system below.
+    pub direct_io: bool,
 }
 
 /// Asks a loop device what it is attached to; `None` if to nothing.
@@ -163,6 +182,7 @@ pub fn status(node: &Path) -> io::Result<Option<Status>> {
         size_limit: info.size_limit,
         read_only: info.flags & READ_ONLY != 0,
         autoclear: info.flags & AUTOCLEAR != 0,
+        direct_io: info.flags & DIRECT_IO != 0,
     }))
 }
 
@@ -201,7 +221,16 @@ mod tests {
         let found = file.as_file().metadata().unwrap();
 
         let readable = File::open(file.path()).unwrap();
-        let attached = attach(&readable, false, 1536, 4096).unwrap();
+        let attached = attach(
+            &readable,
+            false,
+            Part {
+                offset: 1536,
+                bytes: 4096,
+                ..Part::ALL
+            },
+        )
+        .unwrap();
         let status = super::status(&attached.node).unwrap().unwrap();
         assert_eq!(status.device, Number::new(found.dev()));
         assert_eq!(status.inode, found.ino());
@@ -224,7 +253,7 @@ mod tests {
         }
         let file = tempfile::tempfile().unwrap();
         file.set_len(1 << 20).unwrap();
-        let attached = attach(&file, true, 0, 0).unwrap();
+        let attached = attach(&file, true, Part::ALL).unwrap();
         let status = super::status(&attached.node).unwrap().unwrap();
         assert!(!status.read_only);
         let mut device = File::options().write(true).open(&attached.node).unwrap();
