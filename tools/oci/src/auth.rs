@@ -4,6 +4,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -45,10 +46,15 @@ enum Demand {
     Bearer { realm: Url, service: Option<String> },
 }
 
-#[derive(Debug)]
 struct Token {
     value: String,
     renew: Instant,
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a token")
+    }
 }
 
 impl Auth {

@@ -16,7 +16,10 @@ use base64::{prelude::BASE64_STANDARD, Engine};
 use serde::Deserialize;
 use serde_json::{json, Value};
 
-use crate::error::{Error, Kind, Result};
+use crate::{
+    error::{Error, Kind, Result},
+    ingest::lock_exclusive,
+};
 
 /// How long a helper may take.
 const HELPER_LIMIT: Duration = Duration::from_secs(30);
@@ -207,6 +210,13 @@ impl Keychain {
                 "no place for them: set HOME or name a file by --creds-file",
             )
         })?;
+        // Two at a time would lose what one of them saves. What others do, who take no lock, cannot be helped.
+        let folder = path.parent().filter(|folder| *folder != Path::new(""));
+        let folder = folder.unwrap_or(Path::new("."));
+        let _lock = fs::create_dir_all(folder)
+            .and_then(|()| fs::File::open(folder))
+            .and_then(|folder| lock_exclusive(&folder).map(|()| folder))
+            .map_err(|error| Error::io(folder, "lock", error))?;
         let mut whole = match read(path, false)? {
             Some(text) => serde_json::from_slice::<Value>(&text).ok(),
             None => Some(json!({})),
@@ -236,10 +246,10 @@ fn read(path: &Path, must_exist: bool) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Puts `text` in the place of a file, readable for its owner alone.
+/// Puts `text` in the place of a file, or of the one that it is a link to, readable for its owner alone.
 fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
     let mut file = tempfile::Builder::new()
         .prefix(".auth-")
         .permissions(fs::Permissions::from_mode(0o600))

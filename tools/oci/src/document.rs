@@ -17,6 +17,8 @@ use crate::{
 pub const MAX_DOCUMENT_BYTES: u64 = 4 << 20;
 /// Most layers of an image, what the kernel's stack and the original can map.
 pub const MAX_LAYERS: usize = 255;
+/// Most values of a document: in memory each takes some 100 bytes, in the document it may be two.
+const MAX_VALUES: usize = 1 << 17;
 /// Most annotations of one descriptor or document.
 const MAX_ANNOTATIONS: usize = 256;
 
@@ -288,6 +290,7 @@ impl Document {
         if bytes.len() as u64 > MAX_DOCUMENT_BYTES {
             return Err(Error::invalid(subject, "the manifest is larger than 4 MiB"));
         }
+        check_values(bytes).map_err(|what| Error::invalid(subject, what))?;
         let what = if media_type.is_index() {
             "index"
         } else {
@@ -334,12 +337,21 @@ impl Document {
             media_type: Option<String>,
             manifests: Option<de::IgnoredAny>,
         }
+        check_values(bytes).ok()?;
         let head: Head = serde_json::from_slice(bytes).ok()?;
         match head.media_type {
             Some(name) => MediaType::from_name(&name),
             None if head.manifests.is_some() => Some(MediaType::OciIndex),
             None => Some(MediaType::OciManifest),
         }
+    }
+}
+
+/// Refuses a text of JSON with more values than any document needs, before it is parsed. Commas in strings count too.
+pub(crate) fn check_values(text: &[u8]) -> std::result::Result<(), &'static str> {
+    match text.iter().filter(|byte| **byte == b',').count() < MAX_VALUES {
+        true => Ok(()),
+        false => Err("more than 131,072 values"),
     }
 }
 

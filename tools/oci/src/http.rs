@@ -145,6 +145,11 @@ impl Http {
         &self.options
     }
 
+    /// Whether there was an answer to any request yet.
+    pub fn has_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
+    }
+
     /// Closes all idle connections.
     pub fn forget(&self) {
         self.agents
@@ -302,7 +307,7 @@ impl Http {
     /// What a connection that failed means.
     fn failure(&self, call: &Call<'_>, error: &ureq::Error) -> Failure {
         let stall = self.options.stall.as_secs();
-        let first = !self.answered.load(Ordering::Relaxed);
+        let first = !self.has_answered();
         let (what, again) = match error {
             ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => (
                 format!("no connection within {} s", CONNECT.as_secs()),

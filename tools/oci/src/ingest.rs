@@ -216,14 +216,15 @@ impl Ingest {
             ));
         }
         let finish = || -> io::Result<()> {
-            self.part
-                .set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o444))?;
             self.part.sync_all()?;
             let from = self.store.folder("ingest")?;
             let to = self
                 .store
                 .folder(&format!("blobs/{}", self.blob.digest.algorithm().name()))?;
             rustix::fs::renameat(&from, self.name.as_str(), &to, self.blob.digest.hex())?;
+            // Only now: a part that cannot be written to could not be gone on with.
+            self.part
+                .set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o444))?;
             to.sync_all()?;
             Ok(())
         };
@@ -236,8 +237,7 @@ impl Ingest {
     ///
     /// The system's.
     pub fn discard(self) -> Result<()> {
-        let path = self.store.path().join("ingest").join(&self.name);
-        std::fs::remove_file(&path).map_err(|error| Error::io(&path, "remove", error))
+        self.store.remove("ingest", &self.name)
     }
 }
 

@@ -24,6 +24,7 @@ mod index;
 mod ingest;
 mod limiter;
 mod manifest;
+mod note;
 mod progress;
 mod reference;
 mod registry;

@@ -8,8 +8,8 @@ use serde_json::{Map, Value};
 use crate::{
     digest::Digest,
     document::{
-        annotations, to_json, Annotations, Bounded, Descriptor, MediaType, MAX_DOCUMENT_BYTES,
-        MAX_LAYERS,
+        annotations, check_values, to_json, Annotations, Bounded, Descriptor, MediaType,
+        MAX_DOCUMENT_BYTES, MAX_LAYERS,
     },
     error::{Error, Result},
 };
@@ -137,6 +137,8 @@ impl Config {
                 "the configuration is larger than 4 MiB",
             ));
         }
+        check_values(bytes)
+            .map_err(|what| Error::invalid(subject, format!("the configuration has {what}")))?;
         serde_json::from_slice(bytes).map_err(|error| {
             Error::invalid(
                 subject,

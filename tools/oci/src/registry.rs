@@ -21,7 +21,7 @@ use crate::{
     error::{message, Error, Kind, Result},
     http::{Answer, Call, Content, Http, Options},
     image::{digest_of, Image},
-    index::Index,
+    index::{Index, MAX_ENTRIES},
     manifest::Manifest,
     reference::Reference,
     retry::{Backoff, Failure},
@@ -113,6 +113,8 @@ impl Registry {
             };
             match self.http.run(&call) {
                 Ok(_) => url(true),
+                // It does speak TLS: whatever is wrong, the next request will show it.
+                Err(_) if self.http.has_answered() => url(true),
                 Err(failure) => {
                     let error = failure.into_error();
                     // What speaks TLS with a wrong certificate is not asked without it.
@@ -466,6 +468,12 @@ impl Registry {
             .any(|entry| entry.digest == descriptor.digest)
         {
             return Ok(());
+        }
+        if index.manifests.len() >= MAX_ENTRIES {
+            let what = format!(
+                "the list of referrers {tag} has {MAX_ENTRIES} entries, and no room for another"
+            );
+            return Err(Error::new(Kind::Refused, &self.reference, what));
         }
         let mut entry = descriptor.clone();
         entry.artifact_type = manifest.artifact_type.clone();

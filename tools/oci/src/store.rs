@@ -21,7 +21,7 @@ use std::{
     sync::Arc,
 };
 
-use rustix::fs::{FlockOperation, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, ResolveFlags};
 use serde::Deserialize;
 use serde_json::{json, Value};
 
@@ -29,15 +29,17 @@ use crate::{
     annotations::{CONTAINERD_NAME, REF_NAME},
     blob::FilePart,
     digest::Digest,
-    document::{Descriptor, Document, MediaType, Platform, MAX_DOCUMENT_BYTES},
+    document::{check_values, Descriptor, Document, MediaType, Platform, MAX_DOCUMENT_BYTES},
     error::{Error, Kind, Result},
     image::{digest_of, Image},
     ingest::lock_exclusive,
     reference::Reference,
 };
 
-/// Most bytes of `index.json`: some 100,000 images.
-const MAX_INDEX_BYTES: u64 = 32 << 20;
+/// Most bytes of `index.json`: some 20,000 images.
+const MAX_INDEX_BYTES: u64 = 8 << 20;
+/// What temporary files in the folder itself begin with.
+pub(crate) const TEMPORARY: &str = ".ovbd-";
 /// Depth of indexes in indexes.
 const MAX_DEPTH: usize = 2;
 
@@ -109,11 +111,15 @@ impl Store {
     pub fn create(path: &Path) -> Result<Self> {
         let fail = |error| Error::io(path, "make an image layout of", error);
         fs::create_dir_all(path).map_err(fail)?;
+        // One at a time: what another process has made must not be made again, and is not foreign.
+        let folder = File::open(path).map_err(fail)?;
+        lock_exclusive(&folder).map_err(fail)?;
         if !path.join("oci-layout").exists() {
             let ours = |name: &std::ffi::OsStr| {
                 ["blobs", "ingest", "index.json", "lost+found"]
                     .iter()
                     .any(|own| name == *own)
+                    || name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes())
             };
             let foreign = fs::read_dir(path)
                 .map_err(fail)?
@@ -133,6 +139,12 @@ impl Store {
         }
         for folder in ["blobs/sha256", "blobs/sha512", "ingest"] {
             fs::create_dir_all(path.join(folder)).map_err(fail)?;
+        }
+        // A blob is on the disk only with the folders that it is in.
+        for folder in ["blobs", "."] {
+            File::open(path.join(folder))
+                .and_then(|folder| folder.sync_all())
+                .map_err(fail)?;
         }
         Self::open(path)
     }
@@ -164,6 +176,15 @@ impl Store {
         self.open_beneath(name, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
     }
 
+    /// Removes the file `name` of `folder`, which is below the folder by no link.
+    pub(crate) fn remove(&self, folder: &str, name: &str) -> Result<()> {
+        let remove = || -> io::Result<()> {
+            let folder = self.folder(folder)?;
+            Ok(rustix::fs::unlinkat(&folder, name, AtFlags::empty())?)
+        };
+        remove().map_err(|error| self.fail("remove", &format!("{folder}/{name}"), error))
+    }
+
     pub(crate) fn read_file(&self, name: &str, limit: u64) -> io::Result<Vec<u8>> {
         // Not blocking, because it may be a FIFO.
         let file = self.open_beneath(name, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())?;
@@ -178,13 +199,20 @@ impl Store {
         Ok(bytes)
     }
 
+    /// Opens a file of the folder `ingest`, which layouts of others do not have yet.
     pub(crate) fn lock_file(&self, name: &str) -> Result<File> {
-        self.open_beneath(
-            name,
-            OFlags::CREATE | OFlags::RDWR,
-            Mode::from_raw_mode(0o600),
-        )
-        .map_err(|error| self.fail("open", name, error))
+        let open = || {
+            let flags = OFlags::CREATE | OFlags::RDWR;
+            self.open_beneath(name, flags, Mode::from_raw_mode(0o600))
+        };
+        let opened = match open() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                rustix::fs::mkdirat(&*self.root, "ingest", Mode::from_raw_mode(0o755)).ok();
+                open()
+            }
+            opened => opened,
+        };
+        opened.map_err(|error| self.fail("open", name, error))
     }
 
     /// Keeps blobs from being removed until it is dropped.
@@ -300,12 +328,10 @@ impl Store {
         let text = self
             .read_file("index.json", MAX_INDEX_BYTES)
             .map_err(|error| self.fail("read", "index.json", error))?;
-        serde_json::from_slice(&text).map_err(|error| {
-            Error::invalid(
-                self.path.join("index.json").display(),
-                crate::error::shown(&error.to_string()),
-            )
-        })
+        let fail = |what: &str| Error::invalid(self.path.join("index.json").display(), what);
+        check_values(&text).map_err(fail)?;
+        serde_json::from_slice(&text)
+            .map_err(|error| fail(&crate::error::shown(&error.to_string())))
     }
 
     /// All images, in the order of the layout.
@@ -487,7 +513,7 @@ fn name_of(entry: &Value) -> Option<&str> {
 /// Puts a file with `bytes` in the place of `name` in `folder`, at once and for good.
 fn replace_file(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let mut file = tempfile::Builder::new()
-        .prefix(".ovbd-")
+        .prefix(TEMPORARY)
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
         .tempfile_in(folder)?;
     file.write_all(bytes)?;

@@ -4,24 +4,27 @@
 
 use std::{
     collections::HashSet,
-    fs,
+    io,
     path::PathBuf,
-    time::{Duration, SystemTime},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use rustix::{
+    fs::{AtFlags, Dir, Stat},
+    io::Errno,
+};
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
     digest::{Algorithm, Digest, Hasher},
-    document::{Descriptor, MAX_DOCUMENT_BYTES},
+    document::{check_values, Descriptor, MAX_DOCUMENT_BYTES},
     error::{Error, Kind, Result},
-    store::Store,
+    store::{Store, TEMPORARY},
 };
 
 /// Parts and notes of transfers that nobody went on with for this long are given up.
 const PART_AGE: Duration = Duration::from_secs(24 * 3600);
-/// Depth to which documents are followed.
-const MAX_DEPTH: usize = 4;
 
 /// Something that [`Store::check`] finds.
 #[derive(Debug)]
@@ -57,66 +60,79 @@ pub struct Swept {
     pub in_use: Vec<Digest>,
 }
 
+/// Blobs and what the file system says of them.
+type Blobs = Vec<(Digest, Stat)>;
+
 impl Store {
-    /// The digests of all blobs.
-    fn blobs(&self) -> Result<(Vec<Digest>, Vec<PathBuf>)> {
-        let (mut blobs, mut strays) = (Vec::new(), Vec::new());
+    /// The files in a folder of the store, none where it is missing. No link leads out of the store.
+    fn files(&self, folder: &str) -> Result<Vec<(String, Stat)>> {
+        let fail = |error: io::Error| self.fail("read", folder, error);
+        let opened = match self.folder(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            opened => opened.map_err(fail)?,
+        };
+        let mut found = Vec::new();
+        for entry in Dir::read_from(&opened).map_err(|error| fail(error.into()))? {
+            let entry = entry.map_err(|error| fail(error.into()))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if matches!(name.as_str(), "." | "..") {
+                continue;
+            }
+            match rustix::fs::statat(&opened, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => found.push((name, stat)),
+                // Removed since.
+                Err(Errno::NOENT) => {}
+                Err(error) => return Err(self.fail("look at", &name, error.into())),
+            }
+        }
+        found.sort_by(|one, other| one.0.cmp(&other.0));
+        Ok(found)
+    }
+
+    /// All blobs, and the paths of what else is in their folders.
+    fn blobs(&self) -> Result<(Blobs, Vec<PathBuf>)> {
+        let (mut blobs, mut strays) = (Blobs::new(), Vec::new());
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-            let folder = self.path().join("blobs").join(algorithm.name());
-            let entries = match fs::read_dir(&folder) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                entries => entries.map_err(|error| Error::io(&folder, "read", error))?,
-            };
-            for entry in entries {
-                let entry = entry.map_err(|error| Error::io(&folder, "read", error))?;
-                let name = entry.file_name();
-                let digest = name
-                    .to_str()
-                    .and_then(|hex| format!("{}:{hex}", algorithm.name()).parse().ok());
-                match digest {
-                    Some(digest) => blobs.push(digest),
-                    None => strays.push(entry.path()),
+            let folder = format!("blobs/{}", algorithm.name());
+            for (name, stat) in self.files(&folder)? {
+                match format!("{}:{name}", algorithm.name()).parse() {
+                    Ok(digest) => blobs.push((digest, stat)),
+                    Err(_) => strays.push(self.path().join(&folder).join(name)),
                 }
             }
         }
-        blobs.sort();
         Ok((blobs, strays))
     }
 
-    /// All digests that `descriptor` leads to, itself included. `missing` hears of documents that are not there or not
-    /// readable.
-    fn reach(
-        &self,
-        descriptor: &Descriptor,
-        depth: usize,
-        found: &mut Vec<Descriptor>,
-    ) -> Result<()> {
+    /// All that `descriptor` leads to, itself included, each as it is described. Adds to `found` also where it fails.
+    fn reach(&self, descriptor: &Descriptor, found: &mut Vec<Descriptor>) -> Result<()> {
+        let mut seen = HashSet::new();
+        let mut next = found.len();
         found.push(descriptor.clone());
-        if depth == MAX_DEPTH
-            || descriptor.size > MAX_DOCUMENT_BYTES
-            || !leads_on(&descriptor.media_type)
-        {
-            return Ok(());
-        }
-        let text = self.read_blob(descriptor)?;
-        let document: Value = serde_json::from_slice(&text).map_err(|_| {
-            Error::invalid(
-                self.blob_path(&descriptor.digest).display(),
-                "not a document",
-            )
-        })?;
-        let lists = ["manifests", "layers", "blobs"]
-            .iter()
-            .filter_map(|name| document.get(name)?.as_array())
-            .flatten();
-        for entry in lists.chain(document.get("config")) {
-            let descriptor: Descriptor = serde_json::from_value(entry.clone()).map_err(|_| {
-                Error::invalid(
-                    self.blob_path(&descriptor.digest).display(),
-                    "a document with a descriptor that is none",
-                )
-            })?;
-            self.reach(&descriptor, depth + 1, found)?;
+        while let Some(descriptor) = found.get(next).cloned() {
+            next += 1;
+            let small = descriptor.size <= MAX_DOCUMENT_BYTES;
+            if !seen.insert(descriptor.digest.clone())
+                || !small
+                || !leads_on(&descriptor.media_type)
+            {
+                continue;
+            }
+            let text = self.read_blob(&descriptor)?;
+            let path = self.blob_path(&descriptor.digest);
+            let fail = |what: &str| Error::invalid(path.display(), what);
+            check_values(&text).map_err(fail)?;
+            let document: Value =
+                serde_json::from_slice(&text).map_err(|_| fail("not a document"))?;
+            let lists = ["manifests", "layers", "blobs"]
+                .iter()
+                .filter_map(|name| document.get(name)?.as_array())
+                .flatten();
+            for entry in lists.chain(document.get("config")) {
+                let entry = Descriptor::deserialize(entry)
+                    .map_err(|_| fail("a document with a descriptor that is none"))?;
+                found.push(entry);
+            }
         }
         Ok(())
     }
@@ -138,31 +154,30 @@ impl Store {
         let mut needed = HashSet::new();
         for entry in self.names()? {
             let mut found = Vec::new();
-            self.reach(&entry.descriptor, 0, &mut found).map_err(|error| {
-                let name = entry.name.clone().unwrap_or_else(|| entry.descriptor.digest.to_string());
-                let what = format!("cannot tell which blobs it needs ({error}): pull it again or remove its name");
+            self.reach(&entry.descriptor, &mut found).map_err(|error| {
+                let name = entry
+                    .name
+                    .clone()
+                    .unwrap_or_else(|| entry.descriptor.digest.to_string());
+                let what = format!(
+                    "cannot tell which blobs it needs ({error}): pull it again or remove its name"
+                );
                 Error::new(Kind::Refused, name, what)
             })?;
             needed.extend(found.into_iter().map(|descriptor| descriptor.digest));
         }
-        let now = SystemTime::now();
-        let age = |metadata: &fs::Metadata| {
-            metadata
-                .modified()
-                .ok()
-                .and_then(|time| now.duration_since(time).ok())
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |now| now.as_secs());
+        // What is from the future is young.
+        let is_old = |stat: &Stat, age: Duration| {
+            let from = u64::try_from(stat.st_mtime).unwrap_or(0);
+            now.checked_sub(from)
+                .is_some_and(|old| old >= age.as_secs())
         };
         let mut swept = Swept::default();
-        for digest in self
-            .blobs()?
-            .0
-            .into_iter()
-            .filter(|digest| !needed.contains(digest))
-        {
-            let path = self.blob_path(&digest);
-            let metadata =
-                fs::symlink_metadata(&path).map_err(|error| Error::io(&path, "look at", error))?;
-            if age(&metadata).is_none_or(|age| age < older) {
+        for (digest, stat) in self.blobs()?.0 {
+            if needed.contains(&digest) || !is_old(&stat, older) {
                 continue;
             }
             if in_use(&digest)? {
@@ -170,35 +185,26 @@ impl Store {
                 continue;
             }
             if !dry_run {
-                fs::remove_file(&path).map_err(|error| Error::io(&path, "remove", error))?;
+                let folder = format!("blobs/{}", digest.algorithm().name());
+                self.remove(&folder, digest.hex())?;
             }
-            swept.blobs.push((digest, metadata.len()));
+            swept.blobs.push((digest, stat.st_size as u64));
         }
-        let folder = self.path().join("ingest");
-        let entries = fs::read_dir(&folder).map_err(|error| Error::io(&folder, "read", error))?;
-        for path in entries.flatten().map(|entry| entry.path()) {
-            let Ok(metadata) = fs::symlink_metadata(&path) else {
-                continue;
-            };
-            let end = path.extension().and_then(|end| end.to_str());
-            let aside = path
-                .file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with("bad-"));
-            let is_part = aside || matches!(end, Some("part" | "json"));
-            // Nobody holds the lock of a blob while no transfer runs.
-            let is_lock = end == Some("lock")
-                && path
-                    .file_name()
-                    .is_some_and(|name| name.to_string_lossy().contains('-'));
-            let old = age(&metadata).is_some_and(|age| age >= PART_AGE);
-            if !old || !(is_part || is_lock) {
-                continue;
-            }
-            if !dry_run {
-                fs::remove_file(&path).map_err(|error| Error::io(&path, "remove", error))?;
-            }
-            if is_part {
-                swept.parts.push((path, metadata.len()));
+        for (folder, is_ours) in [
+            ("ingest", is_leftover as fn(&str) -> bool),
+            (".", |name| name.starts_with(TEMPORARY)),
+        ] {
+            for (name, stat) in self.files(folder)? {
+                if !is_ours(&name) || !is_old(&stat, PART_AGE) {
+                    continue;
+                }
+                if !dry_run {
+                    self.remove(folder, &name)?;
+                }
+                if !name.ends_with(".lock") {
+                    let path = self.path().join(folder).join(name);
+                    swept.parts.push((path, stat.st_size as u64));
+                }
             }
         }
         Ok(swept)
@@ -213,7 +219,7 @@ impl Store {
         let (blobs, strays) = self.blobs()?;
         let mut damage: Vec<Damage> = strays.into_iter().map(Damage::Stray).collect();
         let mut bad = HashSet::new();
-        for digest in blobs {
+        for (digest, _) in blobs {
             if self.hash(&digest, &mut read)? != digest {
                 bad.insert(digest.clone());
                 damage.push(Damage::Blob(digest));
@@ -225,7 +231,7 @@ impl Store {
                 .clone()
                 .unwrap_or_else(|| entry.descriptor.digest.to_string());
             let mut found = Vec::new();
-            let reached = self.reach(&entry.descriptor, 0, &mut found);
+            let reached = self.reach(&entry.descriptor, &mut found);
             let count = damage.len();
             for blob in found {
                 // Blobs of another size count as missing: this image does not have what it needs.
@@ -283,15 +289,28 @@ impl Store {
     ///
     /// The system's.
     pub fn set_aside(&self, digest: &Digest) -> Result<PathBuf> {
-        let from = self.blob_path(digest);
-        let to = self.path().join(format!(
-            "ingest/bad-{}-{}",
-            digest.algorithm().name(),
-            digest.hex()
-        ));
-        fs::rename(&from, &to).map_err(|error| Error::io(&from, "move aside", error))?;
+        let name = format!("bad-{}-{}", digest.algorithm().name(), digest.hex());
+        let rename = || -> io::Result<()> {
+            let from = self.folder(&format!("blobs/{}", digest.algorithm().name()))?;
+            let to = self.folder("ingest")?;
+            Ok(rustix::fs::renameat(
+                &from,
+                digest.hex(),
+                &to,
+                name.as_str(),
+            )?)
+        };
+        rename().map_err(|error| self.fail("move aside", &Self::blob_name(digest), error))?;
+        let to = self.path().join("ingest").join(&name);
         Ok(to)
     }
+}
+
+/// Whether a file of `ingest` is a part, a note, a damaged blob or the lock of a blob. Nobody holds that while no transfer
+/// runs.
+fn is_leftover(name: &str) -> bool {
+    let of_blob = name.ends_with(".lock") && name.contains('-');
+    of_blob || name.starts_with("bad-") || name.ends_with(".part") || name.ends_with(".json")
 }
 
 /// Whether documents of this type name others.
@@ -302,6 +321,8 @@ fn leads_on(media_type: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::{manifest::Manifest, MediaType};
 

@@ -3,13 +3,8 @@
 //! Sending blobs: asked for first, taken from another repository where that is possible, else sent whole or in parts, and
 //! gone on with after a break from the byte that the registry has.
 
-use std::{
-    sync::atomic::Ordering,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::atomic::Ordering, time::Duration};
 
-use rustix::fs::{Mode, OFlags};
-use serde::{Deserialize, Serialize};
 use ureq::http::Method;
 
 use crate::{
@@ -17,6 +12,7 @@ use crate::{
     document::Descriptor,
     error::{Error, Kind, Result},
     http::{Answer, Content},
+    note::Note,
     progress::{Event, Progress},
     registry::{Ask, Registry},
     retry::Failure,
@@ -26,8 +22,6 @@ use crate::{
 
 /// Uploads of one blob that are begun anew because the registry has lost them.
 const MAX_SESSIONS: u32 = 3;
-/// How long an upload that was left can be gone on with.
-const NOTE_AGE: u64 = 3600;
 /// Bytes a second that a registry hashes at least when it closes an upload.
 const CLOSING_RATE: u64 = 20 << 20;
 /// A rest smaller than this is not worth a request of its own.
@@ -39,14 +33,6 @@ struct Session {
     /// Bytes that the registry has.
     have: u64,
     part_bytes: u64,
-}
-
-/// What is remembered of an upload for a later process.
-#[derive(Serialize, Deserialize)]
-struct Note {
-    location: String,
-    have: u64,
-    time: u64,
 }
 
 /// Why an upload stopped.
@@ -66,7 +52,7 @@ impl<E: Into<Failure>> From<E> for Stopped {
 
 impl Registry {
     /// Sends a blob, unless the registry has it. `from` names repositories of the same registry that may have it. Where the
-    /// upload got to is remembered in `notes`.
+    /// upload got to is remembered in `notes`; who sends the same blob at the same time by the same notes waits for it.
     ///
     /// # Errors
     ///
@@ -86,9 +72,19 @@ impl Registry {
             progress.event(digest, Event::Present);
             return Ok(());
         }
-        let note = notes.map(|store| (store, self.note_name(blob)));
-        let mut session = match &note {
-            Some((store, name)) => self.remembered(store, name)?,
+        // Without a store that can be written to, nobody goes on with it.
+        let elsewhere = || progress.event(digest, Event::Elsewhere);
+        let note =
+            notes.and_then(|store| Note::take(store, self.reference(), blob, elsewhere).ok());
+        // Whoever had the note until now may have sent it.
+        if note.is_some() && self.backoff().run(waiting, || self.try_has_blob(blob))? {
+            note.into_iter().for_each(Note::remove);
+            progress.event(digest, Event::Present);
+            return Ok(());
+        }
+        let left = note.as_ref().and_then(Note::location);
+        let mut session = match left {
+            Some(left) => self.backoff().run(waiting, || self.ask_session(&left))?,
             None => None,
         };
         for from in from
@@ -107,11 +103,8 @@ impl Registry {
             }
         }
         progress.event(digest, Event::Started { size: blob.size });
-        let result = self.send(blob, source, session, note.as_ref(), progress);
-        if let (Some((store, name)), true) = (&note, result.is_ok()) {
-            std::fs::remove_file(store.path().join(name)).ok();
-        }
-        result?;
+        self.send(blob, source, session, note.as_ref(), progress)?;
+        note.into_iter().for_each(Note::remove);
         progress.event(digest, Event::Done);
         Ok(())
     }
@@ -121,7 +114,7 @@ impl Registry {
         blob: &Descriptor,
         source: &dyn BlobSource,
         mut session: Option<Session>,
-        note: Option<&(&Store, String)>,
+        note: Option<&Note>,
         progress: &dyn Progress,
     ) -> Result<()> {
         let digest = &blob.digest;
@@ -192,7 +185,7 @@ impl Registry {
         source: &dyn BlobSource,
         session: &mut Option<Session>,
         whole: bool,
-        note: Option<&(&Store, String)>,
+        note: Option<&Note>,
         progress: &dyn Progress,
     ) -> std::result::Result<(), Stopped> {
         if session
@@ -221,8 +214,8 @@ impl Registry {
         }
         while begun.have < blob.size {
             let end = begun.have.saturating_add(begun.part_bytes).min(blob.size);
-            if let Some((store, name)) = note {
-                remember(store, name, begun);
+            if let Some(note) = note {
+                note.write(&begun.location);
             }
             let ask = Ask {
                 method: Method::PATCH,
@@ -408,33 +401,6 @@ impl Registry {
             _ => Err(self.refusal(&Method::GET, location, &mut answer)),
         }
     }
-
-    fn note_name(&self, blob: &Descriptor) -> String {
-        let repository = crate::Digest::of(self.reference().name().as_bytes());
-        format!(
-            "ingest/upload-{}-{}.json",
-            &repository.hex()[..16],
-            blob.digest.hex()
-        )
-    }
-
-    /// The upload of an earlier process, if the registry still knows it.
-    fn remembered(&self, store: &Store, name: &str) -> Result<Option<Session>> {
-        let Ok(text) = store.read_file(name, 1 << 16) else {
-            return Ok(None);
-        };
-        let Ok(note) = serde_json::from_slice::<Note>(&text) else {
-            return Ok(None);
-        };
-        let (Some(location), true) = (
-            Url::parse(&note.location),
-            now().saturating_sub(note.time) < NOTE_AGE,
-        ) else {
-            return Ok(None);
-        };
-        self.backoff()
-            .run(|_, _| (), || self.ask_session(&location))
-    }
 }
 
 /// Bytes that a registry has of an upload, by the header `Range`, whose end is the last byte. `0-0` is what most say when
@@ -450,27 +416,5 @@ fn uploaded(answer: &Answer) -> Option<u64> {
         (0, 0) => Some(0),
         (0, last) => last.checked_add(1),
         _ => None,
-    }
-}
-
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs())
-}
-
-/// Writes down where an upload can be gone on with. It is no loss if that fails.
-fn remember(store: &Store, name: &str, session: &Session) {
-    let note = Note {
-        location: session.location.whole(),
-        have: session.have,
-        time: now(),
-    };
-    let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY;
-    let result = store
-        .open_beneath(name, flags, Mode::from_raw_mode(0o600))
-        .and_then(|file| serde_json::to_writer(file, &note).map_err(std::io::Error::other));
-    if let Err(error) = result {
-        tracing::debug!(%error, name, "cannot remember the upload");
     }
 }

@@ -4,6 +4,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    fs::File,
     path::{Path, PathBuf},
 };
 
@@ -96,6 +97,23 @@ impl StoreOption {
             }
         }
         Ok(path)
+    }
+
+    /// What keeps "gc" from removing the images that `names` mean, until it is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`StoreOption::find`].
+    pub fn protect(&self, names: &[OsString]) -> Result<Vec<File>> {
+        let mut guards = Vec::new();
+        for name in names {
+            // A store that cannot be written to is not swept either.
+            guards.extend(
+                self.find(name)?
+                    .and_then(|found| found.store.protect().ok()),
+            );
+        }
+        Ok(guards)
     }
 
     /// The layers that `names` mean, bottom first.

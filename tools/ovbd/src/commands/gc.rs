@@ -2,19 +2,28 @@
 
 //! `ovbd gc`.
 
-use std::{collections::HashSet, fs, path::Path, process::ExitCode, time::Duration};
+use std::{
+    cell::OnceCell, collections::HashSet, fs, path::Path, process::ExitCode, time::Duration,
+};
 
 use anyhow::Result;
 use clap::Args;
-use ovbd_layers::{units, Error};
+use ovbd_layers::units;
+use ovbd_oci::Error;
 use serde_json::json;
 
 use crate::{names::StoreOption, report::Report};
+
+const EXAMPLES: &str = "Examples:
+
+  ovbd gc --dry-run --older 0
+      what would go, also of what came just now";
 
 /// Remove files from the store that no image needs.
 ///
 /// Files under loop devices stay, and those that came less than an hour ago. Waits for transfers to end.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Gc {
     /// Only say what would be removed
     #[arg(long)]
@@ -34,8 +43,16 @@ impl Gc {
     /// Removes the files.
     pub fn run(self, report: &Report) -> Result<ExitCode> {
         let store = self.store.open()?;
-        let used = under_loop_devices()?;
-        let in_use = |digest: &ovbd_oci::Digest| Ok(used.contains(digest.hex()));
+        // Asked once, when no transfer runs any more: one of them may end with a device.
+        let used = OnceCell::new();
+        let in_use = |digest: &ovbd_oci::Digest| -> ovbd_oci::Result<bool> {
+            if used.get().is_none() {
+                used.set(under_loop_devices()?).ok();
+            }
+            Ok(used
+                .get()
+                .is_some_and(|used: &HashSet<String>| used.contains(digest.hex())))
+        };
         let waiting = || report.note("waiting for transfers to end");
         let swept = store.sweep(self.older, self.dry_run, in_use, waiting)?;
         if self.json {
@@ -80,7 +97,7 @@ impl Gc {
 
 /// The names of the files under loop devices. A file in a store has its digest as name, in whatever namespace of mounts
 /// it was attached.
-fn under_loop_devices() -> Result<HashSet<String>> {
+fn under_loop_devices() -> ovbd_oci::Result<HashSet<String>> {
     let folder = Path::new("/sys/block");
     let entries = fs::read_dir(folder)
         .map_err(|error| Error::io(folder, "look for loop devices in", error))?;
@@ -96,7 +113,7 @@ fn under_loop_devices() -> Result<HashSet<String>> {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             // Of a device that was detached meanwhile.
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) => {}
-            Err(error) => return Err(Error::io(&path, "read", error).into()),
+            Err(error) => return Err(Error::io(&path, "read", error)),
         }
     }
     Ok(names)

@@ -54,6 +54,8 @@ pub struct Up {
 impl Up {
     /// Makes the device and prints its name.
     pub fn run(self, report: &Report) -> Result<ExitCode> {
+        // Until loop devices have the files.
+        let _guards = self.layers.store.protect(&self.layers.names)?;
         let options = up::Options {
             name: self.name,
             layers: self.layers.resolve()?,
