@@ -20,8 +20,6 @@ use crate::{
     url::Url,
 };
 
-/// Bytes that are read at once.
-const BUFFER_BYTES: usize = 128 << 10;
 /// Bytes after which it counts as progress, so that a broken connection may be tried as often as at the start.
 const PROGRESS_BYTES: u64 = 64 << 10;
 
@@ -126,7 +124,6 @@ impl Registry {
         }
         let mut answer = self.ask(ask)?;
         let fail = |kind, what: String| self.error(kind, &what, &Method::GET, &url);
-        let mut left = size - part.have();
         match answer.status.as_u16() {
             206 if part.have() > 0 => {
                 let range = answer.header("content-range").and_then(content_range);
@@ -143,7 +140,6 @@ impl Registry {
             }
             200 => {
                 part.restart()?;
-                left = size;
             }
             416 if part.have() > 0 => {
                 part.restart()?;
@@ -165,10 +161,9 @@ impl Registry {
             return Err(fail(Kind::Invalid, what).into());
         }
         let mut reader = answer.body.into_reader();
-        let mut buffer = vec![0; BUFFER_BYTES.min(left as usize + 1)];
         loop {
             check(&self.http.stop)?;
-            let count = match reader.read(&mut buffer) {
+            let count = match reader.read(part.space()?) {
                 Ok(0) if part.have() == size => return Ok(()),
                 Ok(0) => {
                     let what = format!(
@@ -194,7 +189,7 @@ impl Registry {
                 let what = format!("more than the {size} bytes of {digest} that the manifest says");
                 return Err(fail(Kind::Invalid, what).into());
             }
-            part.write(&buffer[..count])?;
+            part.advance(count)?;
             progress.event(&digest, Event::At(part.have()));
         }
     }

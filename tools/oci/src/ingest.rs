@@ -3,15 +3,13 @@
 //! How a blob enters a store: written to a part under another name, and renamed when size and digest are right and it is on
 //! the disk. A part stays when its writer ends, and the next one goes on with it.
 
-use std::{
-    fs::File,
-    io::{self, Read, Seek, SeekFrom, Write},
-};
+use std::{fs::File, io, os::unix::fs::FileExt};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use crate::{
     digest::{Digest, Hasher},
+    direct_file::DirectFile,
     document::Descriptor,
     error::{Error, Result},
     store::Store,
@@ -28,13 +26,17 @@ pub enum Ingested {
     Part(Box<Ingest>),
 }
 
-/// The part of a blob that is not in the store yet. One process at a time has it.
+/// The part of a blob that is not in the store yet. One process at a time has it. What it has stays for the next one when it
+/// is dropped; of what a process that is killed has, the last MiB may be lost.
+///
+/// # Invariants
+///
+/// `hasher` has all bytes that were given to `part`.
 pub struct Ingest {
     store: Store,
     blob: Descriptor,
     name: String,
-    part: File,
-    have: u64,
+    part: DirectFile,
     hasher: Hasher,
     _lock: File,
 }
@@ -64,17 +66,18 @@ impl Store {
         let part = self
             .open_beneath(&path, flags, Mode::from_raw_mode(0o600))
             .map_err(|error| self.fail("open", &path, error))?;
-        let mut ingest = Ingest {
+        let fail = |action, error| self.fail(action, &path, error);
+        let (have, hasher) = resume(&part, blob).map_err(|error| fail("go on with", error))?;
+        let part = DirectFile::new(part, have, blob.size).map_err(|error| fail("read", error))?;
+        // INVARIANT: All that is there was hashed.
+        Ok(Ingested::Part(Box::new(Ingest {
             store: self.clone(),
             blob: blob.clone(),
             name: part_name,
             part,
-            have: 0,
-            hasher: Hasher::new(blob.digest.algorithm()),
+            hasher,
             _lock: lock,
-        };
-        ingest.resume()?;
-        Ok(Ingested::Part(Box::new(ingest)))
+        })))
     }
 
     /// Puts `bytes`, described by `blob`, into the store.
@@ -103,35 +106,41 @@ pub(crate) fn lock_exclusive(file: &File) -> io::Result<()> {
     }
 }
 
+/// Hashes what an earlier process has left, which goes where it cannot be right; returns how much it is.
+fn resume(part: &File, blob: &Descriptor) -> io::Result<(u64, Hasher)> {
+    let mut hasher = Hasher::new(blob.digest.algorithm());
+    let there = part.metadata()?.len();
+    if there > blob.size {
+        part.set_len(0)?;
+        return Ok((0, hasher));
+    }
+    let mut buffer = vec![0; BUFFER_BYTES.min(there as usize)];
+    let mut have = 0;
+    while have < there {
+        let length = buffer.len().min((there - have) as usize);
+        let count = part.read_at(&mut buffer[..length], have)?;
+        if count == 0 {
+            break;
+        }
+        hasher.update(&buffer[..count]);
+        have += count as u64;
+    }
+    Ok((have, hasher))
+}
+
+impl Drop for Ingest {
+    fn drop(&mut self) {
+        // Only to save the next one some work.
+        if let Err(error) = self.part.flush() {
+            tracing::debug!(%error, name = self.name, "not all of it stays");
+        }
+    }
+}
+
 impl Ingest {
     fn fail(&self, action: &str, error: io::Error) -> Error {
         self.store
             .fail(action, &format!("ingest/{}", self.name), error)
-    }
-
-    /// Hashes what an earlier process has left.
-    fn resume(&mut self) -> Result<()> {
-        let there = self
-            .part
-            .metadata()
-            .map_err(|error| self.fail("look at", error))?
-            .len();
-        if there > self.blob.size {
-            return self.restart();
-        }
-        let mut buffer = vec![0; BUFFER_BYTES.min(there as usize)];
-        while self.have < there {
-            let count = self
-                .part
-                .read(&mut buffer)
-                .map_err(|error| self.fail("read", error))?;
-            if count == 0 {
-                break;
-            }
-            self.hasher.update(&buffer[..count]);
-            self.have += count as u64;
-        }
-        Ok(())
     }
 
     /// What is to be written.
@@ -141,7 +150,7 @@ impl Ingest {
 
     /// Bytes that are there.
     pub fn have(&self) -> u64 {
-        self.have
+        self.part.position()
     }
 
     /// Forgets what is there.
@@ -150,13 +159,46 @@ impl Ingest {
     ///
     /// The system's.
     pub fn restart(&mut self) -> Result<()> {
-        let result = self
-            .part
-            .set_len(0)
-            .and_then(|()| self.part.seek(SeekFrom::Start(0)));
-        result.map_err(|error| self.fail("empty", error))?;
-        self.have = 0;
+        self.part
+            .clear()
+            .map_err(|error| self.fail("empty", error))?;
+        // INVARIANT: Both have nothing.
         self.hasher = Hasher::new(self.blob.digest.algorithm());
+        Ok(())
+    }
+
+    /// Where to put the next bytes: at least one, and at most one more than the blob has.
+    ///
+    /// # Errors
+    ///
+    /// The system's, of writing those before.
+    pub fn space(&mut self) -> Result<&mut [u8]> {
+        let left = self.blob.size - self.have();
+        let (store, name) = (&self.store, &self.name);
+        let space = self.part.space();
+        let space = space.map_err(|error| store.fail("write", &format!("ingest/{name}"), error))?;
+        let most = usize::try_from(left)
+            .map_or(space.len(), |left| left.saturating_add(1).min(space.len()));
+        Ok(&mut space[..most])
+    }
+
+    /// The first `count` bytes of the space are those that follow.
+    ///
+    /// # Errors
+    ///
+    /// More bytes than the blob has: none of them is taken.
+    pub fn advance(&mut self, count: usize) -> Result<()> {
+        if count as u64 > self.blob.size - self.have() {
+            return Err(Error::invalid(
+                &self.blob.digest,
+                format!(
+                    "longer than the {} bytes that the manifest says",
+                    self.blob.size
+                ),
+            ));
+        }
+        // INVARIANT: Both get the same.
+        self.hasher.update(self.part.advance(count));
         Ok(())
     }
 
@@ -165,28 +207,14 @@ impl Ingest {
     /// # Errors
     ///
     /// The system's, and more bytes than the blob has.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let after = self
-            .have
-            .checked_add(bytes.len() as u64)
-            .filter(|after| *after <= self.blob.size);
-        let after = after.ok_or_else(|| {
-            Error::invalid(
-                &self.blob.digest,
-                format!(
-                    "longer than the {} bytes that the manifest says",
-                    self.blob.size
-                ),
-            )
-        })?;
-        if let Err(error) = self.part.write_all(bytes) {
-            // What was written of it is not hashed: go back to where both agree.
-            self.part.set_len(self.have).ok();
-            self.part.seek(SeekFrom::Start(self.have)).ok();
-            return Err(self.fail("write", error));
+    pub fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let space = self.space()?;
+            let count = space.len().min(bytes.len());
+            space[..count].copy_from_slice(&bytes[..count]);
+            self.advance(count)?;
+            bytes = &bytes[count..];
         }
-        self.hasher.update(bytes);
-        self.have = after;
         Ok(())
     }
 
@@ -200,35 +228,40 @@ impl Ingest {
     /// # Errors
     ///
     /// The system's, and bytes that are not those of the digest.
-    pub fn commit(self) -> Result<()> {
-        if self.have != self.blob.size {
-            let what = format!(
-                "{} bytes, and the manifest says {}",
-                self.have, self.blob.size
-            );
+    pub fn commit(mut self) -> Result<()> {
+        let have = self.have();
+        if have != self.blob.size {
+            let what = format!("{have} bytes, and the manifest says {}", self.blob.size);
             return Err(Error::invalid(&self.blob.digest, what));
         }
         let found = self.digest();
         if found != self.blob.digest {
             return Err(Error::invalid(
                 &self.blob.digest,
-                format!("its {} bytes have the digest {found}", self.have),
+                format!("its {have} bytes have the digest {found}"),
             ));
         }
-        let finish = || -> io::Result<()> {
-            self.part.sync_all()?;
+        let mut finish = || -> io::Result<()> {
+            self.part.flush()?;
+            let part = self.part.file();
+            part.sync_all()?;
             let from = self.store.folder("ingest")?;
             let to = self
                 .store
                 .folder(&format!("blobs/{}", self.blob.digest.algorithm().name()))?;
             rustix::fs::renameat(&from, self.name.as_str(), &to, self.blob.digest.hex())?;
             // Only now: a part that cannot be written to could not be gone on with.
-            self.part
-                .set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o444))?;
+            part.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o444))?;
             to.sync_all()?;
             Ok(())
         };
-        finish().map_err(|error| self.fail("put into the store", error))
+        finish().map_err(|error| {
+            self.store.fail(
+                "put into the store",
+                &format!("ingest/{}", self.name),
+                error,
+            )
+        })
     }
 
     /// Removes the part.

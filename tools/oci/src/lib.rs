@@ -15,6 +15,7 @@ mod blob;
 mod challenge;
 mod credentials;
 mod digest;
+mod direct_file;
 mod document;
 mod download;
 mod error;
