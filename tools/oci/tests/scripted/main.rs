@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a registry may do to a client, each against a registry that does just that.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod credentials;
+mod documents;
+mod pull;
+mod push;
+
+use common::{options, reference, scripted::Scripted};
+use ovbd_oci::{Login, Options, Registry};
+
+const TAG: &str = "vm/web:mon";
+
+fn puller(server: &Scripted) -> Registry {
+    Registry::to_pull(&reference(&server.host, TAG), options())
+}
+
+fn pusher(server: &Scripted, part_bytes: u64) -> Registry {
+    Registry::to_push(
+        &reference(&server.host, TAG),
+        Options {
+            part_bytes,
+            ..options()
+        },
+    )
+}
+
+fn signed_in(folder: &std::path::Path, host: &str) -> Options {
+    let file = folder.join("auth.json");
+    std::fs::write(&file, "{}").unwrap();
+    let keychain = ovbd_oci::Keychain::new(Some(&file), |_| None);
+    keychain.save(host, "me", "top-secret").unwrap();
+    let found = keychain.find(host, "x").unwrap().unwrap();
+    assert!(matches!(found.login, Login::Basic { .. }));
+    Options {
+        keychain: keychain.into(),
+        ..options()
+    }
+}
