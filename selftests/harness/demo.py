@@ -121,7 +121,7 @@ def _first_guest(kernel):
 
 
 def _make_initramfs(kernel):
-    """An initramfs of the system with the example hook and boot script; returns its path.
+    """An initramfs of the system with the hook and the boot script; returns its path.
 
     The modules are where `make modules_install` would put them. All in a namespace of its own: nothing stays mounted.
     """
@@ -131,17 +131,17 @@ def _make_initramfs(kernel):
     ours.mkdir(exist_ok=True)
     for name in ("dm-overlaybd", "dm-zfile"):
         shutil.copy(SOURCE / name / f"{name}.ko", ours)
-    example = SOURCE / "tools/initramfs-tools"
+    boot = SOURCE / "tools/boot"
     script = f"""
         mount --bind {modules} {TREE}/usr/lib/modules
         mount -t tmpfs tmpfs {TREE}/tmp
         mount -t proc proc {TREE}/proc
         mount -t tmpfs tmpfs {TREE}/usr/local
-        mkdir {TREE}/usr/local/sbin
-        cp {SOURCE}/tools/target/release/ovbd {TREE}/usr/local/sbin
+        install -D {SOURCE}/tools/target/release/ovbd {TREE}/usr/local/bin/ovbd
+        install -D {boot}/root-stack {TREE}/usr/local/lib/ovbd/root-stack
         cp -r {TREE}/etc/initramfs-tools {TREE}/tmp/conf
-        install {example}/hook {TREE}/tmp/conf/hooks/ovbd
-        install {example}/local-top {TREE}/tmp/conf/scripts/local-top/ovbd
+        install {boot}/initramfs-hook {TREE}/tmp/conf/hooks/ovbd
+        install {boot}/initramfs-local-top {TREE}/tmp/conf/scripts/local-top/ovbd
         printf '%s\\n' virtio_pci virtio_blk ext4 >{TREE}/tmp/conf/modules
         sed -i 's/^MODULES=.*/MODULES=list/' {TREE}/tmp/conf/initramfs.conf
         chroot {TREE} depmod {kernel.release}
@@ -150,7 +150,7 @@ def _make_initramfs(kernel):
     """
     for place in ("usr/lib/modules", "usr/local"):
         (TREE / place).mkdir(exist_ok=True)
-    step("making an initramfs with the example hook",
+    step("making an initramfs",
          ["unshare", "--mount", "--propagation", "unchanged", "sh", "-euxc", script], RESULTS / "initramfs.log", "")
     return RESULTS / "initrd.img"
 

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What the initramfs makes of the kernel's command line."""
+
+import os
+import pathlib
+import subprocess
+import tempfile
+import unittest
+
+from cache import SOURCE
+
+SCRIPT = SOURCE / "tools/boot/root-stack"
+ERROR = pathlib.Path("/run/ovbd/error")
+DEVICE = next((str(path) for path in sorted(pathlib.Path("/dev").iterdir()) if path.is_block_device()), None)
+# Stand in for the programs: each says how it was called.
+PROGRAM = '#!/bin/sh\necho "${0##*/} $*" >>"$CALLS"\n'
+
+
+@unittest.skipUnless(os.geteuid() == 0 and DEVICE, "root and a block device are needed")
+class RootStack(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.top = pathlib.Path(folder.name)
+        for name, more in (("ovbd", ""), ("mount", ""), ("blkid", "echo ext4\n")):
+            self.program(name, more)
+
+    def program(self, name, more):
+        path = self.top / name
+        path.write_text(PROGRAM + more)
+        path.chmod(0o755)
+
+    def boot(self, line):
+        """The exit status, and how ovbd was called."""
+        (self.top / "cmdline").write_text(line + "\n")
+        calls = self.top / "calls"
+        calls.write_text("")
+        environment = {"PATH": f"{self.top}:{os.environ['PATH']}", "CALLS": str(calls),
+                       "CMDLINE": str(self.top / "cmdline")}
+        status = subprocess.run([SCRIPT], env=environment, stderr=subprocess.DEVNULL).returncode
+        return status, [call for call in calls.read_text().splitlines() if call.startswith("ovbd ")]
+
+    def test_not_wanted(self):
+        self.assertEqual(self.boot("root=/dev/sda1 ro"), (0, []))
+
+    def test_layers_in_order(self):
+        self.assertEqual(self.boot(f"ovbd={DEVICE}:a.zfile,b.zfile root=/dev/mapper/root"),
+                         (0, ["ovbd --quiet up root a.zfile b.zfile"]))
+
+    def test_images_of_a_store(self):
+        pathlib.Path("/run/ovbd/layers").mkdir(parents=True, exist_ok=True)
+        layout = pathlib.Path("/run/ovbd/layers/oci-layout")
+        layout.write_text("{}")
+        self.addCleanup(layout.unlink)
+        self.assertEqual(self.boot(f"ovbd={DEVICE}:h.x:5000/vm/disk:mon"),
+                         (0, ["ovbd --quiet up --store /run/ovbd/layers/. root h.x:5000/vm/disk:mon"]))
+
+    def test_the_last_of_ro_and_rw_counts(self):
+        writable = "ovbd --quiet up --writable --cow /run/ovbd/writes root a"
+        self.assertEqual(self.boot(f"ovbd={DEVICE}:a ro quiet rw"), (0, [writable]))
+        self.assertEqual(self.boot(f"rw ovbd={DEVICE}:a ro"), (0, ["ovbd --quiet up root a"]))
+        self.assertEqual(self.boot(f"ovbd={DEVICE}:a rw ovbd.cow={DEVICE}"),
+                         (0, [f"ovbd --quiet up --writable --cow {DEVICE} root a"]))
+
+    def test_a_device_may_come_later(self):
+        for name, node in (("/dev/no-such", "/dev/no-such"), ("UUID=12-3", "UUID=12-3"), ("LABEL=x", "LABEL=x")):
+            self.assertEqual(self.boot(f"ovbd={name}:a"), (75, []))
+            self.assertEqual(ERROR.read_text(), f"ovbd: no device {node}\n")
+        self.assertEqual(self.boot(f"ovbd={DEVICE}:a rw ovbd.cow=PARTUUID=no-such"), (75, []))
+
+    def test_what_cannot_be(self):
+        for line in (f"ovbd={DEVICE}", f"ovbd={DEVICE}:", "ovbd=sda1:a", f"ovbd={DEVICE}:a rw ovbd.cow=file"):
+            status, calls = self.boot(line)
+            self.assertEqual((status, calls), (1, []), line)
+            self.assertIn("on the command line", ERROR.read_text())
+
+    def test_what_ovbd_says_is_the_message(self):
+        self.program("ovbd", "echo 'ovbd: a: cannot open: No such file or directory' >&2; exit 1\n")
+        self.assertEqual(self.boot(f"ovbd={DEVICE}:a")[0], 1)
+        self.assertEqual(ERROR.read_text(), "ovbd: a: cannot open: No such file or directory\n")
+
+
+if __name__ == "__main__":
+    unittest.main()
