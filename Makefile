@@ -85,9 +85,11 @@ bench-host: ## benchmarks of the index, the merge and ovbd, on this machine
 bench-registry: ## CPU time and memory to push and pull 1 GB, beside skopeo, oras and curl; MB= and LAYERS= change the image
 	$(CARGO) build --release --locked -p ovbd
 	python3 selftests/bench/registry.py
+	$(CARGO) test --release --locked -p ovbd-oci --test servers a_cut_connection -- --nocapture | grep 'cuts each way'
 fuzz-smoke: ## damage files at random, the same way each time, and read them
 	$(CARGO) run --release --locked -p ovbd-cases --bin ovbd-fuzz -- $(CASES) 20000
 	$(CARGO) run --release --locked -p ovbd-cases --bin ovbd-fuzz-lz4 -- 1000000
+	$(CARGO) run --release --locked -p ovbd-cases --bin ovbd-fuzz-documents -- 1000000
 
 # libFuzzer's instrumentation as stable compilers offer it.
 FUZZ_FLAGS := -Cpasses=sancov-module --cfg fuzzing $(addprefix -Cllvm-args=-sanitizer-coverage-, \

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """What it costs to push and pull an image: ovbd beside skopeo, oras and curl, over docker-registry on the loopback.
 
-Seconds of CPU time (user and system, of the client alone) and peak memory; on a shared machine wall-clock time says little.
+Seconds of CPU time (user and system, of the client alone), of wall-clock time, and peak memory. All of it is done ROUNDS
+times in turns, and the least of each counts: on a shared machine the rest is what others do.
 Started by `make bench-registry` in the toolchain root. MB= is the size of the image, LAYERS= the number of its layers.
 """
 
@@ -17,31 +18,55 @@ import time
 OVBD = pathlib.Path("tools/target/release/ovbd").resolve()
 MEGABYTES = int(os.environ.get("MB", "1024"))
 LAYERS = int(os.environ.get("LAYERS", "64"))
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
+
+
+def peak_memory(process):
+    """Bytes of memory that a process has had at most until now; 0 when it has ended.
+
+    What wait4() says begins with the memory of this program, from which the other one was forked.
+    """
+    try:
+        text = pathlib.Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("VmHWM")), 0)
 
 
 class Figures:
-    """Runs commands and prints what each has used."""
+    """Runs commands and keeps the least that each has used."""
 
     def __init__(self):
-        print(f"{'':34} {'CPU s':>8} {'wall s':>8} {'peak MiB':>9}")
-        self.cpu = {}
+        self.cpu, self.wall, self.peak = {}, {}, {}
 
     def run(self, name, *command):
         """Runs one command, which must succeed."""
-        start = time.monotonic()
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        errors = child.stderr.read()
-        _, status, used = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            raise SystemExit(f"{name}: {' '.join(map(str, command))}: {errors}")
-        wall = time.monotonic() - start
-        self.cpu[name] = used.ru_utime + used.ru_stime
-        print(f"{name:34} {self.cpu[name]:8.2f} {wall:8.2f} {used.ru_maxrss / 1024:9.1f}", flush=True)
+        with tempfile.TemporaryFile("w+") as errors:
+            start = time.monotonic()
+            child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+            peak = 0
+            while not (ended := os.wait4(child.pid, os.WNOHANG))[0]:
+                peak = max(peak, peak_memory(child.pid))
+                time.sleep(0.005)
+            wall = time.monotonic() - start
+            _, status, used = ended
+            child.returncode = os.waitstatus_to_exitcode(status)
+            if child.returncode:
+                errors.seek(0)
+                raise SystemExit(f"{name}: {' '.join(map(str, command))}: {errors.read()}")
+        self.cpu[name] = min(self.cpu.get(name, 1e9), used.ru_utime + used.ru_stime)
+        self.wall[name] = min(self.wall.get(name, 1e9), wall)
+        self.peak[name] = max(self.peak.get(name, 0), peak)
+
+    def print(self):
+        print(f"{'':34} {'CPU s':>8} {'wall s':>8} {'peak MiB':>9}")
+        for name, cpu in self.cpu.items():
+            print(f"{name:34} {cpu:8.2f} {self.wall[name]:8.2f} {self.peak[name] / (1 << 20):9.1f}")
 
     def ratio(self, one, other):
-        """Prints how much more or less CPU time one has used than the other."""
-        print(f"{one} / {other}: {self.cpu[one] / self.cpu[other]:.2f} of the CPU time")
+        """Prints how much more or less one has used than the other."""
+        cpu, wall = self.cpu[one] / self.cpu[other], self.wall[one] / self.wall[other]
+        print(f"{one} / {other}: {cpu:.2f} of the CPU time, {wall:.2f} of the wall-clock time")
 
 
 def serve(folder):
@@ -94,37 +119,43 @@ def measure(folder, address, layers):
     ovbd = [OVBD, "-q", "--progress", "never"]
     skopeo = ["skopeo", "--insecure-policy", "copy", "-q", "--preserve-digests"]
     figures = Figures()
-    subprocess.run([*ovbd, "push", "--fs", "none", *layers, reference], check=True, stdout=subprocess.DEVNULL)
-    figures.run("ovbd push, nothing to send", *ovbd, "push", "--fs", "none", *layers, reference)
-    figures.run("ovbd pull --jobs 2", *ovbd, "pull", "--jobs", "2", "--store", store, reference)
-    figures.run("ovbd pull --jobs 8", *ovbd, "pull", "--jobs", "8", "--store", folder / "eight", reference)
+    push = [*ovbd, "push", "--fs", "none", "--store", store, *layers, reference]
+    pull = [*ovbd, "pull", "--store", store, reference, "--jobs"]
     layout = f"oci:{folder}/layout:x"
-    figures.run("skopeo pull", *skopeo, "--src-tls-verify=false", f"docker://{reference}", layout)
-    figures.run("oras pull", "oras", "cp", "--from-plain-http", "--to-oci-layout", reference, f"{folder}/oras:x")
-    shutil.rmtree(folder / "eight")
-    shutil.rmtree(folder / "oras")
-    digests = subprocess.run(["ls", store / "blobs/sha256"], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
-    urls = " ".join(f"http://{address}/v2/bench/web/blobs/sha256:{digest}" for digest in digests)
-    figures.run("curl | openssl sha256", "sh", "-c", f"curl -s {urls} | openssl dgst -sha256")
-    # Into other repositories, from where nothing can be taken.
-    for number, jobs in enumerate(("1", "8")):
-        moved = folder / f"moved{number}"
+    moved = folder / "moved"
+    for round_ in range(ROUNDS):
+        subprocess.run(push, check=True, stdout=subprocess.DEVNULL)
+        figures.run("ovbd push, nothing to send", *push)
+        for jobs in ("1", "2", "8"):
+            shutil.rmtree(store, ignore_errors=True)
+            figures.run(f"ovbd pull --jobs {jobs}", *pull, jobs)
+        shutil.rmtree(folder / "layout", ignore_errors=True)
+        figures.run("skopeo pull", *skopeo, "--src-tls-verify=false", f"docker://{reference}", layout)
+        figures.run("oras pull", "oras", "cp", "--from-plain-http", "--to-oci-layout", reference, f"{folder}/oras:x")
+        shutil.rmtree(folder / "oras")
+        digests = [path.name for path in (store / "blobs/sha256").iterdir()]
+        urls = " ".join(f"http://{address}/v2/bench/web/blobs/sha256:{digest}" for digest in digests)
+        figures.run("curl | openssl sha256", "sh", "-c", f"(curl -s {urls} || kill $$) | openssl dgst -sha256")
+        # Into other repositories, from where nothing can be taken; the registry forgets the bytes before each.
+        shutil.rmtree(moved, ignore_errors=True)
         subprocess.run(["cp", "-al", store, moved], check=True)
+        (moved / "index.json").unlink()
         (moved / "index.json").write_text((store / "index.json").read_text().replace(address, "elsewhere.example"))
-        image = f"oci:{moved}"
-        figures.run(f"ovbd push --jobs {jobs}", *ovbd, "push", "--store", moved, "--jobs", jobs, image, f"{address}/a{number}/web:x")
-        purge(folder)
-    figures.run("skopeo push", *skopeo, "--dest-tls-verify=false", layout, f"docker://{address}/c/web:x")
-    purge(folder)
-    figures.run("oras push", "oras", "cp", "--from-oci-layout", "--to-plain-http", f"{folder}/layout:x", f"{address}/d/web:x")
-    figures.ratio("ovbd pull --jobs 2", "skopeo pull")
-    figures.ratio("ovbd pull --jobs 2", "curl | openssl sha256")
-    figures.ratio("ovbd push --jobs 1", "skopeo push")
-
-
-def purge(folder):
-    """Makes the registry forget the bytes, so that the next client has to send them."""
-    shutil.rmtree(folder / "data")
+        for jobs in ("1", "2", "8"):
+            shutil.rmtree(folder / "data")
+            figures.run(f"ovbd push --jobs {jobs}", *ovbd, "push", "--store", moved, "--jobs", jobs, f"oci:{moved}",
+                        f"{address}/a{round_}{jobs}/web:x")
+        shutil.rmtree(folder / "data")
+        figures.run("skopeo push", *skopeo, "--dest-tls-verify=false", layout, f"docker://{address}/c{round_}/web:x")
+        shutil.rmtree(folder / "data")
+        figures.run("oras push", "oras", "cp", "--from-oci-layout", "--to-plain-http", f"{folder}/layout:x",
+                    f"{address}/d{round_}/web:x")
+        shutil.rmtree(folder / "data")
+    figures.print()
+    for jobs in ("1", "2"):
+        for what in ("pull", "push"):
+            figures.ratio(f"ovbd {what} --jobs {jobs}", f"skopeo {what}")
+    figures.ratio("ovbd pull --jobs 1", "curl | openssl sha256")
 
 
 if __name__ == "__main__":

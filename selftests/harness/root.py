@@ -23,8 +23,8 @@ MIRROR = os.environ.get("OVBD_MIRROR", "http://deb.debian.org/debian")
 
 # What the kernel build, the tools, the packages, the guest and its tests need; one name per line of a stable order.
 PACKAGES = """
-    apt-utils bc bindgen bison btrfs-progs busybox-static ca-certificates cargo clang-19 cpio debhelper dh-dkms
-    dmsetup docker-registry dosfstools dpkg-dev dwarves e2fsprogs erofs-utils fio flex gcc-14 git iproute2 kmod
+    apt-utils bc bindgen bison btrfs-progs busybox-static ca-certificates cargo clang-19 cpio curl debhelper
+    dh-dkms dmsetup docker-registry dosfstools dpkg-dev dwarves e2fsprogs erofs-utils fio flex gcc-14 git iproute2 kmod
     libc6-dev libclang-19-dev libdevmapper-dev libelf-dev libssl-dev lintian linux-perf lld-19 lvm2 make mmdebstrap
     openssl oras patch pkg-config procps pyflakes3 python3 qemu-system-x86 qemu-utils rsync rust-clippy rust-src
     rustc rustfmt skopeo squashfs-tools systemd-sysv thin-provisioning-tools udev util-linux virtiofsd virtme-ng
@@ -186,7 +186,7 @@ def in_namespace(root, command):
     images.mkdir(exist_ok=True)
     _mount("--bind", str(images), str(modules))
 
-    passed = ("TERM", "CI", "COLUMNS", "T", "KERNEL", "B", "W", "LENS", "REASON", "CASES")
+    passed = ("TERM", "CI", "COLUMNS", "T", "KERNEL", "B", "W", "LENS", "REASON", "CASES", "MB", "LAYERS", "ROUNDS")
     environment = {key: value for key, value in os.environ.items() if key in passed
                    or key.startswith(("OVBD_", "http_proxy", "https_proxy", "no_proxy"))}
     environment |= {
