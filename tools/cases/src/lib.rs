@@ -7,6 +7,7 @@
 
 pub mod base;
 pub mod case;
+pub mod documents;
 pub mod fuzz;
 pub mod lz4;
 pub mod memory;
