@@ -35,6 +35,7 @@ pub mod pipeline;
 pub mod report;
 pub mod signature;
 pub mod source;
+pub mod split;
 pub mod stack;
 pub mod stack_or_zfile;
 pub mod units;

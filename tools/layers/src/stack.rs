@@ -117,6 +117,14 @@ impl Stack {
         self.virtual_bytes.div_ceil(SECTOR_BYTES)
     }
 
+    /// Bytes of the device that are stored somewhere: no more of it is not zero.
+    pub fn data_bytes(&self) -> u64 {
+        self.mappings(0, self.sectors())
+            .filter(|mapping| matches!(mapping.source(), Source::Data { .. }))
+            .map(|mapping| mapping.sectors().saturating_mul(SECTOR_BYTES))
+            .fold(0, u64::saturating_add)
+    }
+
     /// The merged segments, also those beyond the end of the device.
     pub fn segments(&self) -> &[PackedSegment] {
         self.index.segments()

@@ -50,6 +50,14 @@ impl StackOrZfile {
         }
     }
 
+    /// Bytes of the content that are stored somewhere: no more of it is not zero.
+    pub fn data_bytes(&self) -> u64 {
+        match self {
+            StackOrZfile::Stack(stack) => stack.data_bytes(),
+            StackOrZfile::Zfile(zfile) => zfile.geometry().original_bytes(),
+        }
+    }
+
     /// The numbers of the windows that hold data, in order; all others are zeros.
     pub fn windows(&self) -> Box<dyn Iterator<Item = u64> + Send + '_> {
         match self {

@@ -7,6 +7,7 @@
 pub mod cli;
 pub mod commands;
 pub mod filesystem;
+pub mod layer_format;
 pub mod names;
 pub mod remote;
 pub mod report;

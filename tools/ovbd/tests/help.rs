@@ -84,6 +84,31 @@ fn texts_are_in_help_and_man_pages() {
 }
 
 #[test]
+fn verbs_about_registries_have_examples_that_parse() {
+    let verbs = [
+        "push", "pull", "images", "inspect", "tag", "rmi", "gc", "fsck", "login", "logout",
+    ];
+    let folder = tempdir().unwrap();
+    for verb in verbs {
+        let help = good(folder.path(), &format!("{verb} --help"));
+        let (_, examples) = help.split_once("Examples:").unwrap();
+        let lines: Vec<&str> = examples
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("ovbd "))
+            .collect();
+        assert!(!lines.is_empty(), "{verb}");
+        for line in lines {
+            assert!(line.starts_with(verb), "{verb}: {line}");
+            // What follows is for the shell.
+            let line = line.split([';', '|', '&', '<']).next().unwrap();
+            let words = line.split_whitespace().map(|word| word.trim_matches('\''));
+            let parsed = Cli::command().try_get_matches_from(["ovbd"].into_iter().chain(words));
+            assert!(parsed.is_ok(), "{line}: {parsed:?}");
+        }
+    }
+}
+
+#[test]
 fn every_option_says_what_it_does() {
     for verb in Cli::command().get_subcommands() {
         for argument in verb.get_arguments() {

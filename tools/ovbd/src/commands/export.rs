@@ -3,6 +3,7 @@
 //! `ovbd export`.
 
 use std::{
+    fs,
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -10,7 +11,9 @@ use std::{
 
 use anyhow::Result;
 use clap::{Args, ValueHint};
-use ovbd_layers::{export, layer::LayerPath, output::Rules, stack_or_zfile::StackOrZfile, Error};
+use ovbd_layers::{
+    export, layer::LayerPath, output::Rules, stack_or_zfile::StackOrZfile, units, Error,
+};
 
 use crate::{
     cli::{self, Parents, Threads},
@@ -36,6 +39,9 @@ pub struct Export {
     /// Overwrite what OUT holds if it is a block device
     #[arg(long)]
     pub overwrite_device: bool,
+    /// Refuse a stack that holds more than this [default: what the file system of OUT has left]
+    #[arg(long, value_name = "BYTES", value_parser = units::parse)]
+    pub max_size: Option<u64>,
     /// Parents.
     #[command(flatten)]
     pub parents: Parents,
@@ -45,10 +51,45 @@ pub struct Export {
 }
 
 impl Export {
+    /// Refuses what would fill the disk: a few bytes can claim to be large.
+    fn check_size(&self, source: &StackOrZfile) -> Result<()> {
+        let is_file = self.output != Path::new("-")
+            && !fs::metadata(&self.output).is_ok_and(|found| !found.is_file());
+        let folder = self
+            .output
+            .parent()
+            .filter(|folder| *folder != Path::new(""));
+        let left = || {
+            let space = rustix::fs::statvfs(folder.unwrap_or(Path::new("."))).ok()?;
+            Some(space.f_bavail.saturating_mul(space.f_frsize))
+        };
+        let most = match self.max_size {
+            Some(most) => most,
+            None if is_file => left().unwrap_or(u64::MAX),
+            None => u64::MAX,
+        };
+        let holds = source.data_bytes();
+        if holds > most {
+            let what = format!(
+                "the stack holds {}, and {} {} (--max-size allows more)",
+                units::size(holds),
+                units::size(most),
+                if self.max_size.is_some() {
+                    "is allowed"
+                } else {
+                    "is left there"
+                }
+            );
+            return Err(Error::new(&self.output, what).into());
+        }
+        Ok(())
+    }
+
     /// Writes the image.
     pub fn run(self, report: &Report) -> Result<ExitCode> {
         let layers = self.layers.resolve()?;
         let source = StackOrZfile::open(&layers, self.parents.of_device())?;
+        self.check_size(&source)?;
         report.begin("exporting", source.bytes());
         cli::clean_up_on_signals()?;
         self.threads.run(|| {

@@ -12,10 +12,16 @@ use serde_json::json;
 
 use crate::{commands::pull, names::StoreOption, remote::Transfer, report::Report};
 
+const EXAMPLES: &str = "Examples:
+
+  ovbd fsck --repair
+      fetches again what is damaged";
+
 /// Check all files of the store against their digests, and that no image lacks any.
 ///
 /// Exit status: 0 all is sound, or was repaired, 1 something is damaged or missing.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Fsck {
     /// Move damaged files aside, and pull the images again that lack any
     #[arg(long)]

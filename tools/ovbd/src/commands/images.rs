@@ -12,10 +12,19 @@ use serde_json::{json, Value};
 
 use crate::{names::StoreOption, report::Report};
 
+const EXAMPLES: &str = "Examples:
+
+  ovbd images
+      all images
+
+  ovbd images --json | jq -r '.[] | .files[]'
+      the files of their layers";
+
 /// List the images in the store.
 ///
 /// The columns: name, digest, number of layers, bytes stored, size of the device.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Images {
     /// Print JSON
     #[arg(long)]

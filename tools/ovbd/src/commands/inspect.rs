@@ -2,26 +2,38 @@
 
 //! `ovbd inspect`.
 
-use std::{ffi::OsStr, fmt::Write, process::ExitCode};
+use std::{ffi::OsStr, fmt::Write, os::unix::fs::FileExt, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{bail, Result};
 use clap::Args;
 use ovbd_layers::units;
-use ovbd_oci::{annotations::FS_TYPE, Image, LayerKind, Platform, Reference, Registry};
+use ovbd_oci::{
+    annotations::FS_TYPE, Descriptor, Image, LayerKind, Platform, Reference, Registry, Store,
+};
 use serde_json::{json, Value};
 
 use crate::{
     commands::images::{stored, virtual_bytes},
+    layer_format::{self, LayerFormat},
     names::StoreOption,
     remote::Connection,
     report::Report,
 };
 
+const EXAMPLES: &str = "Examples:
+
+  ovbd inspect reg.example:5000/vm/web:mon
+      how large the image is, and what its layers are
+
+  ovbd inspect --raw oci:usb/images:web | jq .annotations
+      the manifest as it is, of an image in a folder";
+
 /// Show the manifest of an image and what it says of the layers.
 ///
-/// An image that is in the store, or in the layout of oci:DIR[:NAME], is shown from there, else from its registry. No
-/// layer is fetched.
+/// An image that is in the store, or in the layout of oci:DIR[:NAME], is shown from there, else from its registry. Of the
+/// layers only the headers are fetched.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Inspect {
     /// Print JSON
     #[arg(long)]
@@ -57,10 +69,17 @@ impl Inspect {
             true => None,
             false => self.store.find(OsStr::new(&self.reference))?,
         };
-        let image = match found {
-            Some(found) => found.store.image(&found.named.descriptor, &platform)?,
-            None => Registry::to_pull(&self.reference.parse()?, self.connection.options())
-                .image(&platform)?,
+        let registry = match found {
+            Some(_) => None,
+            None => {
+                let reference = self.reference.parse()?;
+                Some(Registry::to_pull(&reference, self.connection.options()))
+            }
+        };
+        let image = match (&found, &registry) {
+            (Some(found), _) => found.store.image(&found.named.descriptor, &platform)?,
+            (None, Some(registry)) => registry.image(&platform)?,
+            (None, None) => bail!("{}: nowhere to look for it", self.reference),
         };
         if self.raw {
             return report
@@ -74,8 +93,23 @@ impl Inspect {
             );
             return report.print(&(serde_json::to_string_pretty(&config)? + "\n"));
         }
+        let formats: Vec<Option<LayerFormat>> = image
+            .layers()
+            .map(|layer| match layer.kind {
+                LayerKind::Overlaybd | LayerKind::Unknown => {
+                    let blob = layer.descriptor;
+                    layer_format::look(blob.size, |from, count| match (&found, &registry) {
+                        (Some(found), _) => Ok(read(&found.store, blob, from, count)?),
+                        (None, Some(registry)) => Ok(registry.range(blob, from, count)?),
+                        (None, None) => Ok(Vec::new()),
+                    })
+                }
+                _ => Ok(None),
+            })
+            .collect::<Result<_>>()?;
         if self.json {
-            return report.print(&(serde_json::to_string_pretty(&facts(&image))? + "\n"));
+            let facts = facts(&image, &formats);
+            return report.print(&(serde_json::to_string_pretty(&facts)? + "\n"));
         }
         let mut text = format!("manifest {}\n", image.descriptor.digest);
         if let Some(size) = virtual_bytes(&image) {
@@ -87,12 +121,15 @@ impl Inspect {
             image.manifest.layers.len(),
             units::size(stored(&image))
         )?;
-        for layer in image.layers() {
-            let kind = kind(layer.kind);
+        for (layer, format) in image.layers().zip(&formats) {
             let digest = &layer.descriptor.digest;
+            let what = match format {
+                Some(format) => format.to_string(),
+                None => kind(layer.kind).to_owned(),
+            };
             writeln!(
                 text,
-                "  layer {}: {digest}  {}{kind}",
+                "  layer {}: {digest}  {} ({what})",
                 layer.number,
                 units::size(layer.descriptor.size)
             )?;
@@ -103,19 +140,35 @@ impl Inspect {
 
 fn kind(kind: LayerKind) -> &'static str {
     match kind {
-        LayerKind::Overlaybd => "",
-        LayerKind::Unknown => "  (does not say what it is)",
-        LayerKind::Compressed => "  (compressed)",
-        LayerKind::Acceleration => "  (record of reads)",
-        LayerKind::TurboOci => "  (TurboOCI)",
+        LayerKind::Overlaybd | LayerKind::Unknown => "not OverlayBD",
+        LayerKind::Compressed => "a compressed tar",
+        LayerKind::Acceleration => "a record of reads",
+        LayerKind::TurboOci => "TurboOCI",
     }
 }
 
-fn facts(image: &Image) -> Value {
+/// `count` bytes of a blob of the store, from byte `from` on.
+fn read(
+    store: &Store,
+    blob: &Descriptor,
+    from: u64,
+    count: u64,
+) -> std::result::Result<Vec<u8>, ovbd_oci::Error> {
+    let mut bytes = vec![0; count as usize];
+    store
+        .open_blob(blob)?
+        .read_exact_at(&mut bytes, from)
+        .map_err(|error| ovbd_oci::Error::io(&store.blob_path(&blob.digest), "read", error))?;
+    Ok(bytes)
+}
+
+fn facts(image: &Image, formats: &[Option<LayerFormat>]) -> Value {
     let layers: Vec<Value> = image
         .layers()
-        .map(|layer| {
+        .zip(formats)
+        .map(|(layer, format)| {
             json!({
+                "content": format.map(LayerFormat::to_json),
                 "digest": layer.descriptor.digest, "size": layer.descriptor.size, "diff_id": layer.diff_id,
                 "media_type": layer.descriptor.media_type, "fs_type": layer.descriptor.annotations.get(FS_TYPE),
                 "kind": format!("{:?}", layer.kind).to_lowercase(),

@@ -14,12 +14,21 @@ use rustix::termios::{tcgetattr, tcsetattr, LocalModes, OptionalActions};
 
 use crate::{remote::Connection, report::Report};
 
+const EXAMPLES: &str = "Examples:
+
+  ovbd login --user me reg.example:5000
+      asks for the password
+
+  ovbd login --user me --creds-file auth.json reg.example:5000 <password
+      for programs";
+
 /// Save name and password for a registry.
 ///
 /// They are asked for on the terminal, or the password is the first line of standard input. The registry is asked whether
 /// it knows them. They go where skopeo and podman have theirs, which is a folder in /run that is empty after a reboot,
 /// or to --creds-file. The file can be read by its owner alone.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Login {
     /// Name of the user
     #[arg(short, long, value_name = "NAME")]
@@ -93,10 +102,17 @@ fn ask_hidden(what: &str) -> Result<String> {
     let terminal = io::stdin();
     let before = tcgetattr(&terminal).context("cannot ask the terminal for its modes")?;
     let mut hidden = before.clone();
-    hidden.local_modes.remove(LocalModes::ECHO);
+    // A signal would leave the terminal as it is now.
+    hidden
+        .local_modes
+        .remove(LocalModes::ECHO | LocalModes::ISIG);
     tcsetattr(&terminal, OptionalActions::Now, &hidden).context("cannot hide what is typed")?;
     let answer = ask(what);
     tcsetattr(&terminal, OptionalActions::Now, &before).ok();
     eprintln!();
-    answer
+    match answer {
+        // What the keys that interrupt are without the signal.
+        Ok(text) if text.contains(|c: char| c.is_control()) => bail!("interrupted"),
+        answer => answer,
+    }
 }

@@ -10,8 +10,13 @@ use ovbd_oci::{Error, Keychain, Kind};
 
 use crate::{commands::login::host_of, report::Report};
 
+const EXAMPLES: &str = "Examples:
+
+  ovbd logout reg.example:5000";
+
 /// Remove what "ovbd login" saved for a registry.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Logout {
     /// The file that it was saved in
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]

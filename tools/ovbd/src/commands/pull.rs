@@ -29,6 +29,17 @@ use crate::{
 /// Bytes of a compressed layer that show what it holds: more than a block of zstd.
 const LOOK_BYTES: u64 = 160 << 10;
 
+const EXAMPLES: &str = "Examples:
+
+  ovbd pull reg.example:5000/vm/web:mon
+      into /var/lib/ovbd; \"ovbd up web reg.example:5000/vm/web:mon\" maps it
+
+  ovbd pull --up web --writable reg.example:5000/vm/web:mon
+      fetches it and maps it to /dev/mapper/web
+
+  ovbd pull --limit 10M --jobs 1 -o usb/images reg.example:5000/vm/web:mon
+      into another folder, slowly";
+
 /// Fetch an image from a registry into the store.
 ///
 /// Layers that are in the store are not fetched again. What was fetched before a failure stays: the next pull goes on
@@ -36,6 +47,7 @@ const LOOK_BYTES: u64 = 160 << 10;
 ///
 /// Then "ovbd up NAME REF" maps it, and the other verbs take REF as their LAYER.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Pull {
     /// Fetch into the image layout in this folder instead of the store
     #[arg(short, long = "output", value_name = "DIR", conflicts_with = "store", value_hint = ValueHint::DirPath)]
@@ -76,6 +88,8 @@ impl Pull {
             Some(folder) => Store::create(folder.strip_prefix("oci:").unwrap_or(&folder).as_ref())?,
             None => self.store.create()?,
         };
+        // Until loop devices have the files.
+        let _guard = store.protect()?;
         let platform = self.platform.unwrap_or_else(Platform::here);
         let limit = self.max_size.unwrap_or(u64::MAX);
         let (image, layers) = fetch(

@@ -6,10 +6,17 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::{bail, Context, Result};
 use clap::{Args, ValueHint};
-use ovbd_image::tar;
+use ovbd_image::{tar, zfile::Options};
 use ovbd_layers::{
-    blob::Blob, build::wrapped_bytes, file_range::FileRange, layer::LayerPath, report::Report as _,
-    stack::Stack, units,
+    blob::{Blob, Content},
+    build::{self, wrapped_bytes},
+    file_range::FileRange,
+    layer::LayerPath,
+    parents,
+    report::Report as _,
+    split,
+    stack::Stack,
+    units,
 };
 use ovbd_oci::{
     annotations::{
@@ -18,19 +25,36 @@ use ovbd_oci::{
     },
     BlobSource, Bounded, Config, Descriptor, Error, FilePart, History, Image, Kind, Manifest,
     MediaType, Outgoing, Pieces, Platform, Reference, Registry, RootFs, Store, DOCKER_CONFIG,
-    DOCKER_LAYER, OCI_CONFIG, OCI_LAYER,
+    DOCKER_LAYER, MAX_LAYERS, OCI_CONFIG, OCI_LAYER,
 };
 use rayon::prelude::*;
 use serde_json::json;
 
 use crate::{
-    cli::Parents,
+    cli::{self, Parents},
     commands::images::{stored, virtual_bytes},
     filesystem,
     names::{Found, StoreOption},
     remote::{Shown, Transfer},
     report::Report,
 };
+
+const EXAMPLES: &str = "Examples:
+
+  ovbd push base.layer next.layer reg.example:5000/vm/web:mon
+      two layers as an image
+
+  ovbd push reg.example:5000/vm/web:mon tue.layer reg.example:5000/vm/web:tue
+      an image of the store with one more layer, which alone is sent
+
+  ovbd push --split=2G disk.layer reg.example:5000/vm/web:mon
+      what breaks costs no more than 2 GiB
+
+  ovbd push oci:usb/images:web reg.example:5000/vm/web:mon
+      an image in a folder, as it is
+
+  ovbd push --config '{\"Cmd\":[\"/sbin/init\"]}' root.layer reg.example/vm/root:1
+      one that containerd can also start, with a file in place of the text";
 
 /// Send an image to a registry.
 ///
@@ -40,6 +64,7 @@ use crate::{
 ///
 /// The time in the image is that of SOURCE_DATE_EPOCH, without it there is none.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Push {
     /// Type of the file system in the image, for containers; "none" if there is none [default: what blkid finds]
     #[arg(long, value_name = "TYPE")]
@@ -48,6 +73,10 @@ pub struct Push {
     /// container
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
+    /// Send the lowest layer as several, with at most this much data each [default: 1G, or a 64th of it]: registries that
+    /// lose what they have of a layer when a connection breaks lose less of it
+    #[arg(long, value_name = "BYTES", num_args = 0..=1, require_equals = true, default_missing_value = "0", value_parser = units::parse)]
+    pub split: Option<u64>,
     /// Write Docker's media types, for old registries
     #[arg(long)]
     pub docker_types: bool,
@@ -103,6 +132,7 @@ impl Push {
         let plain = self.config.is_none()
             && self.subject.is_none()
             && !self.docker_types
+            && self.split.is_none()
             && self.fs.is_none();
         let image = match &found[..] {
             [Some(found)] if plain => as_it_is(found)?,
@@ -186,13 +216,26 @@ impl Push {
             Some(given) => Some(given.to_owned()),
             None => filesystem::detect(&stack)?,
         };
-        report.begin("hashing", paths.iter().skip(kept).map(size_of).sum());
-        let sources: Vec<Arc<dyn BlobSource>> = paths.iter().map(wrapped).collect::<Result<_>>()?;
-        let digests: Vec<_> = (kept..paths.len())
+        let mut sources: Vec<Arc<dyn BlobSource>> =
+            paths.iter().map(wrapped).collect::<Result<_>>()?;
+        let mut names: Vec<PathBuf> = paths.iter().map(|path| path.data().to_owned()).collect();
+        if let (Some(most), Some(lowest)) = (self.split, paths.first()) {
+            if kept > 0 {
+                let what =
+                    "--split is for the first push: the layers of an image are sent as they are";
+                return Err(Error::new(Kind::Refused, lowest.data().display(), what).into());
+            }
+            let parts = split(lowest, most, MAX_LAYERS - (paths.len() - 1), report)?;
+            names.splice(0..1, (0..parts.len()).map(|_| lowest.data().to_owned()));
+            sources.splice(0..1, parts);
+        }
+        let bytes = sources[kept..].iter().map(|source| source.size()).sum();
+        report.begin("hashing", bytes);
+        let digests: Vec<_> = (kept..sources.len())
             .into_par_iter()
             .map(|number| {
                 let digest = sources[number].digest(|bytes| report.add(bytes));
-                digest.with_context(|| format!("{}: cannot read", paths[number].data().display()))
+                digest.with_context(|| format!("{}: cannot read", names[number].display()))
             })
             .collect::<Result<_>>()?;
         let mut layers: Vec<Descriptor> = match &base {
@@ -230,7 +273,7 @@ impl Push {
             .config(
                 base.as_ref().map(|(_, image, _)| image),
                 &layers,
-                &paths[kept..],
+                &names[kept..],
                 created.as_deref(),
             )?
             .to_bytes();
@@ -304,7 +347,7 @@ impl Push {
         &self,
         base: Option<&Image>,
         layers: &[Descriptor],
-        new: &[LayerPath],
+        new: &[PathBuf],
         created: Option<&str>,
     ) -> Result<Config> {
         let here = Platform::here();
@@ -368,7 +411,6 @@ impl Push {
             History {
                 created: created.map(str::to_owned),
                 created_by: path
-                    .data()
                     .file_name()
                     .map(|name| format!("ovbd push {}", name.to_string_lossy())),
                 ..History::default()
@@ -437,8 +479,71 @@ fn repositories_with(store: &Store, target: &Reference, blob: &Descriptor) -> Re
     Ok(names)
 }
 
-fn size_of(path: &LayerPath) -> u64 {
-    std::fs::metadata(path.data()).map_or(0, |found| found.len())
+/// The layer as several, each with at most `most` bytes of data; 0 is the default. The last one has the UUID of the layer,
+/// which those above it know. There may be `room` of them. The files go with the program, they have no names.
+fn split(
+    layer: &LayerPath,
+    most: u64,
+    room: usize,
+    report: &Report,
+) -> Result<Vec<Arc<dyn BlobSource>>> {
+    let stack = Stack::open(std::slice::from_ref(layer), parents::Parents::Ignored)?;
+    let LayerPath::Sealed(path) = layer else {
+        return Ok(vec![wrapped(layer)?]);
+    };
+    let data = stack.data_bytes();
+    let most = match most {
+        0 => (1 << 30).max(data / 64),
+        most => most,
+    };
+    if data <= most {
+        return Ok(vec![wrapped(layer)?]);
+    }
+    let zfile = match Blob::open(path)?.content {
+        Content::Plain(_) => None,
+        Content::Zfile(zfile) => Some(Options {
+            block_bytes: zfile.geometry().block_bytes(),
+            algorithm: zfile.geometry().algorithm(),
+            block_crc: zfile.geometry().has_block_crc(),
+        }),
+    };
+    cli::clean_up_on_signals()?;
+    report.begin("splitting", data);
+    let folder = std::env::var_os("TMPDIR").unwrap_or_else(|| "/var/tmp".into());
+    let folder = tempfile::tempdir_in(&folder)
+        .with_context(|| format!("{}: cannot make a folder in it", folder.to_string_lossy()))?;
+    let parts = split::parts(&stack, most);
+    if parts.len() > room {
+        let what = format!(
+            "would be {} layers, and there is room for {room}: an image has at most {MAX_LAYERS}",
+            parts.len()
+        );
+        return Err(Error::new(Kind::Refused, path.display(), what).into());
+    }
+    let own = stack.top().and_then(|top| top.uuid());
+    let (mut sources, mut below) = (Vec::new(), None);
+    for (number, part) in parts.iter().enumerate() {
+        let is_last = number + 1 == parts.len();
+        let options = build::Options {
+            zfile,
+            tar: true,
+            uuid: own.filter(|_| is_last),
+            parent_uuid: below,
+            ..build::Options::default()
+        };
+        let file = folder.path().join(number.to_string());
+        below = Some(split::write_part(
+            &stack,
+            part.clone(),
+            &file,
+            &options,
+            report,
+        )?);
+        sources.push(wrapped(&LayerPath::Sealed(file.clone()))?);
+        std::fs::remove_file(&file)
+            .with_context(|| format!("{}: cannot remove", file.display()))?;
+    }
+    Ok(sources)
 }
 
 /// The bytes of a layer in the tar wrapper, which is put around those that have none without copying them.

@@ -9,10 +9,16 @@ use clap::Args;
 
 use crate::{names::StoreOption, report::Report};
 
+const EXAMPLES: &str = "Examples:
+
+  ovbd rmi reg.example:5000/vm/web:mon && ovbd gc
+      removes an image, unless a device uses it";
+
 /// Take the names of images out of the store.
 ///
 /// The files stay until "ovbd gc" finds that no image needs them and nothing uses them.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Rmi {
     /// The store.
     #[command(flatten)]
