@@ -117,6 +117,7 @@ def check_named(tap, folder, images, wanted):
     where, before = ["--store", store], settled([])
     for way, words in (("a name", [*where, "image", name]), ("oci:", ["image", f"oci:{store}:{name}"])):
         ovbd("up", *words)
+        tap.result(ovbd("images", *where).endswith("  in use\n"), f"{what}, up of {way}: images says so")
         check_mapped(tap, f"{what}, up of {way}", store, image, images.raw[2], wanted)
         check_table(tap, f"{what}, up of {way}", wanted)
         ovbd("down", "image")

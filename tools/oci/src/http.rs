@@ -37,6 +37,9 @@ const MAX_ERROR_BYTES: u64 = 64 << 10;
 /// Bytes that are sent or received at once.
 const BUFFER_BYTES: usize = 128 << 10;
 
+/// What the standard library says of a name without an address.
+const NO_NAME: &str = "failed to lookup address information";
+
 /// How to talk to registries.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -324,6 +327,10 @@ impl Http {
             ureq::Error::ConnectionFailed => ("cannot connect".to_owned(), !first),
             ureq::Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 ("connection refused".to_owned(), !first)
+            }
+            // The standard library has no kind for it, nor has it one for a server of names that does not answer.
+            ureq::Error::Io(error) if message(error).starts_with(NO_NAME) => {
+                (message(error).replacen(NO_NAME, "no such host", 1), !first)
             }
             ureq::Error::Io(error) if is_tls(error) => (shown(&message(error)), false),
             ureq::Error::Io(error) => (format!("connection broken: {}", message(error)), true),

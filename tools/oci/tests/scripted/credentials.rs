@@ -187,7 +187,9 @@ fn loopback_is_asked_with_tls_first() {
         registry.image(&Platform::here()).unwrap().descriptor.digest,
         image.digest()
     );
-    // Another machine is never asked without.
+    // Another machine is never asked without, and one that has no name is not asked again.
     let registry = Registry::to_pull(&reference("registry.invalid", TAG), options);
-    assert!(registry.image(&Platform::here()).is_err());
+    let error = registry.image(&Platform::here()).unwrap_err();
+    assert!(error.what().starts_with("no such host"), "{error}");
+    assert_eq!(error.kind(), Kind::Refused, "for good");
 }

@@ -41,6 +41,8 @@ impl Fsck {
     /// Checks the store.
     pub fn run(self, report: &Report) -> Result<ExitCode> {
         let store = self.store.open()?;
+        // What is swept meanwhile would be missing.
+        let _guard = store.protect();
         let mut damage = check(&store, report)?;
         if self.repair && !damage.is_empty() {
             for found in &damage {

@@ -97,7 +97,11 @@ impl Gc {
 
 /// The names of the files under loop devices. A file in a store has its digest as name, in whatever namespace of mounts
 /// it was attached.
-fn under_loop_devices() -> ovbd_oci::Result<HashSet<String>> {
+///
+/// # Errors
+///
+/// The system's.
+pub fn under_loop_devices() -> ovbd_oci::Result<HashSet<String>> {
     let folder = Path::new("/sys/block");
     let entries = fs::read_dir(folder)
         .map_err(|error| Error::io(folder, "look for loop devices in", error))?;

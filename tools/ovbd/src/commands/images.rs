@@ -10,7 +10,7 @@ use ovbd_layers::units;
 use ovbd_oci::{annotations::VIRTUAL_SIZE, Image, Platform, Store};
 use serde_json::{json, Value};
 
-use crate::{names::StoreOption, report::Report};
+use crate::{commands::gc::under_loop_devices, names::StoreOption, report::Report};
 
 const EXAMPLES: &str = "Examples:
 
@@ -22,7 +22,8 @@ const EXAMPLES: &str = "Examples:
 
 /// List the images in the store.
 ///
-/// The columns: name, digest, number of layers, bytes stored, size of the device.
+/// The columns: name, digest, number of layers, bytes stored, size of the device, and whether a loop device uses any of
+/// the layers.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Images {
@@ -55,6 +56,11 @@ impl Images {
                 .map(|name| store.find(Some(name)))
                 .collect::<ovbd_oci::Result<_>>()?,
         };
+        let used = under_loop_devices()?;
+        let in_use = |image: &Image| {
+            let mut layers = image.manifest.layers.iter();
+            layers.any(|layer| used.contains(layer.digest.hex()))
+        };
         let mut list = Vec::new();
         for entry in entries {
             let name = entry.name.clone().unwrap_or_else(|| "-".to_owned());
@@ -71,7 +77,7 @@ impl Images {
                     Ok(image) => json!({
                         "name": name, "digest": digest, "layers": image.manifest.layers.len(),
                         "stored": stored(image), "virtual": virtual_bytes(image),
-                        "files": files(&store, image),
+                        "files": files(&store, image), "in_use": in_use(image),
                     }),
                     Err(error) => {
                         json!({ "name": name, "digest": digest, "error": error.to_string() })
@@ -103,9 +109,10 @@ impl Images {
                     let count = image.manifest.layers.len();
                     writeln!(
                         text,
-                        "{name:width$}  {}  {count:3}  {:>10}  {size:>10}",
+                        "{name:width$}  {}  {count:3}  {:>10}  {size:>10}{}",
                         digest.short(),
-                        units::size(stored(image))
+                        units::size(stored(image)),
+                        if in_use(image) { "  in use" } else { "" }
                     )?;
                 }
                 Err(error) => writeln!(text, "{name:width$}  {}  {error}", digest.short())?,
@@ -113,6 +120,11 @@ impl Images {
         }
         report.print(&text)
     }
+}
+
+/// `1 layer`, `2 layers`, ...
+pub fn layer_count(count: usize) -> String {
+    format!("{count} layer{}", if count == 1 { "" } else { "s" })
 }
 
 /// Bytes of the layers.

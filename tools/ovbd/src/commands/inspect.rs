@@ -13,7 +13,7 @@ use ovbd_oci::{
 use serde_json::{json, Value};
 
 use crate::{
-    commands::images::{stored, virtual_bytes},
+    commands::images::{layer_count, stored, virtual_bytes},
     layer_format::{self, LayerFormat},
     names::StoreOption,
     remote::Connection,
@@ -117,8 +117,8 @@ impl Inspect {
         }
         writeln!(
             text,
-            "{} layers, {}",
-            image.manifest.layers.len(),
+            "{}, {}",
+            layer_count(image.manifest.layers.len()),
             units::size(stored(&image))
         )?;
         for (layer, format) in image.layers().zip(&formats) {

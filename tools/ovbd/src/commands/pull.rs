@@ -20,7 +20,7 @@ use serde_json::json;
 
 use crate::{
     cli::Parents,
-    commands::images::{stored, virtual_bytes},
+    commands::images::{layer_count, stored, virtual_bytes},
     names::{block_layers, StoreOption},
     remote::{Shown, Transfer},
     report::Report,
@@ -112,10 +112,10 @@ impl Pull {
                 })
             ),
             false => format!(
-                "{}  {}  {} layers, {}{size}\n",
+                "{}  {}  {}, {}{size}\n",
                 self.reference,
                 image.descriptor.digest,
-                image.manifest.layers.len(),
+                layer_count(image.manifest.layers.len()),
                 units::size(stored(&image)),
             ),
         };

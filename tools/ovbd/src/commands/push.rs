@@ -32,7 +32,7 @@ use serde_json::json;
 
 use crate::{
     cli::{self, Parents},
-    commands::images::{stored, virtual_bytes},
+    commands::images::{layer_count, stored, virtual_bytes},
     filesystem,
     names::{Found, StoreOption},
     remote::{Shown, Transfer},
@@ -188,7 +188,7 @@ impl Push {
             })),
             false => {
                 let size = size.map_or(String::new(), |size| format!(" of {}", units::size(size)));
-                format!("{target}  {digest}  {count} layers, {}{size}\n", units::size(bytes))
+                format!("{target}  {digest}  {}, {}{size}\n", layer_count(count), units::size(bytes))
             }
         })
     }
