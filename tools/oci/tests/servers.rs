@@ -24,9 +24,9 @@ use common::{
     proxy::Proxy,
     pull, reference,
     server::{certificates, free_port, has, run, DockerRegistry},
-    store, Events, Made, Random,
+    signed_in, store, Events, Made, Random,
 };
-use ovbd_oci::{Keychain, Kind, Limiter, NoProgress, Options, Registry, Retries, Store};
+use ovbd_oci::{Kind, Limiter, NoProgress, Options, Registry, Retries, Store};
 use rustls::pki_types::{pem::PemObject, CertificateDer, PrivateKeyDer};
 
 const PART: u64 = 256 << 10;
@@ -227,12 +227,7 @@ fn tls_and_passwords() {
     };
     let signed_in = |password: &str| {
         let file = folder.path().join(format!("auth-{password}.json"));
-        let keychain = Keychain::new(Some(&file), |_| None);
-        keychain.save(&server.host, "me", password).unwrap();
-        Options {
-            keychain: keychain.into(),
-            ..encrypted.clone()
-        }
+        signed_in(encrypted.clone(), &file, &server.host, password)
     };
     to_push(&server.host, encrypted.clone())
         .check_login("me", "secret")
@@ -433,15 +428,12 @@ fn tokens_of_two_seconds() {
     });
     let Some(server) = server else { return };
     let file = folder.path().join("auth.json");
-    let keychain = Keychain::new(Some(&file), |_| None);
-    keychain.save(&server.host, "me", "secret").unwrap();
     let image = made(3, &[900_000, 100_000]);
     let options = Options {
-        keychain: keychain.into(),
         part_bytes: 100_000,
         // Five seconds, more than the life of two tokens.
         limiter: Limiter::new(Some(200_000)).into(),
-        ..options()
+        ..signed_in(options(), &file, &server.host, "secret")
     };
     image
         .push(
@@ -465,11 +457,7 @@ fn tokens_of_two_seconds() {
         .push(&other, &["vm/web".to_owned()], None, &events)
         .unwrap();
     assert!(events.take().iter().all(|event| event == "mounted vm/web"));
-    keychain_of(&file, &server.host, "wrong");
-    let options = Options {
-        keychain: Keychain::new(Some(&file), |_| None).into(),
-        ..options
-    };
+    let options = signed_in(options, &file, &server.host, "wrong");
     let error = image
         .push(&to_push(&server.host, options), &[], None, &NoProgress)
         .unwrap_err();
@@ -477,12 +465,6 @@ fn tokens_of_two_seconds() {
         error.kind() == Kind::Denied && error.to_string().contains("as me"),
         "{error}"
     );
-}
-
-fn keychain_of(file: &Path, host: &str, password: &str) {
-    Keychain::new(Some(file), |_| None)
-        .save(host, "me", password)
-        .unwrap();
 }
 
 #[test]

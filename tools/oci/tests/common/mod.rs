@@ -10,14 +10,15 @@ pub mod scripted;
 pub mod server;
 
 use std::{
+    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use ovbd_oci::{
-    send_blobs, Bounded, Config, Descriptor, Digest, Error, Event, Image, Manifest, MediaType,
-    Options, Outgoing, Platform, Progress, Reference, Registry, Retries, RootFs, Store, OCI_CONFIG,
-    OCI_LAYER,
+    send_blobs, Bounded, Config, Descriptor, Digest, Error, Event, Image, Keychain, Manifest,
+    MediaType, Options, Outgoing, Platform, Progress, Reference, Registry, Retries, RootFs, Store,
+    OCI_CONFIG, OCI_LAYER,
 };
 
 /// Numbers that look random and are always the same.
@@ -166,6 +167,16 @@ pub fn options() -> Options {
         },
         stall: Duration::from_secs(30),
         ..Options::default()
+    }
+}
+
+/// Options with a password for `host`, saved in `file`.
+pub fn signed_in(options: Options, file: &Path, host: &str, password: &str) -> Options {
+    let keychain = Keychain::new(Some(file), |_| None);
+    keychain.save(host, "me", password).unwrap();
+    Options {
+        keychain: keychain.into(),
+        ..options
     }
 }
 

@@ -10,9 +10,9 @@ use crate::{
     common::{
         is_clean, made, options, pull, reference,
         scripted::{reply, Act, Request, Scripted},
-        store,
+        signed_in, store,
     },
-    signed_in, TAG,
+    TAG,
 };
 
 #[test]
@@ -56,7 +56,12 @@ fn redirects_lose_the_password() {
     });
     let folder = tempfile::tempdir().unwrap();
     let (_folder, store) = store();
-    let options = signed_in(folder.path(), &server.host);
+    let options = signed_in(
+        options(),
+        &folder.path().join("auth.json"),
+        &server.host,
+        "top-secret",
+    );
     pull(
         &Registry::to_pull(&reference(&server.host, TAG), options),
         &store,
@@ -104,7 +109,12 @@ fn refused_for_good() {
         let image = made(1, &[10]);
         let registry = Registry::to_push(
             &reference(&server.host, TAG),
-            signed_in(folder.path(), &server.host),
+            signed_in(
+                options(),
+                &folder.path().join("auth.json"),
+                &server.host,
+                "top-secret",
+            ),
         );
         let error = image.push(&registry, &[], None, &NoProgress).unwrap_err();
         let text = error.to_string();
@@ -161,7 +171,12 @@ fn a_token_that_runs_out_in_mid_upload() {
     let folder = tempfile::tempdir().unwrap();
     let options = Options {
         part_bytes: 64 << 10,
-        ..signed_in(folder.path(), &server.host)
+        ..signed_in(
+            options(),
+            &folder.path().join("auth.json"),
+            &server.host,
+            "top-secret",
+        )
     };
     // One after the other: a token that another thread has used up counts as refused.
     let registry = Registry::to_push(&reference(&server.host, TAG), options);

@@ -11,7 +11,7 @@ mod pull;
 mod push;
 
 use common::{options, reference, scripted::Scripted};
-use ovbd_oci::{Login, Options, Registry};
+use ovbd_oci::{Options, Registry};
 
 const TAG: &str = "vm/web:mon";
 
@@ -27,17 +27,4 @@ fn pusher(server: &Scripted, part_bytes: u64) -> Registry {
             ..options()
         },
     )
-}
-
-fn signed_in(folder: &std::path::Path, host: &str) -> Options {
-    let file = folder.join("auth.json");
-    std::fs::write(&file, "{}").unwrap();
-    let keychain = ovbd_oci::Keychain::new(Some(&file), |_| None);
-    keychain.save(host, "me", "top-secret").unwrap();
-    let found = keychain.find(host, "x").unwrap().unwrap();
-    assert!(matches!(found.login, Login::Basic { .. }));
-    Options {
-        keychain: keychain.into(),
-        ..options()
-    }
 }
