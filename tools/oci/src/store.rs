@@ -642,6 +642,26 @@ mod tests {
     }
 
     #[test]
+    fn many_make_a_store_and_none_loses_a_name() {
+        for _ in 0..20 {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("store");
+            let descriptor = Descriptor::of(MediaType::OciManifest.name(), b"{}");
+            std::thread::scope(|scope| {
+                for number in 0..8 {
+                    let (path, descriptor) = (&path, &descriptor);
+                    scope.spawn(move || {
+                        let store = Store::create(path).unwrap();
+                        let name = format!("a.x/a:{number}");
+                        store.set_name(&name, descriptor).unwrap();
+                    });
+                }
+            });
+            assert_eq!(Store::open(&path).unwrap().names().unwrap().len(), 8);
+        }
+    }
+
+    #[test]
     fn damaged_documents_are_not_read() {
         let folder = tempfile::tempdir().unwrap();
         let (store, descriptor) = store(folder.path(), "a.x/a:1");

@@ -412,6 +412,37 @@ mod tests {
     }
 
     #[test]
+    fn no_link_leads_to_the_blobs_of_another_store() {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (theirs, _, layer) = store(other.path());
+        let ours = Store::create(one.path()).unwrap();
+        let blobs = one.path().join("blobs/sha256");
+        fs::remove_dir(&blobs).unwrap();
+        std::os::unix::fs::symlink(other.path().join("blobs/sha256"), &blobs).unwrap();
+        sweep(&ours, 0).unwrap_err();
+        ours.set_aside(&layer.digest).unwrap_err();
+        assert!(theirs.check(|_| ()).unwrap().is_empty());
+        assert!(theirs.has_blob(&Descriptor::of("x", b"nobody's")).unwrap());
+    }
+
+    #[test]
+    fn what_deep_indexes_lead_to_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, manifest, layer) = store(folder.path());
+        let mut inner = manifest;
+        // Each names the one below many times: ways to it are not counted.
+        for _ in 0..8 {
+            let index = crate::Index::new(vec![inner; 20]);
+            let bytes = serde_json::to_vec(&index).unwrap();
+            inner = Descriptor::of(MediaType::OciIndex.name(), &bytes);
+            store.put(&inner, &bytes).unwrap();
+        }
+        store.set_name("a.x/a:1", &inner).unwrap();
+        assert_eq!(sweep(&store, 0).unwrap(), 1, "nobody's");
+        assert!(store.has_blob(&layer).unwrap() && store.check(|_| ()).unwrap().is_empty());
+    }
+
+    #[test]
     fn damage_is_found_and_set_aside() {
         let folder = tempfile::tempdir().unwrap();
         let (store, _, layer) = store(folder.path());

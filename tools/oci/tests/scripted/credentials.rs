@@ -152,7 +152,8 @@ fn a_token_that_runs_out_in_mid_upload() {
                 true => Act::Reply(
                     200,
                     Vec::new(),
-                    format!(r#"{{"access_token":"t{given}","expires_in":1000}}"#).into_bytes(),
+                    format!(r#"{{"access_token":"token-secret-{given}","expires_in":1000}}"#)
+                        .into_bytes(),
                 ),
                 false => reply(400),
             };
@@ -186,6 +187,11 @@ fn a_token_that_runs_out_in_mid_upload() {
     assert!(server.count("GET", "/token") >= 3);
     let log = server.state.lock().unwrap().log.clone();
     assert!(log.iter().all(|request| !request.query.contains("secret")));
+    let shown = format!("{registry:?}");
+    assert!(
+        shown.contains("auth") && !shown.contains("secret"),
+        "{shown}"
+    );
 }
 
 #[test]

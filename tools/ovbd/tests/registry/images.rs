@@ -274,6 +274,51 @@ fn inspect_reads_headers_only() {
 }
 
 #[test]
+fn copies_of_other_tools_are_the_same_images() {
+    let Some(server) = DockerRegistry::start() else {
+        return;
+    };
+    let (here, host) = (Place::new(), &server.host);
+    here.two_layers();
+    let pushed = here.json(&format!(
+        "push --json one.layer two.layer {host}/vm/web:mon"
+    ));
+    let mut copies = Vec::new();
+    if has("skopeo") {
+        let (from, to) = (
+            format!("docker://{host}/vm/web:mon"),
+            format!("oci:{}/skopeo:x", here.path().display()),
+        );
+        let keep = [
+            "--insecure-policy",
+            "copy",
+            "--preserve-digests",
+            "--src-tls-verify=false",
+        ];
+        run("skopeo", &[&keep[..], &[&from, &to]].concat());
+        copies.push("skopeo");
+    }
+    if has("oras") {
+        let to = format!("{}/oras:x", here.path().display());
+        let from = format!("{host}/vm/web:mon");
+        run(
+            "oras",
+            &["cp", "--from-plain-http", "--to-oci-layout", &from, &to],
+        );
+        copies.push("oras");
+    }
+    for copy in copies {
+        here.is_two(&format!("oci:{copy}:x"));
+        here.good(&format!("verify oci:{copy}"));
+        here.good(&format!("fsck --store {copy}"));
+        let back = here.json(&format!("push --json oci:{copy}:x {host}/{copy}/web:x"));
+        assert_eq!(back["digest"], pushed["digest"], "{copy}");
+        let pulled = here.json(&format!("pull --json --store s {host}/{copy}/web:x"));
+        assert_eq!(pulled["digest"], pushed["digest"], "{copy}");
+    }
+}
+
+#[test]
 fn images_that_a_tool_compressed() {
     let Some(server) = DockerRegistry::start() else {
         return;
