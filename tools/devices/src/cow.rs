@@ -5,7 +5,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read},
-    os::unix::fs::{FileTypeExt, MetadataExt},
+    os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
 };
 
@@ -16,6 +16,7 @@ use crate::{
 };
 use ovbd_layers::{
     error::{Error, Result},
+    file_id::FileId,
     overwrite, signature,
 };
 
@@ -84,7 +85,7 @@ impl Store {
                 "neither a regular file nor a block device",
             ));
         }
-        if let Some(user) = loops.iter().find(|user| user.is_on(&found)) {
+        if let Some(user) = loops.iter().find(|user| user.is_on(FileId::of(&found))) {
             let node = user.node.display();
             return Err(Error::new(path, format!("in use by {node}")));
         }
@@ -164,13 +165,10 @@ impl Store {
         })
     }
 
-    /// Whether two paths name the same file.
-    pub fn is_same(options: &Options, other: &fs::Metadata) -> bool {
-        let file = options
-            .path
-            .as_deref()
-            .and_then(|path| fs::metadata(path).ok());
-        file.is_some_and(|file| (file.dev(), file.ino()) == (other.dev(), other.ino()))
+    /// Whether the store is to be in `file`.
+    pub fn is_same(options: &Options, file: FileId) -> bool {
+        let path = options.path.as_deref();
+        path.is_some_and(|path| FileId::at(path).is_ok_and(|found| found == Some(file)))
     }
 }
 

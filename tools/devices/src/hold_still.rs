@@ -15,11 +15,7 @@ use std::{
 
 use ovbd_kernel::{freeze, thaw, Number};
 
-use crate::{
-    mapped::Mapped,
-    mounts::{swaps, Mount},
-    storage::Storage,
-};
+use crate::{mapped::Mapped, mounts::Mount, storage::Storage};
 use ovbd_layers::{
     error::{Error, Result},
     report::Report,
@@ -54,13 +50,13 @@ pub fn check_elsewhere(device: &Mapped, out: &Path, storage: &Storage) -> Result
             return refuse(&path);
         }
     }
-    for swap in swaps()? {
-        if storage.below_path(&swap)?.contains(&device.number) {
+    for swap in storage.swaps() {
+        if storage.below_path(swap)?.contains(&device.number) {
             let what = format!(
                 "swap on {}, which is to be suspended (swapoff first)",
                 device.node().display()
             );
-            return Err(Error::new(&swap, what));
+            return Err(Error::new(swap, what));
         }
     }
     Ok(())

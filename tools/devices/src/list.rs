@@ -15,13 +15,12 @@ use ovbd_kernel::{dm::Control, Number};
 
 use crate::{
     check_root,
-    loops::backing_file,
     mapped::{self, Mapped, Target},
     running::{Role, Running},
     storage::Storage,
     users::{device_name, why_in_use},
 };
-use ovbd_layers::{error::Result, units::size};
+use ovbd_layers::{error::Result, sysfs::backing_file, units::size};
 
 /// Running stacks. Sizes are in bytes.
 #[derive(Debug, Serialize)]

@@ -3,8 +3,7 @@
 //! Loop devices: attaching them, and which files they are attached to.
 
 use std::{
-    fs::{self, File},
-    os::unix::fs::{FileTypeExt, MetadataExt},
+    fs::File,
     path::{Path, PathBuf},
 };
 
@@ -14,9 +13,11 @@ use ovbd_kernel::{
 };
 
 use crate::programs::run;
-use ovbd_layers::error::{Error, Result};
-
-pub use ovbd_layers::block_device::{backing_file, read_number};
+use ovbd_layers::{
+    error::{Error, Result},
+    file_id::FileId,
+    sysfs,
+};
 
 /// Loads the module that makes loop devices, where it is missing.
 ///
@@ -57,15 +58,9 @@ pub struct Loop {
 }
 
 impl Loop {
-    /// Whether it is attached to the file or block device of `metadata`.
-    pub fn is_on(&self, metadata: &fs::Metadata) -> bool {
-        match metadata.file_type().is_block_device() {
-            true => self.status.block_device == Some(Number::new(metadata.rdev())),
-            false => {
-                let file = (Number::new(metadata.dev()), metadata.ino());
-                file == (self.status.device, self.status.inode)
-            }
-        }
+    /// Whether it is attached to `file`.
+    pub fn is_on(&self, file: FileId) -> bool {
+        FileId::of_loop(&self.status) == file
     }
 }
 
@@ -75,19 +70,8 @@ impl Loop {
 ///
 /// One of them cannot be asked.
 pub fn all() -> Result<Vec<Loop>> {
-    let folder = Path::new("/sys/block");
-    let fail = |e| Error::io(folder, "list", e);
     let mut found = Vec::new();
-    for entry in fs::read_dir(folder).map_err(fail)? {
-        let entry = entry.map_err(fail)?;
-        // Without a file it does not have this folder.
-        if !entry.path().join("loop").exists() {
-            continue;
-        }
-        let Some(number) = read_number(&entry.path()) else {
-            continue;
-        };
-        let node = Path::new("/dev").join(entry.file_name());
+    for (node, number) in sysfs::loops()? {
         let status = loops::status(&node);
         let status = status.map_err(|e| Error::io(&node, "ask for its file", e))?;
         if let Some(status) = status {
@@ -95,7 +79,7 @@ pub fn all() -> Result<Vec<Loop>> {
                 node,
                 number,
                 status,
-                backing: backing_file(number).unwrap_or_default(),
+                backing: sysfs::backing_file(number).unwrap_or_default(),
             });
         }
     }

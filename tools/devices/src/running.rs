@@ -25,11 +25,13 @@ use ovbd_kernel::{
 };
 
 use crate::{
-    loops::backing_file,
     mapped::{self, node, Mapped, Target},
     users::device_name,
 };
-use ovbd_layers::error::{Error, Result};
+use ovbd_layers::{
+    error::{Error, Result},
+    sysfs::backing_file,
+};
 
 /// Longest name of a stack, so that every UUID fits into the 128 bytes that device-mapper has.
 pub const MAX_NAME: usize = 64;
@@ -197,6 +199,11 @@ impl Running {
             Self { name, devices }
         };
         stacks.into_iter().map(stack).collect()
+    }
+
+    /// The numbers of all its devices.
+    pub fn numbers(&self) -> impl Iterator<Item = Number> + '_ {
+        self.devices.iter().map(|(_, device)| device.number)
     }
 
     /// The device of a role.

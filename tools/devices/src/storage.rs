@@ -22,11 +22,15 @@ use ovbd_kernel::Number;
 use rustix::fs::{AtFlags, StatxFlags, CWD};
 
 use crate::{
-    loops::{self, read_number, Loop},
-    mounts::{mounts, Mount},
+    loops::{self, Loop},
+    mounts::{mounts, swaps, Mount},
     users::block_number,
 };
-use ovbd_layers::error::{Error, Result};
+use ovbd_layers::{
+    error::{Error, Result},
+    file_id::FileId,
+    sysfs,
+};
 
 /// Kinds of file systems that are on no block device of this machine.
 const WITHOUT_DEVICE: [&str; 32] = [
@@ -64,11 +68,12 @@ const WITHOUT_DEVICE: [&str; 32] = [
     "virtiofs",
 ];
 
-/// Mounts and loop devices at one moment.
+/// Mounts, loop devices and swap at one moment.
 #[derive(Debug, Default)]
 pub struct Storage {
     mounts: Vec<Mount>,
     loops: Vec<Loop>,
+    swaps: Vec<PathBuf>,
     /// The devices of each btrfs.
     btrfs: Vec<Vec<Number>>,
 }
@@ -78,22 +83,13 @@ impl Storage {
     ///
     /// # Errors
     ///
-    /// Those of [`mounts`] and [`loops::all`].
+    /// Those of [`mounts`], [`swaps`] and [`loops::all`].
     pub fn look() -> Result<Self> {
-        let btrfs = list(Path::new("/sys/fs/btrfs")).unwrap_or_default();
-        let devices = |folder: &PathBuf| {
-            let devices = list(&folder.join("devices")).ok()?;
-            Some(
-                devices
-                    .iter()
-                    .filter_map(|entry| read_number(entry))
-                    .collect(),
-            )
-        };
         Ok(Self {
             mounts: mounts()?,
             loops: loops::all()?,
-            btrfs: btrfs.iter().filter_map(devices).collect(),
+            swaps: swaps()?,
+            btrfs: sysfs::btrfs_families(),
         })
     }
 
@@ -105,6 +101,11 @@ impl Storage {
     /// All loop devices that have a file.
     pub fn loops(&self) -> &[Loop] {
         &self.loops
+    }
+
+    /// The devices and files that are swapped on.
+    pub fn swaps(&self) -> &[PathBuf] {
+        &self.swaps
     }
 
     /// The devices below a device, itself first among them.
@@ -168,22 +169,8 @@ impl<'a> Walk<'a> {
         if !self.devices.insert(device) {
             return Ok(());
         }
-        let folder = device.sysfs();
-        // A device that is gone has nothing below it.
-        let Ok(folder) = fs::canonicalize(folder) else {
-            return Ok(());
-        };
-        if folder.join("partition").exists() {
-            if let Some(disk) = folder.parent().and_then(read_number) {
-                self.device(disk)?;
-            }
-        }
-        if folder.join("slaves").exists() {
-            for entry in list(&folder.join("slaves"))? {
-                if let Some(slave) = read_number(&entry) {
-                    self.device(slave)?;
-                }
-            }
+        for part in sysfs::parts(device)? {
+            self.device(part)?;
         }
         let storage = self.storage;
         match storage.loops.iter().find(|user| user.number == device) {
@@ -210,7 +197,7 @@ impl<'a> Walk<'a> {
         }
         // A part of a btrfs has a number of its own. The name says more, if it is still that of the file.
         match fs::metadata(&user.backing) {
-            Ok(found) if user.is_on(&found) => self.path(&user.backing),
+            Ok(found) if user.is_on(FileId::of(&found)) => self.path(&user.backing),
             _ if self.is_without_mount(user) => Ok(()),
             _ => Err(Error::new(
                 &user.node,
@@ -386,15 +373,6 @@ fn split(text: &[u8], at: u8, keep: bool) -> Vec<Vec<u8>> {
         }
     }
     parts
-}
-
-/// The paths of all that is in a folder.
-fn list(folder: &Path) -> Result<Vec<PathBuf>> {
-    let fail = |e| Error::io(folder, "list", e);
-    let entries = fs::read_dir(folder).map_err(fail)?;
-    entries
-        .map(|entry| entry.map(|entry| entry.path()).map_err(fail))
-        .collect()
 }
 
 #[cfg(test)]

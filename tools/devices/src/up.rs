@@ -11,13 +11,14 @@
 //! then goes by way of the page cache.
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::{FileTypeExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
 use ovbd_image::lsmt::{topmost_size, Trailer, SECTOR_BYTES};
-use ovbd_kernel::{dm::Control, loops::Part};
+use ovbd_kernel::{dm::Control, loops::Part, Number};
 use rustix::fs::OFlags;
 
 use crate::{
@@ -29,11 +30,12 @@ use crate::{
     programs::run,
     running::{check_name, Role, Running},
     storage::Storage,
-    users, Interrupt,
+    Interrupt,
 };
 use ovbd_layers::{
     blob::{Blob, Content},
     error::{Error, Result},
+    file_id::FileId,
     file_range::FileRange,
     layer::{read_header, read_trailer, LayerPath},
     parents::{self, Ancestry, Parents},
@@ -74,14 +76,8 @@ pub fn up(options: &Options, interrupt: &Interrupt, report: &dyn Report) -> Resu
     check_no_stack(&control, &options.name)?;
     let steps = steps(options)?;
     check_names(&control, &options.name, &steps)?;
-    for step in &steps {
-        if let Step::Map { table, .. } = step {
-            for line in table {
-                if let Some(Word::Text(target)) = line.words.first() {
-                    check_target(target)?;
-                }
-            }
-        }
+    for target in targets(&steps) {
+        check_target(target)?;
     }
     loops::prepare()?;
     plan::run(&control, &steps, interrupt, report)?;
@@ -116,6 +112,8 @@ pub fn dry_run(options: &Options) -> Result<String> {
 /// What a layer is and where its blob is.
 struct LayerPlace {
     path: PathBuf,
+    /// The file that was opened under this name.
+    file: FileId,
     /// Whether it is on a block device that dm-linear can start at any sector of.
     is_device: bool,
     /// Bytes of the blocks of the loop device.
@@ -166,6 +164,7 @@ impl LayerPlace {
         };
         Ok(Self {
             path: path.clone(),
+            file: FileId::of(&found),
             is_device,
             // What is smaller than a block is all tail.
             block_bytes: match opened.file_bytes < u64::from(block_bytes) {
@@ -223,14 +222,14 @@ impl LayerPlace {
     /// Refuses a layer that somebody writes to.
     fn check_not_written(&self, storage: &Storage) -> Result<()> {
         let fail = |what: String| Err(Error::new(&self.path, what));
-        let metadata = fs::metadata(&self.path).map_err(|e| Error::io(&self.path, "look up", e))?;
         let mut loops = storage.loops().iter();
-        if let Some(user) = loops.find(|user| !user.status.read_only && user.is_on(&metadata)) {
+        if let Some(user) = loops.find(|user| !user.status.read_only && user.is_on(self.file)) {
             return fail(format!("can be written through {}", user.node.display()));
         }
-        let Some(device) = users::block_number(&self.path) else {
+        let FileId::Device(device) = self.file else {
             return Ok(());
         };
+        let device = Number::new(device);
         // What an overlay writes goes to another mount.
         let mounts = storage.mounts().iter();
         for mount in mounts.filter(|mount| !mount.read_only && mount.kind != "overlay") {
@@ -313,9 +312,7 @@ fn steps(options: &Options) -> Result<Vec<Step>> {
     });
     if let Some(writable) = &options.writable {
         for blob in &blobs {
-            let metadata =
-                fs::metadata(&blob.path).map_err(|e| Error::io(&blob.path, "look up", e))?;
-            if cow::Store::is_same(writable, &metadata) {
+            if cow::Store::is_same(writable, blob.file) {
                 return Err(Error::new(&blob.path, "both a layer and the COW store"));
             }
         }
@@ -448,6 +445,21 @@ fn check_names(control: &Control, name: &str, steps: &[Step]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The targets that the tables name.
+fn targets(steps: &[Step]) -> BTreeSet<&str> {
+    let tables = steps.iter().filter_map(|step| match step {
+        Step::Map { table, .. } => Some(table),
+        _ => None,
+    });
+    tables
+        .flatten()
+        .filter_map(|line| match line.words.first() {
+            Some(Word::Text(target)) => Some(target.as_str()),
+            _ => None,
+        })
+        .collect()
 }
 
 /// Loads the module of one of our targets where it is missing; device-mapper finds its own.

@@ -6,10 +6,10 @@ use std::fs;
 
 use ovbd_kernel::Number;
 
-use crate::{mounts::swaps, storage::Storage};
-use ovbd_layers::{block_device::holders, error::Result};
+use crate::storage::Storage;
+use ovbd_layers::{error::Result, sysfs::holders};
 
-pub use ovbd_layers::block_device::{block_number, device_name};
+pub use ovbd_layers::{block_device::block_number, sysfs::device_name};
 
 /// Why a device cannot go away, apart from the holders in `known`.
 ///
@@ -22,10 +22,8 @@ pub fn why_in_use(device: Number, known: &[Number], storage: &Storage) -> Result
     if let Some(mount) = mounts.find(|mount| family.iter().any(|device| mount.is_on(*device))) {
         return Ok(Some(format!("mounted on {}", mount.point.display())));
     }
-    if swaps()?
-        .iter()
-        .any(|swap| block_number(swap) == Some(device))
-    {
+    let mut swaps = storage.swaps().iter();
+    if swaps.any(|swap| block_number(swap) == Some(device)) {
         return Ok(Some("used as swap".to_owned()));
     }
     let mut others = holders(device)?;

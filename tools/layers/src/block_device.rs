@@ -4,19 +4,14 @@
 //!
 //! All of it is read from /proc and /sys. What they do not tell is an error: not to know a user is not to have none.
 
-use std::{
-    collections::HashSet,
-    ffi::OsString,
-    fs,
-    os::unix::ffi::OsStringExt,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashSet, path::Path};
 
-use ovbd_kernel::{loops, Number};
+use ovbd_kernel::{loops::status, Number};
 
 use crate::{
-    error::{Error, Result},
+    error::Result,
     file_id::FileId,
+    sysfs::{backing_file, btrfs_families, holders, loops, parts},
 };
 
 /// Number of the block device at `path`; `None` for anything else.
@@ -27,40 +22,10 @@ pub fn block_number(path: &Path) -> Option<Number> {
     }
 }
 
-/// The name by which people know a block device.
-pub fn device_name(number: Number) -> String {
-    let read = |file: &str| fs::read_to_string(number.sysfs().join(file)).ok();
-    if let Some(name) = read("dm/name") {
-        return format!("/dev/mapper/{}", name.trim_end());
-    }
-    read("uevent")
-        .and_then(|text| {
-            let name = text.lines().find_map(|line| line.strip_prefix("DEVNAME="));
-            name.map(|name| format!("/dev/{name}"))
-        })
-        .unwrap_or_else(|| number.to_string())
-}
-
-/// The name of the file that a loop device was attached to: for people, it may be that of another file by now.
-pub fn backing_file(number: Number) -> Option<PathBuf> {
-    let mut name = fs::read(number.sysfs().join("loop/backing_file")).ok()?;
-    if name.last() == Some(&b'\n') {
-        name.pop();
-    }
-    Some(OsString::from_vec(name).into())
-}
-
 /// The file or device that a loop device is attached to. The kernel tells it to root; for others its name must do.
-fn file_of_loop(folder: &Path, number: Number) -> Option<FileId> {
-    let node = Path::new("/dev").join(folder.file_name()?);
-    match loops::status(&node) {
-        Ok(Some(status)) => Some(match status.block_device {
-            Some(device) => FileId::of_device(device),
-            None => {
-                let device = rustix::fs::makedev(status.device.0, status.device.1);
-                FileId::File(device, status.inode)
-            }
-        }),
+fn file_of_loop(node: &Path, number: Number) -> Option<FileId> {
+    match status(node) {
+        Ok(Some(status)) => Some(FileId::of_loop(&status)),
         Ok(None) => None,
         Err(_) => FileId::at(&backing_file(number)?).ok().flatten(),
     }
@@ -68,43 +33,10 @@ fn file_of_loop(folder: &Path, number: Number) -> Option<FileId> {
 
 /// All loop devices that are attached, with what they are attached to.
 fn attached_loops() -> Result<Vec<(FileId, Number)>> {
-    let mut found = Vec::new();
-    for entry in list(Path::new("/sys/block"))? {
-        // Without a file it does not have this folder.
-        if !entry.join("loop").exists() {
-            continue;
-        }
-        if let Some(number) = read_number(&entry) {
-            found.extend(file_of_loop(&entry, number).map(|file| (file, number)));
-        }
-    }
-    Ok(found)
-}
-
-/// The devices that are made of a device directly: mapped and md devices, and its partitions.
-///
-/// # Errors
-///
-/// sysfs cannot be read.
-pub fn holders(device: Number) -> Result<Vec<Number>> {
-    let folder = device.sysfs();
-    let mut found: Vec<Number> = match list(&folder.join("holders")) {
-        Ok(entries) => entries
-            .iter()
-            .filter_map(|entry| read_number(entry))
-            .collect(),
-        // A device that is gone has no holders.
-        Err(_) if !folder.exists() => return Ok(Vec::new()),
-        Err(e) => return Err(e),
-    };
-    let partitions = list(&folder)?;
-    found.extend(
-        partitions
-            .iter()
-            .filter(|entry| entry.join("partition").exists())
-            .filter_map(|entry| read_number(entry)),
-    );
-    Ok(found)
+    let attached = loops()?.into_iter();
+    Ok(attached
+        .filter_map(|(node, number)| Some((file_of_loop(&node, number)?, number)))
+        .collect())
 }
 
 /// Every device through which `file`, a device or a file, or a part of it can be reached, itself first if it is one:
@@ -139,6 +71,7 @@ pub fn above(file: FileId) -> Result<Vec<Number>> {
 /// Every device that `file` is a part of or stored on, itself first if it is one: the disk of a partition, the
 /// devices that a mapped or md device is made of, the file of a loop device, the device of a file's file system.
 pub fn below(file: FileId) -> HashSet<FileId> {
+    let loops = attached_loops().unwrap_or_default();
     let mut seen = HashSet::new();
     let mut next = vec![file];
     while let Some(file) = next.pop() {
@@ -148,65 +81,15 @@ pub fn below(file: FileId) -> HashSet<FileId> {
         match file {
             FileId::File(file_system, _) => next.push(FileId::Device(file_system)),
             FileId::Device(device) => {
-                let folder = Number::new(device).sysfs();
-                let slaves = list(&folder.join("slaves")).unwrap_or_default();
-                next.extend(
-                    slaves
-                        .iter()
-                        .filter_map(|entry| read_number(entry))
-                        .map(FileId::of_device),
-                );
-                if let Some(disk) = disk_of(&folder) {
-                    next.push(FileId::of_device(disk));
-                }
-                if let (true, Ok(real)) = (folder.join("loop").exists(), fs::canonicalize(&folder))
-                {
-                    next.extend(file_of_loop(&real, Number::new(device)));
-                }
+                let number = Number::new(device);
+                let parts = parts(number).unwrap_or_default();
+                next.extend(parts.into_iter().map(FileId::of_device));
+                let file = loops.iter().find(|(_, found)| *found == number);
+                next.extend(file.map(|(file, _)| *file));
             }
         }
     }
     seen
-}
-
-/// The disk of a partition.
-fn disk_of(folder: &Path) -> Option<Number> {
-    if !folder.join("partition").exists() {
-        return None;
-    }
-    read_number(fs::canonicalize(folder).ok()?.parent()?)
-}
-
-/// The devices of each btrfs that is mounted: only one of them is in the list of mounts.
-fn btrfs_families() -> Vec<Vec<Number>> {
-    let file_systems = list(Path::new("/sys/fs/btrfs")).unwrap_or_default();
-    file_systems
-        .iter()
-        .filter_map(|folder| list(&folder.join("devices")).ok())
-        .map(|devices| {
-            devices
-                .iter()
-                .filter_map(|entry| read_number(entry))
-                .collect()
-        })
-        .collect()
-}
-
-/// The number of a device from its folder in sysfs.
-pub fn read_number(folder: &Path) -> Option<Number> {
-    fs::read_to_string(folder.join("dev"))
-        .ok()?
-        .trim_end()
-        .parse()
-        .ok()
-}
-
-fn list(folder: &Path) -> Result<Vec<PathBuf>> {
-    let fail = |e| Error::io(folder, "list", e);
-    let entries = fs::read_dir(folder).map_err(fail)?;
-    entries
-        .map(|entry| entry.map(|entry| entry.path()).map_err(fail))
-        .collect()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use ovbd_kernel::Number;
+use ovbd_kernel::{loops::Status, Number};
 
 use crate::error::{Error, Result};
 
@@ -33,6 +33,17 @@ impl FileId {
         match found.file_type().is_block_device() {
             true => FileId::Device(found.rdev()),
             false => FileId::File(found.dev(), found.ino()),
+        }
+    }
+
+    /// That of what a loop device is attached to.
+    pub fn of_loop(status: &Status) -> Self {
+        match status.block_device {
+            Some(device) => Self::of_device(device),
+            None => {
+                let file_system = rustix::fs::makedev(status.device.0, status.device.1);
+                FileId::File(file_system, status.inode)
+            }
         }
     }
 

@@ -38,6 +38,7 @@ pub mod source;
 pub mod split;
 pub mod stack;
 pub mod stack_or_zfile;
+pub mod sysfs;
 pub mod units;
 pub mod verify;
 pub mod zeros;

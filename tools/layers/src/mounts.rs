@@ -35,6 +35,8 @@ pub struct Mount {
     pub kind: String,
     /// What it says it is on; a device in most cases.
     pub source: PathBuf,
+    /// The block device of that name.
+    pub source_device: Option<Number>,
     /// Options of the file system.
     pub options: Vec<u8>,
     /// Whether the file system refuses writes, through all mounts of it.
@@ -44,7 +46,7 @@ pub struct Mount {
 impl Mount {
     /// Whether it is on `device`, as far as number and source show.
     pub fn is_on(&self, device: Number) -> bool {
-        self.number == device || block_number(&self.source) == Some(device)
+        self.number == device || self.source_device == Some(device)
     }
 
     /// A path of its namespace, as seen from here.
@@ -119,7 +121,7 @@ fn mount(line: &[u8], root: &Path) -> Option<Mount> {
     let point = unescape(words.nth(1)?);
     words.find(|word| *word == b"-")?;
     let kind = String::from_utf8_lossy(words.next()?).into_owned();
-    let source = unescape(words.next()?);
+    let source = PathBuf::from(unescape(words.next()?));
     let options = words.next()?;
     Some(Mount {
         id,
@@ -127,7 +129,9 @@ fn mount(line: &[u8], root: &Path) -> Option<Mount> {
         root: root.to_owned(),
         point: point.into(),
         kind,
-        source: source.into(),
+        // Others are words, which a file in the current folder may have as its name.
+        source_device: block_number(&source).filter(|_| source.is_absolute()),
+        source,
         options: unescape(options).into_vec(),
         read_only: options
             .split(|byte| *byte == b',')

@@ -15,11 +15,12 @@ use rustix::{fs::OFlags, io::Errno};
 use ovbd_kernel::Number;
 
 use crate::{
-    block_device::{above, below, block_number, device_name},
+    block_device::{above, below, block_number},
     error::{name, Error, Result},
     file_id::FileId,
     mounts::{mounts, swaps},
     signature,
+    sysfs::device_name,
 };
 
 /// Refuses an output that is one of the `inputs`, or shares a device with one.

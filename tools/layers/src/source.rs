@@ -21,13 +21,14 @@ use rustix::{
 use ovbd_kernel::Number;
 
 use crate::{
-    block_device::{above, block_number, device_name, holders},
+    block_device::{above, block_number},
     error::{name, Error, Result},
     file_id::FileId,
     file_range::FileRange,
     foreign,
     mounts::{mounts, swaps},
     stack::WINDOW_BYTES,
+    sysfs::{device_name, holders},
 };
 
 /// An open raw image.
