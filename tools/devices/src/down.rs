@@ -2,7 +2,10 @@
 
 //! Taking a stack down.
 
-use std::io;
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+};
 
 use ovbd_kernel::Number;
 use rustix::io::Errno;
@@ -31,21 +34,37 @@ pub fn down(name: &str, interrupt: &Interrupt, report: &dyn Report) -> Result<()
     let control = mapped::open()?;
     let _lock = Lock::take(name, interrupt, report)?;
     let stack = Running::find(&control, name)?;
-    let ours: Vec<Number> = stack
-        .devices
-        .iter()
-        .map(|(_, device)| device.number)
-        .collect();
-    let storage = Storage::look()?;
-    for (_, device) in &stack.devices {
-        if let Some(why) = users::why_in_use(device.number, &ours, &storage)? {
-            return Err(Error::new(&device.node(), why));
+    let suspects = used_by_others(&stack);
+    if !suspects.is_empty() {
+        let ours: Vec<Number> = stack.numbers().collect();
+        let storage = Storage::look()?;
+        for device in suspects {
+            if let Some(why) = users::why_in_use(device.number, &ours, &storage)? {
+                return Err(Error::new(&device.node(), why));
+            }
         }
     }
     let mapper = Mapper::new(&control)?;
     let result = remove(&stack, &mapper);
     mapper.finish()?;
     result
+}
+
+/// The devices that are open more often than the stack itself explains: each device has those that its table names open
+/// once. Whoever mounts a device, swaps on it or makes something of it has it open too.
+fn used_by_others(stack: &Running) -> Vec<&Mapped> {
+    let mut expected: HashMap<Number, u32> = HashMap::new();
+    for (_, device) in &stack.devices {
+        let words = device.table.iter().flat_map(|target| &target.words);
+        let below: HashSet<Number> = words.filter_map(|word| word.parse().ok()).collect();
+        for number in below {
+            *expected.entry(number).or_default() += 1;
+        }
+    }
+    let devices = stack.devices.iter().map(|(_, device)| device);
+    devices
+        .filter(|device| device.opens > expected.get(&device.number).copied().unwrap_or(0))
+        .collect()
 }
 
 /// Removes from the top down: what is used by others of the stack goes after them. Devices that do not use each other

@@ -53,7 +53,7 @@ pub fn check_root() -> Result<()> {
 }
 
 /// Threads that wait for the kernel, not for a processor: making and removing a device takes several grace periods.
-const WAITERS: usize = 8;
+const WAITERS: usize = 16;
 
 /// Calls `work` for every item, many at a time; the results are in the order of the items.
 fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {

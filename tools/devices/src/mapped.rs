@@ -201,6 +201,7 @@ pub struct Mapper<'a> {
     cookie: Cookie,
     made: Mutex<Vec<(String, Number)>>,
     removed: Mutex<Vec<String>>,
+    log: Mutex<KernelLog>,
 }
 
 impl<'a> Mapper<'a> {
@@ -215,6 +216,7 @@ impl<'a> Mapper<'a> {
             cookie: Cookie::new().map_err(|e| control_error("wait for udev after", e))?,
             made: Mutex::default(),
             removed: Mutex::default(),
+            log: Mutex::new(KernelLog::now()),
         })
     }
 
@@ -237,14 +239,13 @@ impl<'a> Mapper<'a> {
             .control
             .create(name, uuid)
             .map_err(|e| Error::io(&path, "create", e))?;
-        let log = KernelLog::now();
         let result = self
             .control
             .load(id, table, read_only)
             .and_then(|()| self.control.resume(id, self.cookie.event(rules)));
         if let Err(e) = result {
             let error = Error::io(&path, "map", e);
-            let error = match log.reason(number) {
+            let error = match lock(&self.log).reason(number) {
                 Some(reason) => Error::new(&path, format!("{} ({reason})", error.what())),
                 None => error,
             };
@@ -310,24 +311,31 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn make_node(path: &Path, number: Number) -> Result<()> {
-    match fs::metadata(path) {
-        Ok(_) => return Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(Error::io(path, "look up", e)),
-    }
-    // A link whose end is gone.
-    let _ = fs::remove_file(path);
     let device = rustix::fs::makedev(number.0, number.1);
     let mode = Mode::RUSR | Mode::WUSR;
-    match rustix::fs::mknodat(CWD, path, FileType::BlockDevice, mode, device) {
-        // udev was late.
+    let make = || rustix::fs::mknodat(CWD, path, FileType::BlockDevice, mode, device);
+    let made = match make() {
+        // A link whose end is gone.
+        Err(Errno::EXIST) if matches!(path.try_exists(), Ok(false)) => {
+            let _ = fs::remove_file(path);
+            make()
+        }
+        result => result,
+    };
+    match made {
+        // udev was faster.
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(e) => Err(Error::io(path, "make the node", e.into())),
     }
 }
 
 /// The kernel log from a moment on: an ioctl only gives an errno, the reason is there.
-struct KernelLog(Option<File>);
+#[derive(Debug)]
+struct KernelLog {
+    file: Option<File>,
+    /// What device-mapper said since.
+    reasons: Vec<String>,
+}
 
 impl KernelLog {
     /// From now on.
@@ -337,28 +345,31 @@ impl KernelLog {
             .custom_flags(OFlags::NONBLOCK.bits() as i32)
             .open("/dev/kmsg")
             .and_then(|mut file| file.seek(SeekFrom::End(0)).map(|_| file));
-        Self(file.ok())
+        Self {
+            file: file.ok(),
+            reasons: Vec::new(),
+        }
     }
 
     /// The first message of device-mapper since then, of one about a device if there is any.
-    fn reason(self, number: Number) -> Option<String> {
-        let mut file = self.0?;
+    fn reason(&mut self, number: Number) -> Option<String> {
         let mut record = [0; 8192];
-        let mut first = None;
-        let about = format!(" {number}: ");
-        // An error is the end, or a gap in a log that is written faster than this reads it.
-        while let Ok(n) = file.read(&mut record) {
-            let text = String::from_utf8_lossy(&record[..n]).into_owned();
-            let message = text.split_once(';').map_or("", |(_, message)| message);
-            let Some(reason) = message.strip_prefix("device-mapper: ") else {
-                continue;
+        while let Some(file) = &mut self.file {
+            let n = match file.read(&mut record) {
+                Ok(n) => n,
+                // Some messages were overwritten before they were read.
+                Err(e) if e.kind() == io::ErrorKind::BrokenPipe => continue,
+                Err(_) => break,
             };
-            let reason = reason.lines().next().map(str::to_owned);
-            if message.contains(&about) {
-                return reason;
-            }
-            first = first.or(reason);
+            let text = String::from_utf8_lossy(&record[..n]);
+            let message = text.split_once(';').map_or("", |(_, message)| message);
+            let reason = message.strip_prefix("device-mapper: ");
+            let reason = reason.and_then(|reason| reason.lines().next());
+            self.reasons.extend(reason.map(str::to_owned));
         }
-        first
+        let about = format!(" {number}: ");
+        let mut reasons = self.reasons.iter();
+        let own = reasons.find(|reason| format!(" {reason}").contains(&about));
+        own.or_else(|| self.reasons.first()).cloned()
     }
 }

@@ -7,6 +7,7 @@ use std::{
     io,
     os::fd::AsRawFd,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -99,6 +100,9 @@ pub struct Attached {
 ///
 /// The system's.
 pub fn attach(file: &File, writable: bool, part: Part) -> io::Result<Attached> {
+    // Threads of one program need not race each other for the same free device.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let control = File::options().read(true).write(true).open(CONTROL)?;
     let config = Config {
         file: file.as_raw_fd() as u32,
