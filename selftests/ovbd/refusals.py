@@ -238,7 +238,11 @@ def check_interrupted(tap, images):
                 continue
             stopped += count > 0
             if number == signal.SIGKILL:
-                if parts := [name for name in existing() if name.startswith("stack")]:
+                parts = [name for name in existing() if name.startswith("stack")]
+                if parts and listed("stack")["device"]:
+                    # It died with nothing left to do.
+                    ovbd("down", "stack")
+                elif parts:
                     refused(tap, f"up after {name}", "\"ovbd down stack\" removes them", *words)
                     tap.result("incomplete" in ovbd("ls"), f"{name}: ls lists the parts", parts)
                     ovbd("down", "stack")
