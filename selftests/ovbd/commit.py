@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import random
+import struct
 import subprocess
 import sys
 
@@ -108,6 +109,59 @@ def check_parts(tap):
     ovbd("down", "parts")
 
 
+def empty_store(path, chunk):
+    """The file of a COW store without exceptions, with chunks of `chunk` sectors."""
+    with open(path, "wb") as file:
+        file.write(struct.pack("<4sIII", b"SnAp", 1, 1, chunk))
+        file.truncate(4 * MIB)
+    return path
+
+
+def check_one_change_one_uuid(tap):
+    """A change gives the same UUID whatever the order of its writes, whatever the chunks of the store, and where it is
+    found by comparing images. What was written and is as it was below is no change."""
+    images = Images("uuid", options=[[]])
+    generator = random.Random("writes")
+    size = os.path.getsize(images.raw[0])
+    original = images.raw[0].read_bytes()
+    # Places that do not overlap: of one sector, of some that begin and end anywhere, of zeros, and of what is there.
+    places = sorted(generator.sample(range(0, size // 512, 64), 24))
+    writes = []
+    for number, place in enumerate(places):
+        at, length = place * 512 + 512 * (number % 5), [512, 9 * 512, 4096, 24 << 10][number % 4]
+        old = original[at:at + length]
+        writes.append((at, [old, bytes(length), generator.randbytes(length)][number % 3]))
+    writes.append((size - 512, b"the last sector".ljust(512, b".")))
+    raw = SCRATCH / "uuid.raw"
+    built = SCRATCH / "uuid-built.layer"
+    content = bytearray(original)
+    for at, data in writes:
+        content[at:at + len(data)] = data
+    raw.write_bytes(content)
+    ovbd("build", "-o", built, raw, "--base", *images.layer)
+    [wanted] = json_info(*images.layer, built)["layers"][1:]
+    for chunk in (8, 8, 128, 1, 4):
+        store = empty_store(SCRATCH / "uuid.cow", chunk)
+        device = ovbd("up", "--writable", "--cow", store, "uuid", *images.layer).strip()
+        with open(device, "r+b", buffering=0) as file:
+            for at, data in writes:
+                os.pwrite(file.fileno(), data, at)
+                # Else all reach the store in the order of the device.
+                os.fsync(file)
+        out = SCRATCH / "uuid.layer"
+        ovbd("commit", "--force", "-o", out, "uuid")
+        ovbd("down", "uuid")
+        ovbd("verify", *images.layer, out)
+        what = f"chunks of {chunk} sectors"
+        [layer] = json_info(*images.layer, out)["layers"][1:]
+        for key in ("uuid", "data_bytes", "zeroed_bytes"):
+            tap.equal(layer[key], wanted[key], f"{what}: {key} of commit and of build --base")
+        copy = SCRATCH / "uuid.copy"
+        ovbd("export", "--force", "-o", copy, *images.layer, out)
+        tap.result(copy.read_bytes() == content, f"{what}: content")
+        generator.shuffle(writes)
+
+
 def check_options(tap):
     """The options for the new layer, the same bytes each time, and nothing written at all."""
     images = Images("options", options=[[]])
@@ -164,6 +218,7 @@ tap = Tap()
 load("loop", "dm-overlaybd", "dm-zfile")
 check_filesystem(tap)
 check_parts(tap)
+check_one_change_one_uuid(tap)
 check_options(tap)
 check_full(tap)
 images = Images("other", options=[[]])

@@ -3,7 +3,8 @@
 //! Making a layer of what was written over a stack.
 //!
 //! The device is suspended, which flushes and, where a file system is mounted, freezes it. Then the COW
-//! store is complete on its device: its exceptions say which chunks were written, and only these are read.
+//! store is complete on its device: its exceptions say which chunks were written, and only these are read. What they
+//! hold is compared with the stack below, so that the layer is that which `ovbd build --base` makes of a copy.
 
 use std::{
     fs::File,
@@ -40,10 +41,14 @@ use ovbd_layers::{
     layer_writer::{LayerWriter, MAX_SEGMENTS},
     output::{Output, Rules},
     report::Report,
+    zeros::{is_zero, GRANULE_BYTES},
 };
 
 /// Alignment that every direct read accepts.
 const ALIGNMENT: usize = 4096;
+
+/// Sectors of a block: what of it differs from the stack below is stored whole.
+const BLOCK_SECTORS: u64 = GRANULE_BYTES as u64 / SECTOR_BYTES;
 
 /// Bytes that are read at once, if a chunk is not larger.
 const READ_BYTES: u64 = 1 << 20;
@@ -67,7 +72,11 @@ pub fn commit(
     let control = mapped::open()?;
     let _lock = Lock::take(name, interrupt, report)?;
     let stack = Running::find(&control, name)?;
-    let (Some(device), Some(table)) = (stack.device(Role::Cow), stack.snapshot()) else {
+    let (Some(device), Some(below), Some(table)) = (
+        stack.device(Role::Cow),
+        stack.device(Role::Stack),
+        stack.snapshot(),
+    ) else {
         return Err(Error::new(
             &node(name),
             "not writable: up without --writable",
@@ -86,6 +95,7 @@ pub fn commit(
     // What is known now can only become more.
     Store::open(cow.clone(), device.sectors())?.check_count(out)?;
     let lower = Lower::new(&stack)?;
+    let below = FileRange::open(&below.node())?;
     let rules = Rules {
         replace: options.replace,
         ..Rules::default()
@@ -108,12 +118,17 @@ pub fn commit(
         layer: LayerWriter::new(blob, out, &first)?,
         content: ContentHash::default(),
         sectors: device.sectors(),
+        below,
+        start: 0,
+        new: Vec::new(),
+        old: Vec::new(),
     };
     store.each(|sector, data| {
         interrupt.check(out)?;
         report.add(data.len() as u64);
         writer.add(sector, data)
     })?;
+    writer.store_before(u64::MAX)?;
     suspended.end()?;
     drop(frozen);
     let hash = writer.content;
@@ -336,21 +351,78 @@ impl Aligned {
     }
 }
 
-/// Makes runs of sectors of chunks.
+/// Makes blocks of chunks, and stores those that differ from the stack below.
 struct Writer<'a> {
     layer: LayerWriter<'a>,
     /// Hash of all that is in the layer.
     content: ContentHash,
     /// Sectors of the device; the last chunk may reach further.
     sectors: u64,
+    /// The stack. What it holds never changes, so the page cache is right about it.
+    below: FileRange,
+    /// First sector of the blocks that are known and not stored yet.
+    start: u64,
+    /// What these hold now.
+    new: Vec<u8>,
+    /// What they hold in the stack.
+    old: Vec<u8>,
 }
 
 impl Writer<'_> {
+    /// Takes chunks, which follow all earlier ones. A block may be larger than a chunk: the rest is as in the stack.
     fn add(&mut self, sector: u64, data: &[u8]) -> Result<()> {
         let room = (self.sectors - sector) * SECTOR_BYTES;
         let data = &data[..data.len().min(room as usize)];
-        self.layer.blocks(sector, data, &mut self.content)
+        let first = sector - sector % BLOCK_SECTORS;
+        self.store_before(first)?;
+        let known = self.start + sectors_of(&self.new);
+        let end = (sector + sectors_of(data)).next_multiple_of(BLOCK_SECTORS);
+        let end = end.min(self.sectors);
+        if end > known {
+            let more = self.old.len() + ((end - known) * SECTOR_BYTES) as usize;
+            self.old.resize(more, 0);
+            let unknown = &mut self.old[self.new.len()..];
+            self.below.read(unknown, known * SECTOR_BYTES)?;
+            self.new.extend_from_slice(unknown);
+        }
+        let at = ((sector - self.start) * SECTOR_BYTES) as usize;
+        self.new[at..][..data.len()].copy_from_slice(data);
+        Ok(())
     }
+
+    /// Stores the blocks before a sector, at which the next one begins.
+    fn store_before(&mut self, sector: u64) -> Result<()> {
+        let bytes = sector
+            .saturating_sub(self.start)
+            .saturating_mul(SECTOR_BYTES);
+        let bytes = bytes.min(self.new.len() as u64) as usize;
+        let (new, old) = (&self.new[..bytes], &self.old[..bytes]);
+        if self.start == 0 {
+            let both = new
+                .chunks(SECTOR_BYTES as usize)
+                .zip(old.chunks(SECTOR_BYTES as usize));
+            let blank = both.take_while(|(new, old)| is_zero(new) && is_zero(old));
+            self.layer.set_blank(blank.count() as u64);
+        }
+        let blocks = new.chunks(GRANULE_BYTES).zip(old.chunks(GRANULE_BYTES));
+        for (number, (new, old)) in blocks.enumerate() {
+            if new != old {
+                let at = self.start + number as u64 * BLOCK_SECTORS;
+                self.layer.blocks(at, new, &mut self.content)?;
+            }
+        }
+        self.new.drain(..bytes);
+        self.old.drain(..bytes);
+        self.start = match self.new.is_empty() {
+            true => sector,
+            false => self.start + bytes as u64 / SECTOR_BYTES,
+        };
+        Ok(())
+    }
+}
+
+fn sectors_of(data: &[u8]) -> u64 {
+    data.len() as u64 / SECTOR_BYTES
 }
 
 #[cfg(test)]
