@@ -53,8 +53,8 @@ const EXAMPLES: &str = "Examples:
   ovbd push oci:usb/images:web reg.example:5000/vm/web:mon
       an image in a folder, as it is
 
-  ovbd push --config '{\"Cmd\":[\"/sbin/init\"]}' root.layer reg.example/vm/root:1
-      one that containerd can also start, with a file in place of the text";
+  ovbd push --config config.json root.layer reg.example/vm/root:1
+      a container too, with {\"Cmd\": [\"/sbin/init\"]} in config.json";
 
 /// Send an image to a registry.
 ///
