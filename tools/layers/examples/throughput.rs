@@ -52,7 +52,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ..Rules::default()
     };
     let [mut alone, mut copied, mut built] = [Time::MAX; 3];
-    let [mut decoded, mut piped, mut unpacked, mut exported] = [Time::MAX; 4];
+    let [mut decoded, mut liblz4, mut piped, mut unpacked, mut exported] = [Time::MAX; 5];
     for _ in 0..rounds {
         let start = Stopwatch::start();
         let blocks = compress(&data);
@@ -73,8 +73,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
         let mut out = vec![1; data.len()];
         let start = Stopwatch::start();
-        decompress(&blocks, &mut out);
+        decompress(&blocks, &mut out, decode);
         decoded.improve(start.stop());
+        assert!(out == data);
+
+        out.fill(1);
+        let start = Stopwatch::start();
+        decompress(&blocks, &mut out, decode_with_liblz4);
+        liblz4.improve(start.stop());
         assert!(out == data);
 
         let start = Stopwatch::start();
@@ -114,6 +120,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     line("the same with files", copied, alone);
     line("build", built, alone);
     line("CRC and lz4 decompression", decoded, decoded);
+    line("the same with liblz4", liblz4, decoded);
     line("export to a pipe", piped, decoded);
     line("decompression into a file", unpacked, decoded);
     line("export to a file", exported, decoded);
@@ -226,28 +233,44 @@ fn compress_file(input: &File, output: &File, bytes: usize) {
         });
 }
 
-fn decompress_task((data, lengths): &Blocks, out: &mut [u8]) {
-    let mut lz4 = Decompressor::default();
+/// Decompresses the first so many bytes of some into a block.
+type Decode = fn(&[u8], usize, &mut [u8]);
+
+fn decode(readable: &[u8], len: usize, block: &mut [u8]) {
+    Decompressor::default()
+        .decompress(Algorithm::Lz4, readable, len, block)
+        .expect("it was compressed just now");
+}
+
+fn decode_with_liblz4(readable: &[u8], len: usize, block: &mut [u8]) {
+    let size = i32::try_from(block.len()).expect("a block is small");
+    let decoded = lz4::block::decompress_to_buffer(&readable[..len], Some(size), block);
+    assert_eq!(
+        decoded.expect("it was compressed just now"),
+        size.unsigned_abs() as usize
+    );
+}
+
+fn decompress_task((data, lengths): &Blocks, out: &mut [u8], decode: Decode) {
     let mut at = 0;
     for (n, block) in lengths.iter().zip(out.chunks_mut(BLOCK)) {
         std::hint::black_box(crc32c(BLOCK_SEED, &data[at..at + n]));
-        lz4.decompress(Algorithm::Lz4, &data[at..], *n, block)
-            .expect("it was compressed just now");
+        decode(&data[at..], *n, block);
         at += n;
     }
 }
 
-fn decompress(tasks: &[Blocks], out: &mut [u8]) {
+fn decompress(tasks: &[Blocks], out: &mut [u8], decode: Decode) {
     tasks
         .par_iter()
         .zip(out.par_chunks_mut(TASK * BLOCK))
-        .for_each(|(task, out)| decompress_task(task, out));
+        .for_each(|(task, out)| decompress_task(task, out, decode));
 }
 
 fn decompress_file(tasks: &[Blocks], output: &File) {
     tasks.par_iter().enumerate().for_each(|(number, task)| {
         let mut out = vec![0; task.1.len() * BLOCK];
-        decompress_task(task, &mut out);
+        decompress_task(task, &mut out, decode);
         let at = (number * TASK * BLOCK) as u64;
         output.write_all_at(&out, at).expect("there is room");
     });
