@@ -32,7 +32,8 @@ def run(kernel, parts, guest=None, modules=None):
     and seconds of silence. `modules` is the checkout from which the targets are loaded, if not that of the kernel.
     """
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["env", f"SRC={SOURCE}", f"KO_DIR={modules or kernel.modules}", "python3",
+    lens = "wall" if guest else "instructions"
+    command = shlex.join(["env", f"SRC={SOURCE}", f"KO_DIR={modules or kernel.modules}", f"LENS={lens}", "python3",
                           str(SOURCE / "selftests/bench/guest.py"), *parts])
     if guest is None:
         guest = functools.partial(vm.Guest, kernel, directory=SOURCE, counting=True)
