@@ -10,11 +10,12 @@
 //! - It does not check the input. Unless a length goes on in two bytes or more, a sequence has no
 //!   more input than output. So, while the output keeps a distance from a limit, the input keeps
 //!   one from its end, and one comparison after each sequence is enough.
-//! - A match needs care if it is longer than 16; if its offset is less than 8, as whole words are
-//!   copied that must not overlap; or if it would begin before the output. It begins at
-//!   `(op - 8) - (offset - 8)`, where `op` is the length of the output, and in the last two cases
-//!   this borrows. What is added to the offset is not -8 but an entry of [`BIAS`], which for the
-//!   token of a long match is so much that it always borrows. So one branch answers three questions.
+//! - A match needs care if its offset is less than 8, as whole words are copied that must not
+//!   overlap, or if it would begin before the output. It begins at `(op - 8) - (offset - 8)`, where
+//!   `op` is the length of the output, and in both cases this borrows.
+//! - Whether a match is longer than 16 the token tells. One branch for that and the borrow would be
+//!   possible with a table, but then a processor that has guessed the length wrong knows it only
+//!   when the offset is there: fewer instructions, and slower.
 //! - The loop keeps `op - 8` instead of `op`, which saves that subtraction.
 //! - The next token is loaded as soon as the number of literals is known. From one token to the
 //!   next the processor has to wait for a shift and a load, and for nothing else.
@@ -79,8 +80,14 @@ const INPUT_MARGIN: usize = 19;
 /// Bytes that are written behind the last place to which a sequence may be decoded.
 const OUTPUT_MARGIN: usize = 30;
 
-/// Bytes of the longest match that is copied as two words.
-const SHORT_MATCH: usize = 2 * WORD;
+/// The least token with 15 literals or more.
+const MANY_LITERALS: usize = 0xf0;
+
+/// The half of a token for the longest match that is copied as two words.
+const SHORT_MATCH: usize = 2 * WORD - MIN_MATCH;
+
+/// The half of a token for a match whose length goes on.
+const LONG_MATCH: usize = 15;
 
 /// Bytes of a token and an offset.
 const HEADER: usize = 3;
@@ -125,33 +132,6 @@ pub unsafe fn decompress_raw(
         }
     }
 }
-
-/// For each token, the length of the match as far as it is in the token.
-static LENGTHS: [usize; 256] = {
-    let mut table = [0; 256];
-    let mut token = 0;
-    while token < 256 {
-        table[token] = (token & 15) + MIN_MATCH;
-        token += 1;
-    }
-    table
-};
-
-/// For each token, what is added to the offset: minus a word, or more than the output can have if
-/// the match is long.
-static BIAS: [usize; 256] = {
-    let mut table = [0; 256];
-    let mut token = 0;
-    while token < 256 {
-        table[token] = if LENGTHS[token] > SHORT_MATCH {
-            1 << 63
-        } else {
-            WORD.wrapping_neg()
-        };
-        token += 1;
-    }
-    table
-};
 
 /// Keeps the compiler from rearranging what it knows about a number.
 #[inline(always)]
@@ -212,10 +192,11 @@ impl Place {
 enum Stop {
     /// The output is beyond the limit.
     Limit,
-    /// There are 15 literals or more. Nothing was done.
-    ManyLiterals,
-    /// The match needs care. The literals are copied and end at this place.
-    Match(Place),
+    /// The token has 15 literals or more. Nothing was done.
+    ManyLiterals(usize),
+    /// The match needs care. The literals are copied and end at this place; this is its half of the
+    /// token.
+    Match(Place, usize),
 }
 
 /// Decodes a sequence with up to 14 literals and a match of up to 16 from 8 or more before, and
@@ -236,35 +217,36 @@ unsafe fn usual_sequence<const LAG: usize>(
     token: usize,
     limit: usize,
 ) -> Result<usize, Stop> {
-    if token >= 0xf0 {
+    if token >= MANY_LITERALS {
         head.ip = head.ip.wrapping_add(LAG);
-        return Err(Stop::ManyLiterals);
+        return Err(Stop::ManyLiterals(token));
     }
     let literals = token >> 4;
-    let after = head.ip.wrapping_add(literals);
+    let length = token & 15;
     // SAFETY: See the tables on up to 14 literals, and on offset and token after them.
-    let (next, offset) = unsafe {
-        let next = opaque(input.byte(after.wrapping_add(LAG + HEADER)));
+    let (next, end, offset) = unsafe {
+        let next = head.ip.wrapping_add(literals).wrapping_add(LAG + HEADER);
+        let next = opaque(input.byte(next));
         output.put_two_words::<1, 2>(head.op, input, head.ip.wrapping_add(LAG + 1));
-        (next, input.offset(after.wrapping_add(LAG + 1)))
+        let end = Place {
+            ip: opaque_address(head.ip.wrapping_add(literals)),
+            op: opaque(head.op.wrapping_add(literals)),
+        };
+        (next, end, input.offset(end.ip.wrapping_add(LAG + 1)))
     };
-    let end = Place {
-        ip: opaque_address(after),
-        op: opaque(head.op.wrapping_add(literals)),
-    };
-    let biased = opaque(offset.wrapping_add(BIAS[token & 255]));
-    let (from, borrow) = end.op.overflowing_sub(biased);
-    if borrow {
+    let (from, borrow) = end.op.overflowing_sub(opaque(offset.wrapping_sub(WORD)));
+    if length > SHORT_MATCH || borrow {
         head.ip = head.ip.wrapping_add(LAG);
-        return Err(Stop::Match(Place {
+        let end = Place {
             ip: end.ip.wrapping_add(LAG + 1),
             ..end
-        }));
+        };
+        return Err(Stop::Match(end, length));
     }
     // SAFETY: See the tables on a match of up to 16. It begins in the output.
     unsafe { output.copy_two_words(from, end.op) };
     head.ip = end.ip;
-    head.op = end.op.wrapping_add(LENGTHS[token & 255]);
+    head.op = end.op.wrapping_add(length).wrapping_add(MIN_MATCH);
     if head.op > limit {
         head.ip = head.ip.wrapping_add(LAG + HEADER);
         return Err(Stop::Limit);
@@ -324,20 +306,19 @@ unsafe fn usual_match(
     input: Input<'_>,
     output: &mut SharedOutput<'_>,
     end: Place,
-    token: usize,
+    length: usize,
 ) -> Option<(Place, usize)> {
     // SAFETY: See the tables on the offset after 15 or more literals.
     let offset = unsafe { input.offset(end.ip) };
-    let biased = offset.wrapping_add(BIAS[token & 255]);
-    let (from, borrow) = end.op.overflowing_sub(biased);
-    if borrow {
+    let (from, borrow) = end.op.overflowing_sub(offset.wrapping_sub(WORD));
+    if length > SHORT_MATCH || borrow {
         return None;
     }
     // SAFETY: See the tables on a match of up to 16. It begins in the output.
     unsafe { output.copy_two_words(from, end.op) };
     let next = Place {
         ip: end.ip.wrapping_add(2),
-        op: end.op.wrapping_add(LENGTHS[token & 255]),
+        op: end.op.wrapping_add(length).wrapping_add(MIN_MATCH),
     };
     // SAFETY: See the tables on the token after 15 or more literals and an offset.
     Some((next, unsafe { input.byte(next.ip) }))
@@ -356,16 +337,18 @@ unsafe fn any_match(
     input: Input<'_>,
     output: &mut SharedOutput<'_>,
     end: Place,
-    token: usize,
+    length: usize,
     limit: usize,
 ) -> Option<(Place, usize)> {
+    // If the compiler knew that this was loaded before, it would keep a copy in the usual case too.
+    //
     // SAFETY: See the tables on the offset after literals.
-    let offset = unsafe { input.offset(end.ip) };
+    let offset = unsafe { input.offset(opaque_address(end.ip)) };
     let mut next = Place {
         ip: end.ip.wrapping_add(2),
-        op: end.op.wrapping_add(LENGTHS[token & 255]),
+        op: end.op.wrapping_add(length).wrapping_add(MIN_MATCH),
     };
-    if token & 15 == 15 {
+    if length == LONG_MATCH {
         // SAFETY: See the tables: this is where other sequences have the next token.
         let more = unsafe { input.byte(next.ip) };
         if more == 255 {
@@ -422,7 +405,7 @@ fn decode_usual_sequences(
         // SAFETY: See the tables: a sequence begins here.
         let mut token = unsafe { input.byte(head.ip) };
         loop {
-            let (unusual, stop) = 'stop: {
+            let stop = 'stop: {
                 // Two in turn, so that a token stays in its register when the next is loaded.
                 loop {
                     // SAFETY: The limit is that of a place from which only this loop has gone on,
@@ -431,14 +414,14 @@ fn decode_usual_sequences(
                         usual_sequence::<0>(input, output, &mut head, token, limit)
                     } {
                         Ok(next) => next,
-                        Err(stop) => break 'stop (token, stop),
+                        Err(stop) => break 'stop stop,
                     };
                     // SAFETY: As above.
                     token = match unsafe {
                         usual_sequence::<HEADER>(input, output, &mut head, next, limit)
                     } {
                         Ok(token) => token,
-                        Err(stop) => break 'stop (next, stop),
+                        Err(stop) => break 'stop stop,
                     };
                     head.ip = head.ip.wrapping_add(2 * HEADER);
                 }
@@ -447,11 +430,11 @@ fn decode_usual_sequences(
             let next = unsafe {
                 match stop {
                     Stop::Limit => break,
-                    Stop::Match(end) => any_match(input, output, end, unusual, limit),
-                    Stop::ManyLiterals => match many_literals(input, output, head, limit) {
+                    Stop::Match(end, length) => any_match(input, output, end, length, limit),
+                    Stop::ManyLiterals(token) => match many_literals(input, output, head, limit) {
                         None => None,
-                        Some(end) => match usual_match(input, output, end, unusual) {
-                            None => any_match(input, output, end, unusual, limit),
+                        Some(end) => match usual_match(input, output, end, token & 15) {
+                            None => any_match(input, output, end, token & 15, limit),
                             next => next,
                         },
                     },
