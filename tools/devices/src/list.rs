@@ -117,6 +117,11 @@ impl List {
         let entries: Result<_> = entries.collect();
         entries.map(Self)
     }
+
+    /// The stack of a name.
+    pub fn find(&self, name: &str) -> Option<&Entry> {
+        self.0.iter().find(|entry| entry.name == name)
+    }
 }
 
 fn entry(stack: &Running, control: &Control, storage: &Storage) -> Result<Entry> {

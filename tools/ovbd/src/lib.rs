@@ -6,8 +6,10 @@
 
 pub mod cli;
 pub mod commands;
+pub mod config;
 pub mod filesystem;
 pub mod layer_format;
 pub mod names;
 pub mod remote;
 pub mod report;
+pub mod service;

@@ -158,7 +158,7 @@ fn wrong_usage_is_2() {
         "export -o out",
         "info --json --map layer",
         "verify",
-        "up a",
+        "up",
         "up --cow x a layer",
         "up --writable --size 1Q a layer",
         "commit a",
@@ -251,7 +251,29 @@ fn up_wants_the_parents() {
     );
     assert!(bad(at, "up --dry-run a two three", 1)
         .starts_with("ovbd: two: not a base layer: its parent is "));
-    good(at, "up --dry-run --ignore-parents a two one");
+    let printed = good(at, "up --dry-run --ignore-parents a two one");
+    // The same from a file.
+    let conf = "# a stack\nignore-parents\nlayer two\nlayer one\n";
+    fs::write(at.join("conf"), conf).unwrap();
+    assert_eq!(good(at, "up --dry-run --config conf a"), printed);
+    assert_eq!(
+        bad(at, "up --dry-run no-such-stack", 1),
+        "ovbd: /etc/ovbd/no-such-stack.conf: cannot read: No such file or directory\n"
+    );
+    for (line, what) in [
+        ("wipe-cow", "line 1: wipe-cow is for the command line only"),
+        ("colour red", "unexpected argument '--colour' found"),
+        ("# nothing", "names no layer"),
+    ] {
+        let layer = if line.starts_with('#') {
+            ""
+        } else {
+            "layer one\n"
+        };
+        fs::write(at.join("conf"), format!("{line}\n{layer}")).unwrap();
+        let error = bad(at, "up --dry-run --config conf a", 1);
+        assert_eq!(error, format!("ovbd: conf: {what}\n"));
+    }
     assert_eq!(
         bad(at, "up --dry-run a/b one", 1),
         "ovbd: a/b: not a name for a device: it consists of letters, digits and +-._=:@\n"

@@ -51,14 +51,14 @@ fn texts_are_in_help_and_man_pages() {
     let mut pages = vec![(
         sources().join("cli.rs"),
         "--help".to_owned(),
-        "ovbd.1".to_owned(),
+        "ovbd.8".to_owned(),
     )];
     for verb in Cli::command().get_subcommands() {
         let name = verb.get_name();
         pages.push((
             sources().join(format!("commands/{name}.rs")),
             format!("{name} --help"),
-            format!("ovbd-{name}.1"),
+            format!("ovbd-{name}.8"),
         ));
     }
     let mut long = 0;

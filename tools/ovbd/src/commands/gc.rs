@@ -12,7 +12,7 @@ use ovbd_layers::units;
 use ovbd_oci::Error;
 use serde_json::json;
 
-use crate::{names::StoreOption, report::Report};
+use crate::{config, names::StoreOption, report::Report};
 
 const EXAMPLES: &str = "Examples:
 
@@ -21,7 +21,8 @@ const EXAMPLES: &str = "Examples:
 
 /// Remove files from the store that no image needs.
 ///
-/// Files under loop devices stay, and those that came less than an hour ago. Waits for transfers to end.
+/// Files under loop devices stay, those of stacks in /etc/ovbd, and those that came less than an hour ago. Waits for
+/// transfers to end.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Gc {
@@ -47,7 +48,9 @@ impl Gc {
         let used = OnceCell::new();
         let in_use = |digest: &ovbd_oci::Digest| -> ovbd_oci::Result<bool> {
             if used.get().is_none() {
-                used.set(under_loop_devices()?).ok();
+                let mut names = under_loop_devices()?;
+                names.extend(of_configured_stacks()?);
+                used.set(names).ok();
             }
             Ok(used
                 .get()
@@ -77,7 +80,9 @@ impl Gc {
             text.push_str(&format!("{}  {}\n", path.display(), units::size(*size)));
         }
         for digest in &swept.in_use {
-            report.note(format_args!("{digest} stays: it is under a loop device"));
+            report.note(format_args!(
+                "{digest} stays: it is under a loop device or in a file of /etc/ovbd"
+            ));
         }
         let total: u64 = swept
             .blobs
@@ -93,6 +98,16 @@ impl Gc {
         text.push_str(&format!("{} {verb}\n", units::size(total)));
         report.print(&text)
     }
+}
+
+/// The names of the files that stacks of /etc/ovbd have as layers, up or not.
+fn of_configured_stacks() -> ovbd_oci::Result<Vec<String>> {
+    let names = config::layer_files(Path::new("/")).map_err(|error| {
+        let what = format!("{}: what it needs is not known", error.what());
+        Error::new(ovbd_oci::Kind::Refused, error.path().display(), what)
+    })?;
+    let text = |name: &std::ffi::OsString| name.to_string_lossy().into_owned();
+    Ok(names.iter().map(text).collect())
 }
 
 /// The names of the files under loop devices. A file in a store has its digest as name, in whatever namespace of mounts

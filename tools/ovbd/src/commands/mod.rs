@@ -4,7 +4,9 @@
 
 pub mod build;
 pub mod commit;
+pub mod disable;
 pub mod down;
+pub mod enable;
 pub mod export;
 pub mod fsck;
 pub mod gc;
@@ -40,6 +42,8 @@ pub enum Command {
     Up(up::Up),
     Down(down::Down),
     Ls(ls::Ls),
+    Enable(enable::Enable),
+    Disable(disable::Disable),
     Commit(commit::Commit),
     Push(push::Push),
     Pull(pull::Pull),
@@ -84,6 +88,8 @@ impl Command {
             Command::Up(up) => up.run(report),
             Command::Down(down) => down.run(report),
             Command::Ls(ls) => ls.run(report),
+            Command::Enable(enable) => enable.run(report),
+            Command::Disable(disable) => disable.run(report),
             Command::Commit(commit) => commit.run(report),
             Command::Push(push) => push.run(report),
             Command::Pull(pull) => pull.run(report),

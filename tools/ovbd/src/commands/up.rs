@@ -2,14 +2,24 @@
 
 //! `ovbd up`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::Result;
-use clap::{Args, ValueHint};
-use ovbd_devices::{cow, up, Interrupt};
-use ovbd_layers::units;
+use clap::{Args, Parser as _, ValueHint};
+use ovbd_devices::{cow, running::check_name, up, Interrupt};
+use ovbd_layers::{units, Error};
 
-use crate::{cli::Parents, names::Layers, report::Report};
+use crate::{
+    cli::{Cli, Parents},
+    commands::Command,
+    config::{self, Config},
+    names::StoreOption,
+    report::Report,
+};
 
 /// Map a stack of layers to a block device.
 ///
@@ -19,6 +29,8 @@ use crate::{cli::Parents, names::Layers, report::Report};
 ///
 /// With --writable, dm-snapshot on top keeps what is written, for "ovbd commit". Without --cow it keeps it in a
 /// file in /var/tmp that goes with the device.
+///
+/// Without a LAYER, layers and further options are those of /etc/ovbd/NAME.conf (see ovbd.conf(5)).
 #[derive(Debug, Args)]
 pub struct Up {
     /// Make the device writable
@@ -46,19 +58,56 @@ pub struct Up {
     /// Name of the device below /dev/mapper
     #[arg(value_name = "NAME")]
     pub name: String,
-    /// Layers.
+    /// Layers or images, bottom first
+    #[arg(value_name = "LAYER", value_hint = ValueHint::FilePath)]
+    pub layers: Vec<OsString>,
+    /// Take layers and options from FILE [default: /etc/ovbd/NAME.conf if there is no LAYER]
+    #[arg(long, value_name = "FILE", conflicts_with = "layers", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// The store.
     #[command(flatten)]
-    pub layers: Layers,
+    pub store: StoreOption,
 }
 
 impl Up {
     /// Makes the device and prints its name.
     pub fn run(self, report: &Report) -> Result<ExitCode> {
+        match self.layers.is_empty() {
+            true => self.completed()?.run_with_layers(report),
+            false => self.run_with_layers(report),
+        }
+    }
+
+    /// The same call, with what the file of the stack says besides.
+    fn completed(self) -> Result<Self> {
+        check_name(&self.name)?;
+        let path = self
+            .config
+            .unwrap_or_else(|| config::path(Path::new("/"), &self.name));
+        let config = Config::read(&path)?;
+        let given = std::env::args_os().skip_while(|word| word != "up").skip(1);
+        let words = ["ovbd".into(), "up".into()].into_iter();
+        let words = words.chain(config.options).chain(given);
+        let mut parsed = match Cli::try_parse_from(words).map(|cli| cli.command) {
+            Ok(Command::Up(up)) => up,
+            Ok(_) => return Err(Error::new(&path, "is not of \"ovbd up\"").into()),
+            Err(error) => {
+                let said = error.to_string();
+                let what = said.lines().next().unwrap_or_default();
+                let what = what.strip_prefix("error: ").unwrap_or(what);
+                return Err(Error::new(&path, what).into());
+            }
+        };
+        parsed.layers = config.layers;
+        Ok(parsed)
+    }
+
+    fn run_with_layers(self, report: &Report) -> Result<ExitCode> {
         // Until loop devices have the files.
-        let _guards = self.layers.store.protect(&self.layers.names)?;
+        let _guards = self.store.protect(&self.layers)?;
         let options = up::Options {
             name: self.name,
-            layers: self.layers.resolve()?,
+            layers: self.store.resolve(&self.layers)?,
             writable: self.writable.then_some(cow::Options {
                 path: self.cow,
                 size: self.size,
