@@ -204,11 +204,12 @@ fn up_prints_its_commands() {
     let length = fs::metadata(at.join("next")).unwrap().len();
     let (whole, rest) = (length / 512, length % 512);
     assert_ne!(rest, 0);
+    let padding = 512 - rest;
     let next = next.replace('-', "");
     let expected = format!(
         "\
 file=$(mktemp)
-tail -c {rest} next >>$file; truncate -s %512 $file
+tail -c {rest} next >>$file; truncate -s +{padding} $file
 tails=$(losetup --find --show --read-only $file); rm $file
 layer0=$(losetup --find --show --read-only --direct-io=on --sector-size 512 --offset 1536 --sizelimit 24576 base)
 layer1=$(losetup --find --show --read-only --direct-io=on --sector-size 512 --offset 0 --sizelimit {bytes} next)
