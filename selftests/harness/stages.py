@@ -18,7 +18,7 @@ from guest_process import keep_priority
 from report import Counts, Tap
 
 # What is about ovbd and starts very many programs. The debug kernel runs them at the speed of the machine.
-TOOL_TESTS = ["ovbd/many", "ovbd/races", "ovbd/refusals", "ovbd/rounds"]
+TOOL_TESTS = ["ovbd/many", "ovbd/races", "ovbd/refusals", "ovbd/rounds", "ovbd/streams"]
 # What else runs under the debug kernel: what needs its checkers, and of the rest what does most to the targets.
 DEBUG_TESTS = ["kunit/*", "faults/*", "device-mapper/*", "hostile/*", "dm-overlaybd/tables", "dm-overlaybd/io",
                "dm-zfile/reads", "dm-zfile/io"]

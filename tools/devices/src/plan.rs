@@ -298,16 +298,18 @@ impl Line {
     }
 }
 
-/// Runs the steps, those that do not need each other at the same time; after a failure nothing is left of them.
+/// Runs the steps, those that do not need each other at the same time, and `announce` when all is there; after a failure
+/// nothing is left of them.
 ///
 /// # Errors
 ///
-/// That of the first step that fails, and an interrupt.
+/// That of the first step that fails, that of `announce`, and an interrupt.
 pub fn run(
     control: &Control,
     steps: &[Step],
     interrupt: &Interrupt,
     report: &dyn Report,
+    announce: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let mut done = Done {
         mapper: Mapper::new(control)?,
@@ -328,7 +330,9 @@ pub fn run(
         kept.into_iter().collect()
     });
     // The loop devices are held until the end; then the mapped devices do.
-    let result = result.and_then(|()| done.mapper.finish());
+    let result = result
+        .and_then(|()| done.mapper.finish())
+        .and_then(|()| announce());
     if result.is_err() {
         done.undo(report);
     }

@@ -58,12 +58,18 @@ pub struct Options {
     pub wipe_cow: bool,
 }
 
-/// Makes the device; returns its node.
+/// Makes the device, and tells its node to `announce`.
 ///
 /// # Errors
 ///
-/// All that is wrong with the layers, the names, the COW store and the system. Nothing is left behind then.
-pub fn up(options: &Options, interrupt: &Interrupt, report: &dyn Report) -> Result<PathBuf> {
+/// All that is wrong with the layers, the names, the COW store and the system, and that of `announce`: a device of which
+/// nobody hears is none. Nothing is left behind then.
+pub fn up(
+    options: &Options,
+    interrupt: &Interrupt,
+    report: &dyn Report,
+    announce: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
     check_root()?;
     check_name(&options.name)?;
     let control = mapped::open()?;
@@ -80,12 +86,13 @@ pub fn up(options: &Options, interrupt: &Interrupt, report: &dyn Report) -> Resu
         check_target(target)?;
     }
     loops::prepare()?;
-    plan::run(&control, &steps, interrupt, report)?;
-    let node = node(&options.name);
-    if options.writable.is_some() {
-        warn_of_volume(&node, report);
-    }
-    Ok(node)
+    plan::run(&control, &steps, interrupt, report, || {
+        let node = node(&options.name);
+        if options.writable.is_some() {
+            warn_of_volume(&node, report);
+        }
+        announce(&node)
+    })
 }
 
 /// Warns where LVM would find its physical volume twice: on the device and on the one below.

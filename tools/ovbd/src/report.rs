@@ -187,12 +187,21 @@ impl Report {
     ///
     /// The system's.
     pub fn print(&self, text: &str) -> anyhow::Result<ExitCode> {
+        self.answer(text)?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// As [`Report::print`], where more follows.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn answer(&self, text: &str) -> ovbd_layers::Result<()> {
         self.clear();
         let mut out = io::stdout();
         out.write_all(text.as_bytes())
             .and_then(|()| out.flush())
-            .map_err(|e| Error::io(Path::new(STDOUT), "write", e))?;
-        Ok(ExitCode::SUCCESS)
+            .map_err(|e| Error::io(Path::new(STDOUT), "write", e))
     }
 
     fn bar(&self) -> Option<&ProgressBar> {

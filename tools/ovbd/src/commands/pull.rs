@@ -130,8 +130,10 @@ impl Pull {
             parents: self.parents.of_device(),
             wipe_cow: false,
         };
-        let device = up::up(&options, &Interrupt::install()?, report)?;
-        report.print(&format!("{}\n", device.display()))
+        up::up(&options, &Interrupt::install()?, report, |device| {
+            report.answer(&format!("{}\n", device.display()))
+        })?;
+        Ok(ExitCode::SUCCESS)
     }
 }
 

@@ -25,7 +25,7 @@ use crate::{
 ///
 /// Attaches loop devices to the layers' files, read-only and with direct I/O where possible, puts dm-zfile over
 /// those that are compressed and dm-overlaybd over all, and prints the name of the device. Layers may also be
-/// block devices. Nothing is left behind on failure.
+/// block devices. Nothing is left behind on failure, also where the name cannot be printed.
 ///
 /// With --writable, dm-snapshot on top keeps what is written, for "ovbd commit". Without --cow it keeps it in a
 /// file in /var/tmp that goes with the device.
@@ -121,7 +121,9 @@ impl Up {
         if self.dry_run {
             return report.print(&up::dry_run(&options)?);
         }
-        let device = up::up(&options, &Interrupt::install()?, report)?;
-        report.print(&format!("{}\n", device.display()))
+        up::up(&options, &Interrupt::install()?, report, |device| {
+            report.answer(&format!("{}\n", device.display()))
+        })?;
+        Ok(ExitCode::SUCCESS)
     }
 }
