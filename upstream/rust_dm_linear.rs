@@ -51,9 +51,7 @@ impl Linear {
         let path = args.next(c"Missing device")?;
         let start = args.number(c"Invalid first sector")?;
         args.finish()?;
-        let device = ctx
-            .device(path, ctx.mode())
-            .context(c"Device lookup failed")?;
+        let device = ctx.device(path).context(c"Device lookup failed")?;
 
         // One flush for one device; without this the device would never see any.
         ctx.set_num_flush_bios(1);

@@ -244,20 +244,23 @@ LATER_ITEMS = [
     *(f"mod {name.removesuffix('.rs')};" for name in LATER_FILES),
     *(f"fn {name}(" for name in LATER_CALLBACKS),
     *(f'unsafe extern "C" fn {name}(' for name in LATER_CALLBACKS),
-    *(f"{name}: if " for name in LATER_CALLBACKS),
-    *(f"macro_rules! {name}" for name in ("dm_warn", "dm_info", "dm_err_limit")),
+    *(f"macro_rules! {name}" for name in ("dm_warn", "dm_info", "dm_err_limit", "pass_on")),
     *(f"pub fn {name}(" for name in ("is_readahead", "is_fua", "target_bio_nr", "logical_block_size",
                                      "set_flush_bypasses_map", "set_limit_swap_bios", "set_max_io_len", "may_print")),
     "pub fn module_param<",
     "pub fn accept_partial(",
     "impl From<Result> for BlkStatus",
     # What lower_read uses of them.
+    "pub(crate) fn as_raw(&self) -> NonNull<bindings::bio> {",
+    "pub(crate) fn ti(&self) -> NonNull<bindings::dm_target> {",
     "pub(crate) unsafe fn queue_on(",
     "pub(crate) use self::per_bio::",
 ]
 LATER_NAMES = ["QueueLimits", "dm_err_limit", "dm_info", "dm_warn", "module_param"]
-# What the documentation says of them.
+# Where they are called, and what the documentation says of them.
 LATER_WORDS = [
+    (r"    pass_on!\(.*\);\n\n", ""),
+    (rf" +(?:{'|'.join(LATER_CALLBACKS)}): present\(.*\),\n", ""),
     (r"//! new\(\) ---> preresume(?:.*\n)*?//! +drop\(\)\n", "//! new() ---> map(), process(), end_io() ... ---> drop()\n"),
     (r"\[`status`\]\(Target::status\) and\n//! \[`message`\]\(Target::message\)", "[`status`](Target::status)"),
 ]
