@@ -24,11 +24,11 @@
 //!
 //! # Two decoders
 //!
-//! [`decode_sequence`] decodes one sequence and checks everything: this is the format in safe Rust.
+//! `decode_sequence` decodes one sequence and checks everything: this is the format in safe Rust.
 //! Called until the block ends, it is a complete decoder, [`decompress_portable`].
 //!
 //! On x86-64, [`decompress`] has a loop for what nearly all sequences are like, and leaves the others
-//! to [`decode_sequence`]; see `lz4/x86_64.rs`.
+//! to `decode_sequence`; see `lz4/x86_64.rs`.
 //!
 //! # Tests
 //!

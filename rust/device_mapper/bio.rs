@@ -83,7 +83,7 @@ impl BlkStatus {
 /// # Invariants
 ///
 /// `bio` is a valid clone that device mapper made for `ti`, whose `private` is an
-/// [`Instance<T>`]. It belongs to the target: it was given to its `map` callback and has not been
+/// `Instance<T>`. It belongs to the target: it was given to its `map` callback and has not been
 /// ended or submitted. The per-bio data is initialised.
 pub struct BioRef<T: BioOwner> {
     bio: NonNull<bindings::bio>,

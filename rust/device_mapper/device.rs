@@ -70,7 +70,7 @@ impl InstanceId {
 ///
 /// # Invariants
 ///
-/// `dev` is in the [`Devices`] of the instance `owner` and `bdev` is its block device, for as
+/// `dev` is in the `Devices` of the instance `owner` and `bdev` is its block device, for as
 /// long as that instance exists. `bdev` is open for as long. So is `dev`, unless a later line of a
 /// read-only table has a target in C that opened the same device for writing: then device mapper
 /// has freed `dev`, for this target as for one in C, and the block device is open by another
