@@ -4,7 +4,6 @@
 
 use super::bindings;
 use core::fmt;
-use kernel::prelude::*;
 
 /// Bytes of a digest.
 const BYTES: usize = bindings::blake2s_lengths_BLAKE2S_HASH_SIZE as usize;

@@ -164,10 +164,7 @@ mod registration;
 mod status;
 mod target;
 
-pub(crate) use self::per_bio::{
-    BioOwner,
-    PerBioArea, //
-};
+pub(crate) use self::per_bio::PerBioArea;
 pub use self::{
     args::{
         parse_number,

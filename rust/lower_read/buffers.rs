@@ -65,7 +65,7 @@ const CLASSES: [usize; 4] = [
 const KEPT: [usize; CLASSES.len()] = [8, 2, 0, 0];
 
 /// Bytes that the largest buffer has for data.
-pub const MAX_READ: usize = CLASSES[CLASSES.len() - 1];
+pub(super) const MAX_READ: usize = CLASSES[CLASSES.len() - 1];
 
 /// A buffer, to be given back to where it came from.
 ///

@@ -285,7 +285,8 @@ def first_forms(files):
 
 DEVICE_MAPPER = 'CONFIG_BLK_DEV_DM = "y"'
 # The headers of helpers, by what in their text wants them.
-HEADERS = {"crypto/blake2s.h": "blake2s", "linux/bio.h": r"\bbio\b|bio_vec", "linux/blkdev.h": "block_device|bdev_",
+HEADERS = {"asm/cpufeature.h": "boot_cpu_has", "crypto/blake2s.h": "blake2s", "linux/bio.h": r"\bbio\b|bio_vec",
+           "linux/blkdev.h": "block_device|bdev_",
            "linux/completion.h": "completion", "linux/device-mapper.h": "dm_target",
            "linux/highmem.h": "kmap|dcache|kunmap|vmap_range", "linux/mempool.h": "mempool", "linux/mutex.h": "mutex",
            "linux/percpu_counter.h": "percpu_counter", "linux/ratelimit.h": "ratelimit",
@@ -340,6 +341,7 @@ def put_lower_read(tree):
 
 def put_codecs(tree):
     used = put_module(tree, "codec", "CONFIG_RUST_CODECS")
+    helpers(tree, used, "rust/helpers/codec.c", HEADERS)
     # And whatever else has become necessary.
     bindings(tree, used, re.findall(r"#include <(\S+)>", (RUST / "bindings/bindings_helper.h").read_text()))
     put_tests(tree, "codec_tests", "rust_codec", "rust/kernel/codec.rs")
