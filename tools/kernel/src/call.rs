@@ -26,6 +26,10 @@ const LOOP_CTL_GET_FREE: c_ulong = 0x4c82;
 const FIFREEZE: c_ulong = 0xc004_5877;
 const FITHAW: c_ulong = 0xc004_5878;
 
+// linux/fs.h: _IO(0x12, 119) and _IO(0x12, 127).
+const BLKDISCARD: c_ulong = 0x1277;
+const BLKZEROOUT: c_ulong = 0x127f;
+
 /// Takes what a system call returned.
 fn checked(result: c_int) -> io::Result<c_int> {
     match result {
@@ -72,6 +76,15 @@ pub fn freeze(file: &File) -> io::Result<()> {
 /// FITHAW.
 pub fn thaw(file: &File) -> io::Result<()> {
     plain(file.as_raw_fd(), FITHAW, 0).map(drop)
+}
+
+/// BLKDISCARD, or BLKZEROOUT where the range must read as zeros.
+pub fn clear(device: &File, zero: bool, start: u64, bytes: u64) -> io::Result<()> {
+    let range = [start, bytes];
+    let number = if zero { BLKZEROOUT } else { BLKDISCARD };
+    // SAFETY: These ioctls, which only block devices know, read two 64-bit numbers from the pointer and write nothing.
+    // `range` has them and lives until the call returns.
+    checked(unsafe { libc::ioctl(device.as_raw_fd(), number as _, range.as_ptr()) }).map(drop)
 }
 
 /// A device-mapper ioctl with the `struct dm_ioctl` that `buffer` starts with, and what follows it.

@@ -36,6 +36,7 @@ const TABLE_LOAD: u8 = 9;
 const TABLE_CLEAR: u8 = 10;
 const TABLE_DEPS: u8 = 11;
 const TABLE_STATUS: u8 = 12;
+const TARGET_MSG: u8 = 14;
 
 // Flags.
 const READ_ONLY: u32 = 1 << 0;
@@ -372,6 +373,20 @@ impl Control {
         let header = header(Some(id), 0)?;
         let name = CString::new(name)?;
         self.call_with_event(DEV_RENAME, header, name.as_bytes_with_nul(), event)
+    }
+
+    /// Sends a message to the target at the start of a device.
+    ///
+    /// # Errors
+    ///
+    /// The system's, and the target's.
+    pub fn message(&self, id: Id<'_>, message: &str) -> io::Result<()> {
+        let header = header(Some(id), 0)?;
+        let message = CString::new(message)?;
+        // `struct dm_target_msg`: the sector, then the text.
+        let mut data = 0_u64.to_ne_bytes().to_vec();
+        data.extend_from_slice(message.as_bytes_with_nul());
+        self.call(TARGET_MSG, header, &data).map(drop)
     }
 
     /// A call of which udev is to hear.

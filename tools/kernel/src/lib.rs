@@ -34,3 +34,22 @@ pub fn freeze(file: &File) -> io::Result<()> {
 pub fn thaw(file: &File) -> io::Result<()> {
     call::thaw(file)
 }
+
+/// Discards `bytes` of a block device from byte `start` on, both multiples of its sectors. What they read as then depends on
+/// the device.
+///
+/// # Errors
+///
+/// The system's: `EOPNOTSUPP` where the device cannot discard.
+pub fn discard(device: &File, start: u64, bytes: u64) -> io::Result<()> {
+    call::clear(device, false, start, bytes)
+}
+
+/// Makes `bytes` of a block device from byte `start` on read as zeros, both multiples of its sectors.
+///
+/// # Errors
+///
+/// The system's.
+pub fn zero_out(device: &File, start: u64, bytes: u64) -> io::Result<()> {
+    call::clear(device, true, start, bytes)
+}

@@ -11,6 +11,7 @@
 //! names the file, the reason and the byte. Nothing here prints: what a user should see meanwhile goes to a
 //! [`report::Report`].
 
+pub mod apply;
 pub mod blob;
 pub mod block_device;
 pub mod build;
@@ -18,6 +19,8 @@ pub mod codec;
 pub mod compare;
 pub mod content_hash;
 pub mod crc;
+pub mod delta;
+pub mod direct;
 pub mod error;
 pub mod export;
 pub mod file_id;
