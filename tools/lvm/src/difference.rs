@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! In which ranges two volumes differ, as the metadata of their pool or a COW store says.
+
+use std::{
+    fs::File,
+    io::{BufReader, Seek},
+    path::Path,
+};
+
+use ovbd_devices::{
+    exceptions::{exceptions, header, Header, HEADER_BYTES},
+    Interrupt,
+};
+use ovbd_image::lsmt::SECTOR_BYTES;
+use ovbd_kernel::dm::{Control, Id};
+use ovbd_layers::{
+    block_device::block_number,
+    delta::Range,
+    direct::{Aligned, DirectFile, ALIGNMENT},
+    error::{Error, Result},
+    report::Report,
+};
+
+use crate::{
+    changes::{self, Sizes},
+    pool, program, thin_xml,
+    undo::Undo,
+    Volume,
+};
+
+/// With what and for whom metadata is read.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// Notes of what is to be undone.
+    pub undo: &'a Undo,
+    /// Whether to go on.
+    pub interrupt: &'a Interrupt,
+    /// Who hears of it.
+    pub report: &'a dyn Report,
+}
+
+/// The ranges of an active thin volume, all that it holds, or where it may differ from an older active one of its pool.
+///
+/// # Errors
+///
+/// Volumes that cannot be compared; those of [`pool::with_metadata`] and of the programs that read the metadata.
+pub fn thin(
+    pool: &Volume,
+    old: Option<&Volume>,
+    new: &Volume,
+    context: Context<'_>,
+) -> Result<Vec<Range>> {
+    pool::check(pool)?;
+    let id = thin_id(new)?;
+    let external = external_origin(new)?;
+    let mut sizes = Sizes {
+        old: 0,
+        new: new.bytes,
+        external: external.is_some(),
+    };
+    let ranges = match old {
+        None if sizes.external => {
+            let all = thin_xml::Mapped {
+                chunk_bytes: pool.chunk_bytes,
+                ranges: Vec::new(),
+            };
+            return Ok(changes::whole(&all, sizes));
+        }
+        None => {
+            let id = id.to_string();
+            let text = dump(pool, "thin_dump", &["-m", "--dev-id", &id], context)?;
+            let mapped = thin_xml::dump(BufReader::new(text), thin_id(new)?);
+            let mapped = mapped.map_err(|what| new.name.error(what))?;
+            check_chunks(pool, mapped.chunk_bytes)?;
+            changes::whole(&mapped, sizes)
+        }
+        Some(old) => {
+            sizes.old = old.bytes;
+            if external_origin(old)? != external {
+                let what = format!(
+                    "has another external origin than {}: what both have not written may differ (--full sends all)",
+                    old.name
+                );
+                return Err(new.name.error(what));
+            }
+            let (left, right) = (thin_id(old)?, id);
+            let words = [left.to_string(), right.to_string()];
+            let words = ["-m", "--thin1", &words[0], "--thin2", &words[1]];
+            let text = dump(pool, "thin_delta", &words, context)?;
+            let delta = thin_xml::delta(BufReader::new(text), left, right);
+            let delta = delta.map_err(|what| new.name.error(what))?;
+            check_chunks(pool, delta.chunk_bytes)?;
+            changes::thin(&delta, sizes)
+        }
+    };
+    Ok(ranges)
+}
+
+fn thin_id(volume: &Volume) -> Result<u32> {
+    volume
+        .thin_id
+        .ok_or_else(|| volume.name.error("not a thin volume"))
+}
+
+fn check_chunks(pool: &Volume, bytes: u64) -> Result<()> {
+    if bytes == pool.chunk_bytes {
+        return Ok(());
+    }
+    Err(pool.name.error(format!(
+        "its metadata has chunks of {bytes} bytes, and LVM says {}",
+        pool.chunk_bytes
+    )))
+}
+
+/// What a program prints of the metadata, in a file without a name.
+fn dump(pool: &Volume, program: &str, words: &[&str], context: Context<'_>) -> Result<File> {
+    let subject = pool.name.path();
+    let fail = |e| Error::io(&subject, "make a temporary file", e);
+    let mut file = tempfile::tempfile().map_err(fail)?;
+    pool::with_metadata(
+        pool,
+        context.undo,
+        context.interrupt,
+        context.report,
+        pool::PATIENCE,
+        |metadata| {
+            let metadata = metadata.to_string_lossy();
+            let words = words.iter().copied().chain([&*metadata]);
+            program::run_into(&subject, program, words, &file)
+        },
+    )?;
+    file.rewind().map_err(fail)?;
+    Ok(file)
+}
+
+/// The device that a thin volume shows where it has no chunks of its own: the third word of its table.
+///
+/// # Errors
+///
+/// It is not active, or mapped in another way.
+pub fn external_origin(volume: &Volume) -> Result<Option<String>> {
+    let node = volume.device();
+    let fail = |e| Error::io(node, "read the table of", e);
+    let number = block_number(node).ok_or_else(|| volume.name.error("is not active"))?;
+    let table = Control::open().and_then(|control| control.table(Id::Number(number)));
+    let table = table.map_err(fail)?.unwrap_or_default();
+    match table.as_slice() {
+        [line] if line.kind == "thin" => Ok(line.text.split_whitespace().nth(2).map(str::to_owned)),
+        _ => Err(volume.name.error("is not mapped as one thin volume")),
+    }
+}
+
+/// The ranges in which a newer classic snapshot may differ from the older one `old` of the same origin. Both are active;
+/// `new` was made before this is called.
+///
+/// # Errors
+///
+/// An invalid snapshot, a COW store that is damaged, and those of reading.
+pub fn classic(old: &Volume, new: &Volume) -> Result<Vec<Range>> {
+    for volume in [old, new] {
+        if volume.invalid {
+            let what = "the snapshot is invalid: it was full, and lost what it held";
+            return Err(volume.name.error(what));
+        }
+    }
+    let path = Path::new("/dev/mapper").join(old.part("-cow"));
+    let store = DirectFile::open(&path)?;
+    let mut first = Aligned::new(ALIGNMENT);
+    store.read(first.bytes(ALIGNMENT), 0)?;
+    let mut block = [0; HEADER_BYTES];
+    block.copy_from_slice(&first.filled(ALIGNMENT)[..HEADER_BYTES]);
+    let refuse = |what: &'static str, byte| Error::new(&path, what).at_byte(byte);
+    let sectors = match header(&block).map_err(|e| refuse(e.what(), 0))? {
+        // Nothing was written to the origin since.
+        Header::New => return Ok(Vec::new()),
+        Header::Store(sectors) => sectors,
+    };
+    if u64::from(sectors) * SECTOR_BYTES < ALIGNMENT as u64 {
+        return Err(refuse("chunks below 4 KiB (--full sends all)", 0));
+    }
+    let mut area = Aligned::default();
+    let found = exceptions(
+        sectors,
+        store.bytes(),
+        old.bytes / SECTOR_BYTES,
+        |to, byte| {
+            let from = area.bytes(to.len());
+            store.read(from, byte)?;
+            to.copy_from_slice(from);
+            Ok(())
+        },
+        refuse,
+    )?;
+    let sizes = Sizes {
+        old: old.bytes,
+        new: new.bytes,
+        external: false,
+    };
+    let chunks = found.iter().map(|exception| exception.origin);
+    Ok(changes::classic(
+        chunks,
+        u64::from(sectors) * SECTOR_BYTES,
+        sizes,
+    ))
+}

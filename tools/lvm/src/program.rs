@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Running the programs of LVM, of device-mapper and of thin-provisioning-tools.
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io::ErrorKind,
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use ovbd_layers::error::{Error, Result};
+
+/// Characters of what a program said on stderr that an error shows.
+const MAX_SAID: usize = 1000;
+
+/// The package of Debian, and of most others, that a program is in.
+fn package(program: &str) -> &'static str {
+    match program {
+        "dmsetup" => "dmsetup",
+        "thin_delta" | "thin_dump" => "thin-provisioning-tools",
+        _ => "lvm2",
+    }
+}
+
+/// Runs a program and returns what it prints; errors are about `subject`.
+///
+/// # Errors
+///
+/// It is not installed, or it failed: with what it said.
+pub fn run<S: AsRef<OsStr>>(
+    subject: &Path,
+    program: &str,
+    arguments: impl IntoIterator<Item = S>,
+) -> Result<Vec<u8>> {
+    let output = command(program, arguments).output();
+    let output = output.map_err(|e| not_run(subject, program, e))?;
+    match output.status.success() {
+        true => Ok(output.stdout),
+        false => Err(failed(subject, program, &output.stderr)),
+    }
+}
+
+/// Runs a program with its output in `file`; errors are about `subject`.
+///
+/// # Errors
+///
+/// As [`run`].
+pub fn run_into<S: AsRef<OsStr>>(
+    subject: &Path,
+    program: &str,
+    arguments: impl IntoIterator<Item = S>,
+    file: &File,
+) -> Result<()> {
+    let to = file
+        .try_clone()
+        .map_err(|e| Error::io(subject, "open a temporary file", e))?;
+    let output = command(program, arguments).stdout(to).output();
+    let output = output.map_err(|e| not_run(subject, program, e))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(failed(subject, program, &output.stderr)),
+    }
+}
+
+/// In the environment of every program that is run: by which process.
+const STARTED_BY: &str = "OVBD_STARTED_BY";
+
+/// Whether a program runs that the process `id` started, which is gone itself perhaps. What LVM leaves running for long does
+/// not count.
+pub fn runs_for(id: u32) -> bool {
+    let wanted = format!("{STARTED_BY}={id}");
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes.map(|entry| entry.path()).any(|process| {
+        let Ok(environment) = std::fs::read(process.join("environ")) else {
+            return false;
+        };
+        let name = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
+        !matches!(name.trim_end(), "dmeventd" | "lvmpolld")
+            && environment
+                .split(|byte| *byte == 0)
+                .any(|word| word == wanted.as_bytes())
+    })
+}
+
+fn command<S: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env("LC_ALL", "C")
+        .env("LVM_SUPPRESS_FD_WARNINGS", "1")
+        .env(STARTED_BY, std::process::id().to_string())
+        .stdin(Stdio::null())
+        // A Ctrl-C is for us alone: what was begun is completed, then undone.
+        .process_group(0);
+    command
+}
+
+fn not_run(subject: &Path, program: &str, error: std::io::Error) -> Error {
+    match error.kind() {
+        ErrorKind::NotFound => {
+            let what = format!(
+                "{program} is missing: install the package {}",
+                package(program)
+            );
+            Error::new(subject, what)
+        }
+        _ => Error::io(subject, &format!("run {program}"), error),
+    }
+}
+
+fn failed(subject: &Path, program: &str, stderr: &[u8]) -> Error {
+    let text = String::from_utf8_lossy(stderr);
+    let lines = text.lines().map(str::trim).filter(|line| {
+        // What LVM says of its own circumstances is not why it failed.
+        !line.is_empty() && !line.starts_with("WARNING:") && !line.starts_with("File descriptor")
+    });
+    let said: String = lines
+        .collect::<Vec<_>>()
+        .join("; ")
+        .chars()
+        .take(MAX_SAID)
+        .collect();
+    Error::new(subject, format!("{program}: {said}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_with_its_package() {
+        let error = not_run(
+            Path::new("vg/pool"),
+            "thin_delta",
+            ErrorKind::NotFound.into(),
+        );
+        let wanted = "vg/pool: thin_delta is missing: install the package thin-provisioning-tools";
+        assert_eq!(error.to_string(), wanted);
+    }
+
+    #[test]
+    fn programs_that_run_are_seen() {
+        let id = std::process::id();
+        let mut child = command("sleep", ["60"]).spawn().unwrap();
+        let start = std::time::Instant::now();
+        while !runs_for(id) {
+            assert!(start.elapsed().as_secs() < 30);
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!runs_for(u32::MAX));
+    }
+
+    #[test]
+    fn what_a_program_says_is_in_the_error() {
+        let words = [
+            "-c",
+            "echo '  WARNING: of something' >&2; echo '  No such' >&2; exit 5",
+        ];
+        let error = run(Path::new("vg/x"), "sh", words).unwrap_err();
+        assert_eq!(error.to_string(), "vg/x: sh: No such");
+        let many = ["-c", "head -c 100000 /dev/zero | tr '\\0' x >&2; exit 1"];
+        let error = run(Path::new("vg/x"), "sh", many).unwrap_err();
+        assert!(error.to_string().len() < 1100);
+    }
+}

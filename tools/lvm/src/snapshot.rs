@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Making, tagging and naming volumes. Every volume that we make has the tag [`tags::PARTIAL`] until it is complete, and is
+//! removed where it does not become so.
+
+use ovbd_layers::error::Result;
+
+use crate::{
+    program,
+    tags::{self, Tags},
+    undo::{self, Action, Undo},
+    volume::{Name, Volume},
+};
+
+/// A volume that is not complete. It is removed when this is dropped.
+#[derive(Debug)]
+pub struct Made {
+    name: Name,
+    noted: Option<(Undo, u64)>,
+}
+
+impl Made {
+    /// Makes a read-only thin snapshot, which is not active. A mounted file system on `origin` is frozen meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// LVM's: the name is taken, the pool is full or read-only.
+    pub fn snapshot(origin: &Name, name: &Name, undo: &Undo) -> Result<Self> {
+        let origin = origin.to_string();
+        Self::make(
+            name,
+            undo,
+            &[
+                "--snapshot",
+                "--permission",
+                "r",
+                "--name",
+                &name.lv,
+                &origin,
+            ],
+        )
+    }
+
+    /// Makes a writable thin snapshot that is to be filled, active and skipped by automatic activation.
+    ///
+    /// # Errors
+    ///
+    /// As [`Made::snapshot`].
+    pub fn copy(origin: &Name, name: &Name, undo: &Undo) -> Result<Self> {
+        let origin = origin.to_string();
+        Self::make(
+            name,
+            undo,
+            &[
+                "--snapshot",
+                "--activate",
+                "y",
+                "--ignoreactivationskip",
+                "--name",
+                &name.lv,
+                &origin,
+            ],
+        )
+    }
+
+    /// Makes an empty thin volume of `bytes` that is to be filled, active and skipped by automatic activation.
+    ///
+    /// # Errors
+    ///
+    /// As [`Made::snapshot`].
+    pub fn empty(pool: &Name, name: &Name, bytes: u64, undo: &Undo) -> Result<Self> {
+        let (pool, size) = (pool.to_string(), format!("{bytes}b"));
+        let words = [
+            "--thin",
+            "--virtualsize",
+            &size,
+            "--name",
+            &name.lv,
+            "--setactivationskip",
+            "y",
+            "--ignoreactivationskip",
+            "--activate",
+            "y",
+            // What the pool's chunks held before is nobody's file system: the volume reads as zeros.
+            "--wipesignatures",
+            "n",
+            &pool,
+        ];
+        Self::make(name, undo, &words)
+    }
+
+    fn make(name: &Name, undo: &Undo, words: &[&str]) -> Result<Self> {
+        let number = undo.note(Action::Made {
+            name: name.to_string(),
+            // Known by its tag: it has it from the first moment.
+            uuid: String::new(),
+        })?;
+        let tag = ["--yes", "--addtag", tags::PARTIAL];
+        let words = tag.iter().chain(words);
+        if let Err(e) = program::run(&name.path(), "lvcreate", words) {
+            undo.forget(number);
+            return Err(e);
+        }
+        Ok(Self {
+            name: name.clone(),
+            noted: Some((undo.clone(), number)),
+        })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// It is complete, and stays.
+    pub fn keep(mut self) {
+        if let Some((undo, number)) = self.noted.take() {
+            undo.forget(number);
+        }
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        let Some((undo, number)) = self.noted.take() else {
+            return;
+        };
+        // Where it cannot be removed the note stays.
+        if undo::remove(&self.name).is_ok() {
+            undo.forget(number);
+        }
+    }
+}
+
+/// Replaces our tags of a volume by `new`, all at once.
+///
+/// # Errors
+///
+/// LVM's.
+pub fn tag(volume: &Name, old: &Tags, new: &[(&str, String)]) -> Result<()> {
+    change(volume, old, new, &[])
+}
+
+/// As [`tag`], and makes the volume read-only.
+///
+/// # Errors
+///
+/// LVM's.
+pub fn tag_read_only(volume: &Name, old: &Tags, new: &[(&str, String)]) -> Result<()> {
+    change(volume, old, new, &["--permission", "r"])
+}
+
+fn change(volume: &Name, old: &Tags, new: &[(&str, String)], more: &[&str]) -> Result<()> {
+    let mut words: Vec<String> = more.iter().map(|word| (*word).to_owned()).collect();
+    let new: Vec<String> = new
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    for tag in old.all().filter(|tag| !new.contains(tag)) {
+        words.extend(["--deltag".to_owned(), tag]);
+    }
+    for tag in new {
+        words.extend(["--addtag".to_owned(), tag]);
+    }
+    words.push(volume.to_string());
+    program::run(&volume.path(), "lvchange", words).map(drop)
+}
+
+/// Gives a volume another name in its group.
+///
+/// # Errors
+///
+/// LVM's: the name is taken.
+pub fn rename(from: &Name, to: &Name) -> Result<()> {
+    let words = [&from.vg, &from.lv, &to.lv];
+    program::run(&from.path(), "lvrename", words).map(drop)
+}
+
+/// Makes a thin volume larger.
+///
+/// # Errors
+///
+/// LVM's.
+pub fn extend(volume: &Name, bytes: u64) -> Result<()> {
+    let words = ["--size", &format!("{bytes}b"), &volume.to_string()];
+    program::run(&volume.path(), "lvextend", words).map(drop)
+}
+
+/// Makes an active thin volume smaller, whatever is on it.
+///
+/// # Errors
+///
+/// LVM's.
+pub fn reduce(volume: &Name, bytes: u64) -> Result<()> {
+    let words = [
+        "--yes",
+        "--force",
+        "--size",
+        &format!("{bytes}b"),
+        &volume.to_string(),
+    ];
+    program::run(&volume.path(), "lvreduce", words).map(drop)
+}
+
+/// Makes a writable thin snapshot that is activated with its group as any volume.
+///
+/// # Errors
+///
+/// LVM's.
+pub fn writable(origin: &Name, name: &Name) -> Result<()> {
+    let words = [
+        "--snapshot",
+        "--setactivationskip",
+        "n",
+        "--activate",
+        "y",
+        "--name",
+        &name.lv,
+        &origin.to_string(),
+    ];
+    program::run(&name.path(), "lvcreate", words).map(drop)
+}
+
+/// Whether a volume is a thin snapshot or volume that nobody can have changed since it was tagged.
+pub fn is_unchanged(volume: &Volume) -> bool {
+    !volume.writable && volume.tags.is_image()
+}
+
+/// Removes a read-only snapshot of ours that is an image, or one that is not complete, if it is so still.
+///
+/// # Errors
+///
+/// LVM's: it is in use.
+pub fn remove(volume: &Volume) -> Result<()> {
+    if volume.tags.is_partial() {
+        return undo::remove(&volume.name);
+    }
+    let path = volume.name.path();
+    let tag = volume.tags.get(tags::MANIFEST).unwrap_or_default();
+    // LVM itself looks that it is the volume that was meant.
+    let select = format!(
+        "lv_uuid=\"{}\" && lv_permissions=\"read-only\" && lv_tags={{\"{}={tag}\"}}",
+        volume.uuid,
+        tags::MANIFEST
+    );
+    let words = ["--yes", "--quiet", "--select", &select, &volume.name.vg];
+    program::run(&path, "lvremove", words).map(drop)
+}
