@@ -18,7 +18,7 @@ from report import Counts, Tap
 LIMIT = int(os.environ.get("OVBD_TEST_LIMIT", "900"))
 
 # Groups of tests that want what one kernel has: fault injection and checkers, KCSAN, or patches to its own code.
-ONLY_UNDER = {"faults": "debug", "kunit": "debug", "races": "kcsan", "upstream": "upstream-2-overlaybd",
+ONLY_UNDER = {"faults": "debug", "kunit": "debug", "lvm": "native", "races": "kcsan", "upstream": "upstream-2-overlaybd",
               "fixes": "fixed"}
 
 

@@ -214,6 +214,7 @@ def test_all(stages):
     """Everything of `test`, and what takes too long for it."""
     test(["*"], stages)
     stages.run("all guest tests, oldest kernel", lambda: counted("selftests", "KERNEL=oldest"))
+    stages.run("logical volumes", lambda: counted("selftests", "KERNEL=native", "T=lvm/*"))
     stages.run("more damaged images", lambda: counted("selftests", "KERNEL=debug", "T=hostile/*", OVBD_MUTANTS="200",
                                                       OVBD_TEST_LIMIT="3600"))
     stages.run("damaged files for the tools", lambda: one(build.make("fuzz-smoke")))

@@ -8,6 +8,7 @@ use std::{
         fd::AsRawFd,
         unix::fs::{FileExt, PermissionsExt},
     },
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -44,6 +45,11 @@ pub fn detect(stack: &Stack) -> Result<Option<String>> {
     }
     // The file has no name any more: this is the one that this process has for it.
     let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+    Ok(ask(Path::new(&path)))
+}
+
+/// The type of the file system on a block device, None if blkid knows none or is not installed.
+pub fn ask(path: &Path) -> Option<String> {
     let output = Command::new("blkid")
         .args([
             "--probe",
@@ -53,8 +59,8 @@ pub fn detect(stack: &Stack) -> Result<Option<String>> {
             "value",
             "--match-tag",
             "TYPE",
-            &path,
         ])
+        .arg(path)
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .output();
@@ -62,7 +68,7 @@ pub fn detect(stack: &Stack) -> Result<Option<String>> {
         .ok()
         .filter(|output| output.status.success())
         .and_then(|output| String::from_utf8(output.stdout).ok());
-    Ok(found
+    found
         .map(|text| text.trim().to_owned())
-        .filter(|text| !text.is_empty()))
+        .filter(|text| !text.is_empty())
 }

@@ -7,9 +7,13 @@
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod documents;
 pub mod filesystem;
 pub mod layer_format;
 pub mod names;
+pub mod place;
+pub mod pull_thin;
+pub mod push_volume;
 pub mod remote;
 pub mod report;
 pub mod service;

@@ -134,7 +134,7 @@ impl StoreOption {
 }
 
 /// `DIR` or `DIR:NAME`, as skopeo has it: the first colon ends the folder.
-fn split_layout(text: &str) -> (&str, Option<&str>) {
+pub fn split_layout(text: &str) -> (&str, Option<&str>) {
     match text.split_once(':') {
         Some((folder, name)) if !name.is_empty() => (folder, Some(name)),
         Some((folder, _)) => (folder, None),

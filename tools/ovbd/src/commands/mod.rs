@@ -16,6 +16,7 @@ pub mod inspect;
 pub mod login;
 pub mod logout;
 pub mod ls;
+pub mod lvm;
 pub mod pull;
 pub mod push;
 pub mod rmi;
@@ -55,6 +56,7 @@ pub enum Command {
     Fsck(fsck::Fsck),
     Login(login::Login),
     Logout(logout::Logout),
+    Lvm(lvm::Lvm),
 }
 
 impl Command {
@@ -70,6 +72,7 @@ impl Command {
             Command::Inspect(inspect) => inspect.json,
             Command::Gc(gc) => gc.json,
             Command::Fsck(fsck) => fsck.json,
+            Command::Lvm(lvm) => lvm.wants_json(),
             _ => false,
         }
     }
@@ -101,6 +104,7 @@ impl Command {
             Command::Fsck(fsck) => fsck.run(report),
             Command::Login(login) => login.run(report),
             Command::Logout(logout) => logout.run(report),
+            Command::Lvm(lvm) => lvm.run(report),
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::{
     cli::Parents,
     commands::images::{layer_count, stored, virtual_bytes},
     names::{block_layers, StoreOption},
+    pull_thin::{self, ImageSource, ThinTarget},
     remote::{Shown, Transfer},
     report::Report,
 };
@@ -38,7 +39,10 @@ const EXAMPLES: &str = "Examples:
       fetches it and maps it to /dev/mapper/web
 
   ovbd pull --limit 10M --jobs 1 -o usb/images reg.example:5000/vm/web:mon
-      into another folder, slowly";
+      into another folder, slowly
+
+  ovbd pull --thin vg/pool/web reg.example:5000/vm/web:mon
+      as a thin volume, of which only what vg/pool lacks is fetched and written";
 
 /// Fetch an image from a registry into the store.
 ///
@@ -46,6 +50,10 @@ const EXAMPLES: &str = "Examples:
 /// with it. Every file is checked against its digest before it is in the store.
 ///
 /// Then "ovbd up NAME REF" maps it, and the other verbs take REF as their LAYER.
+///
+/// With --thin the image becomes a thin volume of LVM instead: a snapshot of the volume in the pool that has most of its
+/// layers, with only the others fetched and written. It is read-only and can be the base of the next push; what is
+/// to be changed is the snapshot of it with the name given.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Pull {
@@ -76,24 +84,32 @@ pub struct Pull {
     /// How to fetch.
     #[command(flatten)]
     pub transfer: Transfer,
-    /// The image: [HOST[:PORT]/]REPOSITORY[:TAG][@DIGEST]
+    /// Make a thin volume of the image in this pool of LVM: a read-only one, and NAME, a writable snapshot of it [default
+    /// name: the last part of the repository]
+    #[arg(long, value_name = "VG/POOL[/NAME]", conflicts_with_all = ["output", "up"])]
+    pub thin: Option<ThinTarget>,
+    /// The image: [HOST[:PORT]/]REPOSITORY[:TAG][@DIGEST], or for --thin oci:DIR[:NAME] too
     #[arg(value_name = "REF")]
-    pub reference: Reference,
+    pub from: ImageSource,
 }
 
 impl Pull {
     /// Fetches the image.
     pub fn run(self, report: &Report) -> Result<ExitCode> {
-        let store = match self.output.as_ref().map(|folder| folder.to_string_lossy()) {
-            Some(folder) => Store::create(folder.strip_prefix("oci:").unwrap_or(&folder).as_ref())?,
-            None => self.store.create()?,
+        if let Some(target) = &self.thin {
+            return pull_thin::run(&self, &self.from, target, report);
+        }
+        let ImageSource::Registry(reference) = &self.from else {
+            let what = "an image layout is used where it is: every verb takes its name as a LAYER";
+            return Err(Error::new(Kind::Refused, &self.from, what).into());
         };
+        let store = self.open_store()?;
         // Until loop devices have the files.
         let _guard = store.protect()?;
         let platform = self.platform.unwrap_or_else(Platform::here);
         let limit = self.max_size.unwrap_or(u64::MAX);
         let (image, layers) = fetch(
-            &self.reference,
+            reference,
             &store,
             &self.transfer,
             &platform,
@@ -107,13 +123,13 @@ impl Pull {
             true => format!(
                 "{}\n",
                 json!({
-                    "name": self.reference.to_string(), "digest": image.descriptor.digest,
+                    "name": reference.to_string(), "digest": image.descriptor.digest,
                     "layers": image.manifest.layers.len(), "stored": stored(&image), "virtual": virtual_bytes(&image),
                 })
             ),
             false => format!(
                 "{}  {}  {}, {}{size}\n",
-                self.reference,
+                reference,
                 image.descriptor.digest,
                 layer_count(image.manifest.layers.len()),
                 units::size(stored(&image)),
@@ -134,6 +150,23 @@ impl Pull {
             report.answer(&format!("{}\n", device.display()))
         })?;
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Pull {
+    /// The store that the image is fetched into.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Store::create`].
+    pub fn open_store(&self) -> Result<Store> {
+        match self.output.as_ref().map(|folder| folder.to_string_lossy()) {
+            Some(folder) => {
+                let folder = folder.strip_prefix("oci:").unwrap_or(&folder);
+                Ok(Store::create(folder.as_ref())?)
+            }
+            None => self.store.create(),
+        }
     }
 }
 

@@ -2,9 +2,14 @@
 
 //! `ovbd push`.
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
 
-use anyhow::{bail, Context, Result};
+use anyhow::{Context, Result};
 use clap::{Args, ValueHint};
 use ovbd_image::{tar, zfile::Options};
 use ovbd_layers::{
@@ -18,14 +23,11 @@ use ovbd_layers::{
     stack::Stack,
     units,
 };
+use ovbd_lvm::Name;
 use ovbd_oci::{
-    annotations::{
-        ARTIFACT_TYPE, BASE_DIGEST, BASE_NAME, BLOB_DIGEST, BLOB_SIZE, CREATED, FS_TYPE, SOURCE,
-        VERSION, VERSION_VALUE, VIRTUAL_SIZE,
-    },
-    BlobSource, Bounded, Config, Descriptor, Error, FilePart, History, Image, Kind, Manifest,
-    MediaType, Outgoing, Pieces, Platform, Reference, Registry, RootFs, Store, DOCKER_CONFIG,
-    DOCKER_LAYER, MAX_LAYERS, OCI_CONFIG, OCI_LAYER,
+    annotations::{ARTIFACT_TYPE, VIRTUAL_SIZE},
+    BlobSource, Descriptor, Digest, Error, FilePart, Kind, Manifest, MediaType, Outgoing, Pieces,
+    Platform, Reference, Registry, Store, MAX_LAYERS,
 };
 use rayon::prelude::*;
 use serde_json::json;
@@ -33,9 +35,12 @@ use serde_json::json;
 use crate::{
     cli::{self, Parents},
     commands::images::{layer_count, stored, virtual_bytes},
+    documents::{Composition, NewLayer},
     filesystem,
     names::{Found, StoreOption},
-    remote::{Shown, Transfer},
+    place::Place,
+    push_volume::{self, VolumeOptions},
+    remote::{Counts, Shown, Transfer},
     report::Report,
 };
 
@@ -53,14 +58,21 @@ const EXAMPLES: &str = "Examples:
   ovbd push oci:usb/images:web reg.example:5000/vm/web:mon
       an image in a folder, as it is
 
+  ovbd push --snapshot vg/web reg.example:5000/vm/web:mon
+      a new snapshot of a thin volume, of which only what changed since the last is sent
+
   ovbd push --config config.json root.layer reg.example/vm/root:1
       a container too, with {\"Cmd\": [\"/sbin/init\"]} in config.json";
 
-/// Send an image to a registry.
+/// Send an image to a registry or an image layout.
 ///
 /// The image is a stack of layers, bottom first, or one of the store or of the layout oci:DIR[:NAME], which is sent as it
 /// is. An image followed by layers is that image with these on top. What the registry has is not sent; an upload that
 /// was interrupted is gone on with. The same layers and options give the same image: pushing it again sends nothing.
+///
+/// A logical volume VG/LV of LVM, a thin or classic snapshot or one that --snapshot is to be taken of, is sent as one new layer
+/// on top of the newest snapshot that was pushed to the same repository. Only chunks that LVM's metadata says may have
+/// changed are read, and of them only blocks of 4 KiB that differ are stored. The snapshot is tagged with what it is.
 ///
 /// The time in the image is that of SOURCE_DATE_EPOCH, without it there is none.
 #[derive(Debug, Args)]
@@ -86,6 +98,9 @@ pub struct Push {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// What is for logical volumes.
+    #[command(flatten)]
+    pub volume: VolumeOptions,
     /// Parents.
     #[command(flatten)]
     pub parents: Parents,
@@ -95,36 +110,33 @@ pub struct Push {
     /// How to send.
     #[command(flatten)]
     pub transfer: Transfer,
-    /// Layers or images, bottom first, and then the name to push to: [HOST[:PORT]/]REPOSITORY[:TAG]
-    #[arg(value_name = "LAYER|REF", required = true, num_args = 2.., value_hint = ValueHint::FilePath)]
+    /// Layers or images, bottom first, or one logical volume VG/LV, and then the name to push to:
+    /// [HOST[:PORT]/]REPOSITORY[:TAG], or oci:DIR[:NAME] for an image layout
+    #[arg(value_name = "LAYER|VG/LV|REF", required = true, num_args = 2.., value_hint = ValueHint::FilePath)]
     pub names: Vec<OsString>,
 }
 
 /// An image that is to be sent.
-struct ToSend {
-    manifest: Manifest,
-    media_type: MediaType,
-    bytes: Vec<u8>,
-    blobs: Vec<Outgoing<'static>>,
+pub struct ToSend {
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// What that is.
+    pub media_type: MediaType,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Layers and configuration, without those of which the registry is known to have them.
+    pub blobs: Vec<Outgoing<'static>>,
 }
 
 impl Push {
     /// Sends the image.
     pub fn run(mut self, report: &Report) -> Result<ExitCode> {
         let target = self.names.pop().unwrap_or_default();
-        let target: Reference = target
-            .to_str()
-            .context("the name to push to is not text")?
-            .parse()?;
-        if target.digest().is_some() {
-            return Err(Error::new(
-                Kind::Refused,
-                target,
-                "an image is pushed to a tag: its digest is what it is",
-            )
-            .into());
+        let target = target.to_str().context("the name to push to is not text")?;
+        let place = Place::parse(target, &self.transfer)?;
+        if let Some(volume) = self.logical_volume()? {
+            return push_volume::run(&self, volume, &place, report);
         }
-        let registry = Registry::to_push(&target, self.transfer.options());
         let mut found = Vec::new();
         for name in &self.names {
             found.push(self.store.find(name)?);
@@ -134,46 +146,11 @@ impl Push {
             && !self.docker_types
             && self.split.is_none()
             && self.fs.is_none();
-        let image = match &found[..] {
+        let mut image = match &found[..] {
             [Some(found)] if plain => as_it_is(found)?,
-            _ => self.compose(&found, &registry, report)?,
+            _ => self.compose(&found, &place, report)?,
         };
-        let blobs = image.blobs.iter().enumerate().map(|(number, out)| {
-            let name = match number == image.manifest.layers.len() {
-                true => "configuration".to_owned(),
-                false => format!("layer {number}: {}", units::size(out.blob.size)),
-            };
-            (out.blob.digest.clone(), name, out.blob.size)
-        });
-        let shown = Shown::new(report, "pushing", blobs);
-        let mut blobs = image.blobs;
-        let store = Store::open(&self.store.path()).ok();
-        if let Some(store) = &store {
-            for out in &mut blobs {
-                out.from = repositories_with(store, &target, &out.blob)?;
-            }
-        }
-        let _guard = store.as_ref().and_then(|store| store.protect().ok());
-        // Without a store that can be written to, an upload is not gone on with by another process.
-        let notes = store.as_ref().filter(|_| _guard.is_some());
-        ovbd_oci::send_blobs(
-            &registry,
-            &blobs,
-            usize::from(self.transfer.jobs),
-            notes,
-            &shown,
-        )?;
-        let digest =
-            registry.put_document(&target.target(), image.media_type.name(), &image.bytes)?;
-        if image.manifest.subject.is_some() && !registry.knows_subjects() {
-            let descriptor = Descriptor::of(image.media_type.name(), &image.bytes);
-            registry.list_referrer(&image.manifest, &descriptor)?;
-        }
-        let counts = shown.counts();
-        report.note(format_args!(
-            "{} sent, {} already there, {} taken from other repositories",
-            counts.done, counts.present, counts.mounted
-        ));
+        let (digest, counts) = self.send(&place, &mut image, report)?;
         let count = image.manifest.layers.len();
         let bytes: u64 = image.manifest.layers.iter().map(|layer| layer.size).sum();
         let size = image
@@ -183,23 +160,65 @@ impl Push {
             .and_then(|size| size.parse().ok());
         report.print(&match self.json {
             true => format!("{}\n", json!({
-                "name": target.to_string(), "digest": digest, "layers": count, "stored": bytes, "virtual": size,
+                "name": place.to_string(), "digest": digest, "layers": count, "stored": bytes, "virtual": size,
                 "sent": counts.done, "present": counts.present, "mounted": counts.mounted,
             })),
             false => {
                 let size = size.map_or(String::new(), |size| format!(" of {}", units::size(size)));
-                format!("{target}  {digest}  {}, {}{size}\n", layer_count(count), units::size(bytes))
+                format!("{place}  {digest}  {}, {}{size}\n", layer_count(count), units::size(bytes))
             }
         })
     }
 
-    /// Makes an image of layers, the first of which may be those of an image whose configuration is kept.
-    fn compose(
+    /// Sends what the registry lacks of an image, and names the image there.
+    pub fn send(
         &self,
-        found: &[Option<Found>],
-        registry: &Registry,
+        place: &Place,
+        image: &mut ToSend,
         report: &Report,
-    ) -> Result<ToSend> {
+    ) -> Result<(Digest, Counts)> {
+        let config = &image.manifest.config.digest;
+        let layers = &image.manifest.layers;
+        let blobs = image.blobs.iter().map(|out| {
+            let number = layers
+                .iter()
+                .position(|layer| layer.digest == out.blob.digest);
+            let name = match number {
+                Some(number) if out.blob.digest != *config => {
+                    format!("layer {number}: {}", units::size(out.blob.size))
+                }
+                _ => "configuration".to_owned(),
+            };
+            (out.blob.digest.clone(), name, out.blob.size)
+        });
+        let shown = Shown::new(report, "pushing", blobs);
+        let store = Store::open(&self.store.path()).ok();
+        if let (Some(store), Some((target, _))) = (&store, place.registry()) {
+            for out in &mut image.blobs {
+                out.from = repositories_with(store, target, &out.blob)?;
+            }
+        }
+        let _swept_by_nobody = place.protect()?;
+        let _guard = store.as_ref().and_then(|store| store.protect().ok());
+        // Without a store that can be written to, an upload is not gone on with by another process.
+        let notes = store.as_ref().filter(|_| _guard.is_some());
+        let counts = place.send(&image.blobs, usize::from(self.transfer.jobs), notes, &shown)?;
+        let digest = place.name(image.media_type, &image.bytes)?;
+        if let (Some(_), Some((_, registry))) = (&image.manifest.subject, place.registry()) {
+            if !registry.knows_subjects() {
+                let descriptor = Descriptor::of(image.media_type.name(), &image.bytes);
+                registry.list_referrer(&image.manifest, &descriptor)?;
+            }
+        }
+        report.note(format_args!(
+            "{} sent, {} already there, {} taken from other repositories",
+            counts.done, counts.present, counts.mounted
+        ));
+        Ok((digest, counts))
+    }
+
+    /// Makes an image of layers, the first of which may be those of an image whose configuration is kept.
+    fn compose(&self, found: &[Option<Found>], place: &Place, report: &Report) -> Result<ToSend> {
         let base = match found.first() {
             Some(Some(found)) => Some((
                 found.named.name.clone(),
@@ -238,68 +257,36 @@ impl Push {
                 digest.with_context(|| format!("{}: cannot read", names[number].display()))
             })
             .collect::<Result<_>>()?;
-        let mut layers: Vec<Descriptor> = match &base {
-            Some((_, image, _)) => crate::names::block_layers(image, "base")?
-                .iter()
-                .map(|layer| layer.descriptor.clone())
-                .collect(),
-            None => Vec::new(),
+        let new = digests
+            .into_iter()
+            .zip(kept..)
+            .map(|(digest, number)| NewLayer {
+                digest,
+                bytes: sources[number].size(),
+                made_of: names[number]
+                    .file_name()
+                    .map(|name| name.to_string_lossy().into_owned()),
+            })
+            .collect();
+        let composed = Composition {
+            base: base
+                .as_ref()
+                .map(|(name, image, _)| (name.as_deref(), image)),
+            new,
+            virtual_bytes: stack.virtual_bytes(),
+            source: "file",
+            fs_type: fs_type.as_deref(),
+            docker_types: self.docker_types,
+            config: self.config.as_deref(),
         };
-        let layer_type = if self.docker_types {
-            DOCKER_LAYER
-        } else {
-            OCI_LAYER
-        };
-        for (digest, source) in digests.into_iter().zip(&sources[kept..]) {
-            let mut layer = Descriptor::new(layer_type, digest, source.size());
-            let mut note = |name: &str, value: &str| {
-                layer.annotations.insert(name.to_owned(), value.to_owned())
-            };
-            note(BLOB_DIGEST, &layer.digest.to_string());
-            note(BLOB_SIZE, &layer.size.to_string());
-            note(VERSION, VERSION_VALUE);
-            if let Some(fs_type) = &fs_type {
-                note(FS_TYPE, fs_type);
-            }
-            layers.push(layer);
-        }
-        if self.docker_types {
-            layers
-                .iter_mut()
-                .for_each(|layer| layer.media_type = DOCKER_LAYER.to_owned());
-        }
-        let created = created()?;
-        let config = self
-            .config(
-                base.as_ref().map(|(_, image, _)| image),
-                &layers,
-                &names[kept..],
-                created.as_deref(),
-            )?
-            .to_bytes();
-        let (media_type, config_type) = match self.docker_types {
-            true => (MediaType::DockerManifest, DOCKER_CONFIG),
-            false => (MediaType::OciManifest, OCI_CONFIG),
-        };
-        let mut manifest = Manifest::new(
-            media_type,
-            Descriptor::of(config_type, &config),
-            layers.clone(),
-        );
-        let mut note =
-            |name: &str, value: String| manifest.annotations.insert(name.to_owned(), value);
-        note(VIRTUAL_SIZE, stack.virtual_bytes().to_string());
-        note(SOURCE, "file".to_owned());
-        if let Some(created) = created {
-            note(CREATED, created);
-        }
-        if let Some((name, image, _)) = &base {
-            note(BASE_DIGEST, image.descriptor.digest.to_string());
-            if let Some(name) = name {
-                note(BASE_NAME, name.clone());
-            }
-        }
+        let (mut manifest, config) = composed.documents()?;
+        let media_type = composed.media_type();
+        let layers = manifest.layers.to_vec();
         if let Some(subject) = &self.subject {
+            let Some((_, registry)) = place.registry() else {
+                let what = "a subject is for registries, which list what refers to it";
+                return Err(Error::new(Kind::Refused, place, what).into());
+            };
             manifest.subject = Some(self.subject_of(subject, registry)?);
             manifest.artifact_type = Some(ARTIFACT_TYPE.to_owned());
         }
@@ -326,6 +313,25 @@ impl Push {
         })
     }
 
+    /// The logical volume that is to be pushed, if it is one: neither a file nor an image has that name.
+    fn logical_volume(&self) -> Result<Option<Name>> {
+        let name = match &self.names[..] {
+            [name] => name.to_str().and_then(|name| name.parse().ok()),
+            _ => None,
+        };
+        match (name, &self.names[..]) {
+            (Some(volume), [name]) => {
+                let other = Path::new(name).exists() || self.store.find(name)?.is_some();
+                Ok((!other || self.volume.is_given()).then_some(volume))
+            }
+            _ if self.volume.is_given() => {
+                let what = "--snapshot, --base, --full, --trust-base and --dry-run are for one logical volume, VG/LV";
+                crate::cli::wrong_usage("push", what.to_owned())
+            }
+            _ => Ok(None),
+        }
+    }
+
     fn subject_of(&self, subject: &Reference, registry: &Registry) -> Result<Descriptor> {
         let here = registry.reference();
         if subject.name() != here.name() {
@@ -340,83 +346,6 @@ impl Push {
         let (_, descriptor) = found
             .ok_or_else(|| Error::new(Kind::Missing, subject, "no such image in the registry"))?;
         Ok(descriptor)
-    }
-
-    /// The configuration: that of the image below, or what `--config` gives.
-    fn config(
-        &self,
-        base: Option<&Image>,
-        layers: &[Descriptor],
-        new: &[PathBuf],
-        created: Option<&str>,
-    ) -> Result<Config> {
-        let here = Platform::here();
-        let mut config = match base {
-            Some(image) => image.config.clone(),
-            None => Config {
-                architecture: here.architecture,
-                os: here.os,
-                rootfs: RootFs {
-                    kind: "layers".to_owned(),
-                    diff_ids: Bounded::default(),
-                },
-                history: Vec::new(),
-                other: [("config".to_owned(), json!({}))].into_iter().collect(),
-            },
-        };
-        if let Some(path) = &self.config {
-            let text =
-                std::fs::read(path).with_context(|| format!("{}: cannot read", path.display()))?;
-            let given: serde_json::Value = serde_json::from_slice(&text)
-                .with_context(|| format!("{}: not JSON", path.display()))?;
-            let Some(object) = given.as_object() else {
-                bail!("{}: not a JSON object", path.display());
-            };
-            match object.get("config") {
-                Some(inner) if inner.is_object() => {
-                    config.other.insert("config".to_owned(), inner.clone());
-                    for name in ["author", "variant", "os.version"] {
-                        if let Some(value) = object.get(name) {
-                            config.other.insert(name.to_owned(), value.clone());
-                        }
-                    }
-                    for (name, field) in [
-                        ("architecture", &mut config.architecture),
-                        ("os", &mut config.os),
-                    ] {
-                        if let Some(value) = object.get(name).and_then(serde_json::Value::as_str) {
-                            *field = value.to_owned();
-                        }
-                    }
-                }
-                _ => {
-                    config.other.insert("config".to_owned(), given);
-                }
-            }
-        }
-        if let Some(created) = created {
-            config.other.insert("created".to_owned(), json!(created));
-        }
-        // The digest of a layer is that of its uncompressed form: the tar around it is not compressed.
-        let mut ids: Vec<_> = match base {
-            Some(image) => crate::names::block_layers(image, "base")?
-                .iter()
-                .map(|layer| layer.diff_id.clone())
-                .collect(),
-            None => Vec::new(),
-        };
-        ids.extend(layers[ids.len()..].iter().map(|layer| layer.digest.clone()));
-        config.rootfs.diff_ids = Bounded(ids);
-        config.history.extend(new.iter().map(|path| {
-            History {
-                created: created.map(str::to_owned),
-                created_by: path
-                    .file_name()
-                    .map(|name| format!("ovbd push {}", name.to_string_lossy())),
-                ..History::default()
-            }
-        }));
-        Ok(config)
     }
 }
 
@@ -547,7 +476,7 @@ fn split(
 }
 
 /// The bytes of a layer in the tar wrapper, which is put around those that have none without copying them.
-fn wrapped(path: &LayerPath) -> Result<Arc<dyn BlobSource>> {
+pub fn wrapped(path: &LayerPath) -> Result<Arc<dyn BlobSource>> {
     let LayerPath::Sealed(file) = path else {
         return Err(ovbd_layers::Error::new(
             path.data(),
@@ -576,7 +505,7 @@ fn wrapped(path: &LayerPath) -> Result<Arc<dyn BlobSource>> {
 }
 
 /// A source that several hold.
-struct Shared(Arc<dyn BlobSource>);
+pub struct Shared(pub Arc<dyn BlobSource>);
 
 impl BlobSource for Shared {
     fn size(&self) -> u64 {
@@ -585,59 +514,5 @@ impl BlobSource for Shared {
 
     fn read_at(&self, buffer: &mut [u8], at: u64) -> std::io::Result<usize> {
         self.0.read_at(buffer, at)
-    }
-}
-
-/// The time of SOURCE_DATE_EPOCH as RFC 3339 has it.
-fn created() -> Result<Option<String>> {
-    let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH") else {
-        return Ok(None);
-    };
-    let seconds: i64 = text
-        .to_str()
-        .and_then(|text| text.parse().ok())
-        .filter(|seconds| (0..=253_402_300_799).contains(seconds))
-        .context("SOURCE_DATE_EPOCH is not a number of seconds since 1970")?;
-    Ok(Some(rfc3339(seconds)))
-}
-
-/// Days since 1970 as a date of the Gregorian calendar, in periods of 400 years that begin on 1 March.
-fn rfc3339(seconds: i64) -> String {
-    let (days, time) = (
-        seconds.div_euclid(86_400) + 719_468,
-        seconds.rem_euclid(86_400),
-    );
-    let (period, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let date = day - (153 * month + 2) / 5 + 1;
-    let (year, month) = match month < 10 {
-        true => (period * 400 + year, month + 3),
-        false => (period * 400 + year + 1, month - 9),
-    };
-    format!(
-        "{year:04}-{month:02}-{date:02}T{:02}:{:02}:{:02}Z",
-        time / 3600,
-        time / 60 % 60,
-        time % 60
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times() {
-        for (seconds, text) in [
-            (0, "1970-01-01T00:00:00Z"),
-            (951_782_400, "2000-02-29T00:00:00Z"),
-            (1_795_662_001, "2026-11-26T03:00:01Z"),
-            (4_107_542_399, "2100-02-28T23:59:59Z"),
-            (4_107_542_400, "2100-03-01T00:00:00Z"),
-        ] {
-            assert_eq!(rfc3339(seconds), text);
-        }
     }
 }

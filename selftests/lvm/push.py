@@ -1,0 +1,128 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Snapshots of a thin volume are pushed one after the other to an image layout: what the image holds is what the snapshot
+holds, and only what changed is read and stored."""
+
+import json
+import pathlib
+import random
+import sys
+
+sys.path.insert(0, f"{pathlib.Path(__file__).resolve().parents[1]}/lib")
+from block_devices import Devices, sha256
+from ovbd_command import ovbd, ovbd_fails
+from test_script import SCRATCH, Tap, run
+from volumes import CHUNK, MIB, Group, left, set_up_lvm, write_random
+
+SIZE = 64
+tap = Tap()
+LAYOUT = SCRATCH / "images"
+
+
+def push(name, *words):
+    """Pushes to the layout under `name`; returns what was said."""
+    return json.loads(ovbd("push", "--json", *words, f"oci:{LAYOUT}:{name}"))
+
+
+def image_sha256(name):
+    """Of what an image holds, read by another path: exported."""
+    raw = SCRATCH / "image.raw"
+    ovbd("export", f"oci:{LAYOUT}:{name}", "-o", raw)
+    try:
+        return sha256(raw)
+    finally:
+        raw.unlink()
+
+
+def refused(group, what, reason, *words, layout=LAYOUT):
+    """Passes where a push fails for that reason, and leaves nothing."""
+    status, said = ovbd_fails("push", *words, f"oci:{layout}:x")
+    last = said.splitlines()[-1] if said else ""
+    tap.result(status == 1 and reason in last, f"{what}: refused", f"exit status {status}, wanted: {reason}\n{said}")
+    tap.equal(left(group), [], f"{what}: nothing is left")
+
+
+def rounds(group, count):
+    """Changes, discards, grown volumes: each snapshot against the one before."""
+    generator = random.Random("push")
+    node = group.node("web")
+    size = SIZE * MIB
+    write_random(node, generator, size, 60)
+    for number in range(count):
+        if number == count // 2:
+            size += 16 * MIB
+            run("lvextend", "--quiet", "--size", f"{size}b", f"{group.name}/web")
+        if number:
+            write_random(node, generator, size, 12)
+        said = push(number, f"--snapshot=web.{number}", f"{group.name}/web")
+        tap.equal(image_sha256(number), group.sha256(f"web.{number}"), f"image {number} holds what the snapshot holds")
+        tap.equal(said["layers"], number + 1, f"image {number} has one layer more")
+        if number and number != count // 2:
+            tap.result(said["read"] <= 2 * said["changed"], f"push {number} reads changed chunks only", said)
+            tap.result(said["data"] <= said["changed"], f"push {number} stores what differs", said)
+        tap.equal(left(group), [], f"push {number} leaves nothing")
+        tags = group.tags(f"web.{number}")
+        tap.equal((tags["ovbd.manifest"], tags["ovbd.repo"], tags["ovbd.tag"]),
+                  (said["digest"], f"oci:{LAYOUT}", str(number)), f"snapshot {number} says what it is")
+
+
+def small_changes(group):
+    """One sector in a chunk costs one block, and nothing costs nothing."""
+    with open(group.node("web"), "r+b") as device:
+        device.seek(5 * CHUNK + 512)
+        device.write(b"one sector".ljust(512, b"."))
+    said = push("one", "--snapshot=one", f"{group.name}/web")
+    tap.equal((said["changed"], said["data"]), (CHUNK, 4096), "a sector is a block of 4 KiB in the layer")
+    before = said["digest"]
+    said = push("none", "--snapshot=none", f"{group.name}/web")
+    tap.equal((said["digest"], said["data"]), (before, 0), "a snapshot without changes is the same image")
+    said = push("again", f"{group.name}/one")
+    tap.equal((said["digest"], said["sent"]), (before, 0), "a snapshot that was pushed gets another name")
+    known = set(group.all())
+    said = push("dry", "--dry-run", "--snapshot=dry", f"{group.name}/web")
+    tap.equal((set(group.all()), left(group)), (known, []), "a dry run leaves nothing")
+
+
+def refusals(group):
+    """What must not be pushed, or not so."""
+    vg = group.name
+    refused(group, "a volume that can be written to", "--snapshot", f"{vg}/web")
+    refused(group, "a pool", "is a thin pool", "--full", f"{vg}/pool")
+    refused(group, "no such volume", "no such logical volume", "--full", f"{vg}/missing")
+    refused(group, "a name that is taken", "exists", "--snapshot=web.0", f"{vg}/web")
+    group.pool("other", 32)
+    group.thin("elsewhere", 16, "other")
+    refused(group, "a base in another pool", "is in another pool", f"--base={vg}/web.0", "--snapshot", f"{vg}/elsewhere")
+    group.snapshot("web", "plain", "--permission", "r")
+    refused(group, "a base that was not pushed", "was not pushed", f"--base={vg}/plain", "--snapshot", f"{vg}/web")
+    refused(group, "a base of another repository", "was pushed to", f"--base={vg}/web.0", "--snapshot", f"{vg}/web",
+            layout=SCRATCH / "other")
+    run("lvchange", "--permission", "rw", f"{vg}/web.0")
+    refused(group, "a base that can be written to", "--trust-base", f"--base={vg}/web.0", "--snapshot", f"{vg}/web")
+    run("lvchange", "--permission", "r", f"{vg}/web.0")
+    run("lvchange", "--addtag", "ovbd.partial", f"{vg}/plain")
+    status, said = ovbd_fails("push", f"{vg}/plain", f"oci:{LAYOUT}:x")
+    tap.result(status == 1 and "is not complete" in said, "a volume that is not complete: refused", said)
+    run("lvremove", "--yes", f"{vg}/plain")
+    digest = group.tags("web.1")["ovbd.manifest"].removeprefix("sha256:")
+    (LAYOUT / "blobs/sha256" / digest).unlink()
+    refused(group, "a base whose image is gone", "is not on", f"--base={vg}/web.1", "--snapshot", f"{vg}/web")
+    device = f"{vg.replace('-', '--')}-pool-tpool"
+    run("dmsetup", "message", device, "0", "reserve_metadata_snap")
+    said = ovbd("lvm", "recover", "--force", f"{vg}/pool")
+    tap.result(not group.held() and "released" in said, "recover --force releases a metadata snapshot", said)
+
+
+def main():
+    set_up_lvm()
+    with Devices() as devices:
+        group = Group(devices, "vg-a.b", 600)
+        group.pool("pool", 400, "--chunksize", "64k")
+        group.thin("web", SIZE)
+        rounds(group, 6)
+        small_changes(group)
+        refusals(group)
+    tap.finish()
+
+
+main()

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `ovbd lvm`.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use ovbd_devices::{check_root, Interrupt};
+use ovbd_layers::units;
+use ovbd_lvm::{pool, snapshot, tags, undo, Name, Volume, Volumes};
+use serde_json::json;
+
+use crate::report::Report;
+
+/// Show which logical volume is which image, and tidy up.
+///
+/// "status" lists the volumes that are images. "recover" takes back what programs left that were killed: volumes that they
+/// activated, their metadata snapshots of pools, volumes that are not complete. Every push and pull does that as well.
+/// "prune" removes old snapshots.
+///
+/// Example: ovbd lvm prune --keep 3 vg/web
+#[derive(Debug, Args)]
+pub struct Lvm {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[allow(missing_docs)]
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Status(Status),
+    Recover(Recover),
+    Prune(Prune),
+}
+
+/// List the volumes that are images
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Only those of this volume group
+    #[arg(value_name = "VG")]
+    pub vg: Option<String>,
+}
+
+/// Take back what programs left that were killed
+#[derive(Debug, Args)]
+pub struct Recover {
+    /// Release the metadata snapshot of the pool, whoever holds it
+    #[arg(long, requires = "pool")]
+    pub force: bool,
+    /// The pool
+    #[arg(value_name = "VG/POOL")]
+    pub pool: Option<Name>,
+}
+
+/// Remove snapshots of a volume that were pushed, but the newest
+#[derive(Debug, Args)]
+pub struct Prune {
+    /// Keep the newest N of each repository
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub keep: usize,
+    /// Say what would be removed, and remove nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// The volume whose snapshots they are
+    #[arg(value_name = "VG/LV")]
+    pub volume: Name,
+}
+
+impl Lvm {
+    /// Whether the answer is to be JSON.
+    pub fn wants_json(&self) -> bool {
+        matches!(&self.command, Command::Status(status) if status.json)
+    }
+
+    /// Does it.
+    pub fn run(self, report: &Report) -> Result<ExitCode> {
+        check_root()?;
+        match self.command {
+            Command::Status(status) => status.run(report),
+            Command::Recover(recover) => recover.run(report),
+            Command::Prune(prune) => prune.run(report),
+        }
+    }
+}
+
+impl Status {
+    fn run(self, report: &Report) -> Result<ExitCode> {
+        let volumes = match &self.vg {
+            Some(vg) => Volumes::of_group(vg)?,
+            None => Volumes::all()?,
+        };
+        let known = |volume: &&Volume| volume.tags.is_image() || volume.tags.is_partial();
+        let mut text = String::new();
+        let mut list = Vec::new();
+        for volume in volumes.iter().filter(known) {
+            let tag = |name| volume.tags.get(name);
+            let state = match volume.tags.is_partial() {
+                true => "not complete",
+                false if volume.writable => "changed perhaps, it can be written to",
+                false => "unchanged",
+            };
+            let image = match (tag(tags::REPO), tag(tags::TAG)) {
+                (Some(repo), Some(tag)) => format!("{repo}:{tag}"),
+                (Some(repo), None) => repo.to_owned(),
+                _ => "no image".to_owned(),
+            };
+            let digest = tag(tags::MANIFEST).unwrap_or("-");
+            let size = units::size(volume.bytes);
+            text += &format!("{}: {size}, {image}  {digest}, {state}\n", volume.name);
+            list.push(json!({
+                "name": volume.name.to_string(), "bytes": volume.bytes, "manifest": tag(tags::MANIFEST),
+                "repo": tag(tags::REPO), "tag": tag(tags::TAG), "chain": tag(tags::CHAIN),
+                "origin": volume.origin.as_ref().map(ToString::to_string), "writable": volume.writable,
+                "partial": volume.tags.is_partial(), "active": volume.active,
+            }));
+        }
+        report.print(&match self.json {
+            true => format!("{}\n", serde_json::Value::from(list)),
+            false => text,
+        })
+    }
+}
+
+impl Recover {
+    fn run(self, report: &Report) -> Result<ExitCode> {
+        let mut done = undo::recover(report)?;
+        if let Some(name) = self.pool.filter(|_| self.force) {
+            let volumes = Volumes::of_group(&name.vg)?;
+            let pool = volumes.get(&name)?;
+            let device = pool::target(pool);
+            if pool::status(&device)?.is_some_and(|status| status.held_root.is_some()) {
+                pool::message(&device, "release_metadata_snap")?;
+                done.push(format!("{name}: metadata snapshot released"));
+            }
+        }
+        report.print(&done.into_iter().map(|line| line + "\n").collect::<String>())
+    }
+}
+
+impl Prune {
+    fn run(self, report: &Report) -> Result<ExitCode> {
+        let _interrupt = Interrupt::install()?;
+        undo::recover(report)?;
+        let volumes = Volumes::of_group(&self.volume.vg)?;
+        volumes.get(&self.volume)?;
+        let mut snapshots: Vec<&Volume> = volumes
+            .iter()
+            .filter(|volume| volume.origin.as_ref() == Some(&self.volume))
+            .filter(|volume| volume.tags.is_image() || volume.tags.is_partial())
+            .collect();
+        snapshots.sort_by_key(|volume| std::cmp::Reverse((volume.time, volume.thin_id)));
+        let being_made = undo::being_made();
+        let mut kept: Vec<&str> = Vec::new();
+        let mut text = String::new();
+        for volume in snapshots {
+            if being_made.contains(&volume.name.to_string()) {
+                continue;
+            }
+            let repo = volume.tags.get(tags::REPO).unwrap_or_default();
+            let count = kept.iter().filter(|other| **other == repo).count();
+            if !volume.tags.is_partial() {
+                if count < self.keep {
+                    kept.push(repo);
+                    continue;
+                }
+                // What it holds may be nowhere else.
+                if volume.writable {
+                    let what = "can be written to, so it may hold more than its image: not removed";
+                    report.warning(&volume.name.error(what).into());
+                    continue;
+                }
+            }
+            if volume.open {
+                report.warning(&volume.name.error("is in use: not removed").into());
+                continue;
+            }
+            if !self.dry_run {
+                snapshot::remove(volume)?;
+            }
+            text += &format!("{}\n", volume.name);
+        }
+        report.print(&text)
+    }
+}

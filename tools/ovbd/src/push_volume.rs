@@ -1,0 +1,686 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pushing a logical volume: which snapshot is the base, what differs from it, and the tags afterwards.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        Arc,
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use ovbd_devices::{check_root, Interrupt};
+use ovbd_layers::{
+    build, content_hash::uuid_text, delta, direct::DirectFile, layer::LayerPath,
+    report::Report as _, units,
+};
+use ovbd_lvm::{
+    active::Active,
+    difference::{self, Context},
+    snapshot::{self, Made},
+    tags,
+    undo::{self, Undo},
+    Name, Volume, Volumes,
+};
+use ovbd_oci::{Digest, Image, Outgoing};
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::{
+    commands::push::{wrapped, Push, Shared, ToSend},
+    documents::{chain, chain_of, rfc3339, Composition, NewLayer},
+    filesystem,
+    names::block_layers,
+    place::Place,
+    report::Report,
+};
+
+/// What a shell says of a program that Ctrl-C ended.
+const INTERRUPTED: i32 = 130;
+
+/// How a logical volume is pushed.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Logical volumes")]
+pub struct VolumeOptions {
+    /// Take a read-only snapshot of the volume, and push that [default name: LV.TIME]
+    #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub snapshot: Option<String>,
+    /// The snapshot that the new layer is to be on top of [default: the newest that was pushed to the repository]
+    #[arg(long, value_name = "VG/LV", conflicts_with = "full")]
+    pub base: Option<Name>,
+    /// Send all that the volume holds, on top of nothing
+    #[arg(long)]
+    pub full: bool,
+    /// Take a base that can be written to: nobody did since it was pushed
+    #[arg(long)]
+    pub trust_base: bool,
+    /// Do all but sending: say what would be sent, and leave nothing behind
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+impl VolumeOptions {
+    /// Whether any of them is given.
+    pub fn is_given(&self) -> bool {
+        self.snapshot.is_some()
+            || self.base.is_some()
+            || self.full
+            || self.trust_base
+            || self.dry_run
+    }
+}
+
+/// What a volume is pushed on top of.
+struct Base {
+    volume: Volume,
+    image: Image,
+}
+
+/// Pushes the volume `name`.
+///
+/// # Errors
+///
+/// A volume that cannot be pushed as it is, those of LVM, of reading and of the registry. Nothing is left behind then.
+pub fn run(push: &Push, name: Name, place: &Place, report: &Report) -> Result<ExitCode> {
+    check_root()?;
+    let options = &push.volume;
+    let repo = place.repository();
+    for text in [repo.as_str(), place.tag()] {
+        if !tags::is_allowed(text) {
+            return Err(name
+                .error(format!("LVM allows no tag with \"{text}\""))
+                .into());
+        }
+    }
+    let interrupt = Interrupt::install()?;
+    for said in undo::recover(report)? {
+        report.note(said);
+    }
+    let undo = Undo::begin()?;
+    let volumes = Volumes::of_group(&name.vg)?;
+    check_kind(&volumes, volumes.get(&name)?, options)?;
+    let (new, made) = match &options.snapshot {
+        None => (volumes.get(&name)?.clone(), None),
+        Some(given) => {
+            let volume = volumes.get(&name)?;
+            let made = take_snapshot(&volumes, volume, given, &undo)?;
+            let new = Volumes::of_group(&name.vg)?.get(made.name())?.clone();
+            report.note(format_args!("{name}: snapshot {} (read-only)", new.name));
+            (new, Some(made))
+        }
+    };
+    let pool = volumes.pool_of(&new).ok().cloned();
+    if let Some(pool) = pool.as_ref().filter(|pool| !pool.zeroes) {
+        let what = "the pool does not zero new chunks (-Zn): what other volumes held may be in parts of chunks that were \
+                    never written, and is sent too";
+        report.warn(&pool.name.error(what));
+    }
+    let base = match options.full {
+        true => None,
+        false => find_base(push, &volumes, &name, &new, place, report)?,
+    };
+    let names = Naming {
+        place,
+        base: base.as_ref(),
+    };
+    match &base {
+        Some(base) => report.note(format_args!(
+            "base: {} is {}, {} layers on {repo}",
+            base.volume.name,
+            base.image.descriptor.digest.short(),
+            base.image.manifest.layers.len()
+        )),
+        None => report.note("base: none, all that the volume holds is sent"),
+    }
+    let folder = Folder::make(&undo)?;
+    let context = Context {
+        undo: &undo,
+        interrupt: &interrupt,
+        report,
+    };
+    let work = Work {
+        push,
+        report,
+        new: &new,
+        pool: pool.as_ref(),
+        base: base.as_ref(),
+    };
+    let found = work.find_changes(folder.0.path(), context)?;
+    let mut image = work.compose(&found)?;
+    let sizes = image_sizes(&image, &found);
+    if options.dry_run {
+        let text = format!(
+            "would send {}, holding {}; {place} would have {} layers\n",
+            units::size(sizes.new_stored),
+            units::size(found.written.counts.data),
+            image.manifest.layers.len()
+        );
+        let answer = json!({
+            "name": place.to_string(), "snapshot": new.name.to_string(), "base": base_name(&base),
+            "would-send": sizes.new_stored, "changed": found.changed, "read": found.written.counts.read,
+            "data": found.written.counts.data, "zeroed": found.written.counts.zeroed,
+            "layers": image.manifest.layers.len(),
+        });
+        return report.print(&if push.json {
+            format!("{answer}\n")
+        } else {
+            text
+        });
+    }
+    interrupt.check(&new.name.path())?;
+    let (name_made, path) = (
+        made.as_ref().map(|made| made.name().clone()),
+        folder.0.path().to_owned(),
+    );
+    let _watch = Watch::begin(&interrupt, move || {
+        if let Some(name) = &name_made {
+            // The note stays where it cannot be removed.
+            let _ = undo::remove(name);
+        }
+        let _ = std::fs::remove_dir_all(&path);
+    });
+    let (digest, counts) = match (&base, found.written.layers.is_empty()) {
+        // Nothing differs: the name gets the image of the base.
+        (Some(base), true) => {
+            let media_type = base.image.media_type();
+            let bytes = &base.image.manifest_bytes;
+            (place.name(media_type, bytes)?, Default::default())
+        }
+        _ => push.send(place, &mut image, report)?,
+    };
+    names.tag(&new, &digest, &found)?;
+    if let Some(made) = made {
+        made.keep();
+    }
+    let answer = json!({
+        "name": place.to_string(), "digest": digest, "layers": image.manifest.layers.len(), "stored": sizes.stored,
+        "virtual": new.bytes, "sent": counts.done, "present": counts.present, "mounted": counts.mounted,
+        "snapshot": new.name.to_string(), "base": base_name(&base), "changed": found.changed,
+        "read": found.written.counts.read, "data": found.written.counts.data,
+        "zeroed": found.written.counts.zeroed, "layer-bytes": sizes.new_stored,
+    });
+    report.print(&match push.json {
+        true => format!("{answer}\n"),
+        false => format!(
+            "{place}  {digest}  {} layers, {} of {}\n",
+            image.manifest.layers.len(),
+            units::size(sizes.stored),
+            units::size(new.bytes)
+        ),
+    })
+}
+
+fn base_name(base: &Option<Base>) -> Option<String> {
+    base.as_ref().map(|base| base.volume.name.to_string())
+}
+
+fn temporary_folder() -> PathBuf {
+    match std::env::var_os("TMPDIR") {
+        Some(folder) => folder.into(),
+        // Layers can be large, and /tmp is often memory.
+        None => "/var/tmp".into(),
+    }
+}
+
+/// Refuses volumes of which no push can be made.
+fn check_kind(volumes: &Volumes, volume: &Volume, options: &VolumeOptions) -> Result<()> {
+    let name = &volume.name;
+    if volume.is_pool() {
+        return Err(name.error("is a thin pool: push one of its volumes").into());
+    }
+    if volume.tags.is_partial() {
+        let what = "is not complete: what made it was killed (\"ovbd lvm prune\" removes it)";
+        return Err(name.error(what).into());
+    }
+    if volume.is_classic_snapshot() && volume.invalid {
+        let what = "the snapshot is invalid: it was full, and lost what it held";
+        return Err(name.error(what).into());
+    }
+    if options.snapshot.is_some() {
+        return match volume.is_thin() {
+            true => Ok(()),
+            false => Err(name
+                .error("not a thin volume: make a snapshot with \"lvcreate --snapshot --permission r\", and push that")
+                .into()),
+        };
+    }
+    if volume.writable {
+        let what = "can be written to: what is read would be of no one moment (--snapshot pushes a snapshot of it; \
+                    \"lvchange --permission r\" makes it read-only)";
+        return Err(name.error(what).into());
+    }
+    if !volume.is_thin() && !volume.is_classic_snapshot() && !options.full {
+        let what = "neither a thin volume nor a snapshot: LVM does not know what changed (--full sends all; \"ovbd build \
+                    --base\" makes the next layer of it)";
+        return Err(name.error(what).into());
+    }
+    if volume.is_thin() {
+        volumes.pool_of(volume)?;
+    }
+    Ok(())
+}
+
+fn take_snapshot(volumes: &Volumes, volume: &Volume, given: &str, undo: &Undo) -> Result<Made> {
+    let name = match given {
+        "" => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH);
+            let now = rfc3339(now.map_or(0, |now| now.as_secs() as i64));
+            let time: String = now
+                .chars()
+                .filter(|c| c.is_ascii_digit() || *c == 'T')
+                .collect();
+            volume.name.sibling(format!("{}.{time}", volume.name.lv))
+        }
+        given => volume.name.sibling(given),
+    };
+    if !ovbd_lvm::volume::is_name(&name.lv) {
+        return Err(name.error("LVM allows no such name").into());
+    }
+    if volumes.find(&name).is_some() {
+        let what = "exists: give the snapshot another name (--snapshot=NAME), or push this one without --snapshot";
+        return Err(name.error(what).into());
+    }
+    Ok(Made::snapshot(&volume.name, &name, undo)?)
+}
+
+/// The snapshot below, whose image is on the registry.
+fn find_base(
+    push: &Push,
+    volumes: &Volumes,
+    source: &Name,
+    new: &Volume,
+    place: &Place,
+    report: &Report,
+) -> Result<Option<Base>> {
+    let options = &push.volume;
+    let repo = &*place.repository();
+    if let Some(name) = &options.base {
+        let volume = volumes.get(name)?;
+        check_comparable(volume, new)?;
+        if volume.tags.is_partial() || volume.tags.get(tags::MANIFEST).is_none() {
+            let what = format!("was not pushed to {repo}: it is no image (--full sends all)");
+            return Err(volume.name.error(what).into());
+        }
+        if volume.tags.get(tags::REPO) != Some(repo) {
+            let other = volume.tags.get(tags::REPO).unwrap_or("nowhere");
+            let what = format!("was pushed to {other}, not to {repo} (--full sends all)");
+            return Err(volume.name.error(what).into());
+        }
+        check_unchanged(volume, options)?;
+        return match fetch_image(push, volume, place)? {
+            Some(image) => Ok(Some(Base {
+                volume: volume.clone(),
+                image,
+            })),
+            None => {
+                let what = format!("its image is not on {repo} any more (--full sends all)");
+                Err(volume.name.error(what).into())
+            }
+        };
+    }
+    let origin = volumes
+        .find(source)
+        .and_then(|volume| volume.origin.clone())
+        .or_else(|| new.origin.clone());
+    let mut candidates: Vec<&Volume> = volumes
+        .iter()
+        .filter(|volume| {
+            volume.tags.is_image()
+                && volume.tags.get(tags::REPO) == Some(repo)
+                && check_comparable(volume, new).is_ok()
+        })
+        .collect();
+    // Those of the same origin first, of them the newest.
+    candidates.sort_by_key(|volume| {
+        let related = match () {
+            _ if volume.name == new.name => 3,
+            // Made of it, or what it was made of.
+            _ if volume.origin.as_ref() == Some(source) => 2,
+            _ if Some(&volume.name) == origin.as_ref() => 2,
+            _ if origin.is_some() && volume.origin == origin => 1,
+            _ => 0,
+        };
+        std::cmp::Reverse((related, volume.time, volume.thin_id))
+    });
+    for volume in candidates {
+        match fetch_image(push, volume, place)? {
+            Some(image) => {
+                check_unchanged(volume, options)?;
+                let volume = volume.clone();
+                return Ok(Some(Base { volume, image }));
+            }
+            None => {
+                let what = format!("is no base: its image is not on {repo} any more");
+                report.warn(&volume.name.error(what));
+            }
+        }
+    }
+    if new.is_classic_snapshot() {
+        report.note(format_args!(
+            "no older snapshot of the same volume was pushed to {repo}"
+        ));
+    }
+    Ok(None)
+}
+
+/// Refuses two volumes of which LVM does not know the difference.
+fn check_comparable(old: &Volume, new: &Volume) -> Result<()> {
+    let why = match (old.is_thin(), new.is_thin()) {
+        _ if old.name.vg != new.name.vg => Some("is in another volume group"),
+        (true, true) if old.pool != new.pool => Some("is in another pool"),
+        (true, true) => None,
+        (false, false) if old.is_classic_snapshot() && new.is_classic_snapshot() => {
+            (old.origin != new.origin).then_some("is a snapshot of another volume")
+        }
+        _ => Some("is no snapshot that LVM can compare with it"),
+    };
+    match why {
+        None => Ok(()),
+        Some(why) => {
+            let what = format!(
+                "{why} than {}: what differs is not known (--full sends all)",
+                new.name
+            );
+            Err(old.name.error(what).into())
+        }
+    }
+}
+
+/// Refuses a base that may have been written to since it was pushed: metadata does not tell.
+fn check_unchanged(volume: &Volume, options: &VolumeOptions) -> Result<()> {
+    if snapshot::is_unchanged(volume) || options.trust_base {
+        return Ok(());
+    }
+    let what = "is the base and can be written to: what differs from its image is not known (--trust-base goes on if \
+                nobody wrote to it; --full sends all; --base names another)";
+    Err(volume.name.error(what).into())
+}
+
+/// The image that a volume is, as its tags say, from the registry; None if it is not there.
+fn fetch_image(push: &Push, volume: &Volume, place: &Place) -> Result<Option<Image>> {
+    let digest: Option<Digest> = volume
+        .tags
+        .get(tags::MANIFEST)
+        .and_then(|digest| digest.parse().ok());
+    let Some(digest) = digest else {
+        let what = "has a tag ovbd.manifest that is no digest (--full sends all)";
+        return Err(volume.name.error(what).into());
+    };
+    let Some(image) = place.image(&digest, &push.transfer)? else {
+        return Ok(None);
+    };
+    let chain = chain_of(&image)?.map(|chain| chain.to_string());
+    if chain.as_deref() != volume.tags.get(tags::CHAIN) {
+        let what = "its tag ovbd.chain is not of its image (--full sends all)";
+        return Err(volume.name.error(what).into());
+    }
+    Ok(Some(image))
+}
+
+/// One push.
+struct Work<'a> {
+    push: &'a Push,
+    report: &'a Report,
+    new: &'a Volume,
+    pool: Option<&'a Volume>,
+    base: Option<&'a Base>,
+}
+
+/// What is new.
+struct Found {
+    written: delta::Written,
+    /// Bytes that may have changed, as metadata says.
+    changed: u64,
+    fs_type: Option<String>,
+    /// Layers with their digests.
+    layers: Vec<(LayerPath, Digest, u64)>,
+}
+
+impl Work<'_> {
+    /// Reads what may have changed and writes it as layers into `folder`.
+    fn find_changes(&self, folder: &Path, context: Context<'_>) -> Result<Found> {
+        for volume in [Some(self.new), self.base.map(|base| &base.volume)] {
+            // They are active with their origin, whose business that is.
+            if let Some(volume) = volume.filter(|v| v.is_classic_snapshot() && !v.active) {
+                return Err(volume
+                    .name
+                    .error("is not active: activate its origin")
+                    .into());
+            }
+        }
+        let active = Active::new(self.new, context.undo)?;
+        let base = match self.base {
+            Some(base) if base.volume.uuid != self.new.uuid => {
+                Some((&base.volume, Active::new(&base.volume, context.undo)?))
+            }
+            // It was pushed before: nothing is new.
+            _ => None,
+        };
+        let old = base.as_ref().map(|(volume, _)| *volume);
+        let ranges = match (self.base, self.pool, old) {
+            (Some(_), _, None) => Vec::new(),
+            (_, Some(pool), _) => difference::thin(pool, old, self.new, context)?,
+            (_, None, Some(old)) => difference::classic(old, self.new)?,
+            (None, None, None) => vec![delta::Range {
+                start: 0,
+                bytes: self.new.bytes,
+                known: delta::Known::WasZero,
+            }],
+        };
+        let changed: u64 = ranges
+            .iter()
+            .filter(|range| range.known != delta::Known::Zeroed)
+            .map(|range| range.bytes)
+            .sum();
+        let freed: u64 = ranges.iter().map(|range| range.bytes).sum::<u64>() - changed;
+        self.report.note(format_args!(
+            "changed: {} at most, discarded: {}",
+            units::size(changed),
+            units::size(freed)
+        ));
+        self.report.begin("reading", changed + freed);
+        let new = DirectFile::open(self.new.device())?;
+        let old = match old {
+            Some(old) => Some(DirectFile::open(old.device())?),
+            None => None,
+        };
+        let pair = delta::Pair {
+            new: &new,
+            old: old.as_ref(),
+            ranges: &ranges,
+            always: match self.base {
+                Some(base) => base.volume.bytes != self.new.bytes,
+                None => true,
+            },
+        };
+        let parent = self.base.and_then(|base| base.volume.tags.get(tags::UUID));
+        let options = build::Options {
+            tar: true,
+            parent_uuid: parent.and_then(|uuid| uuid.parse().ok()).map(uuid_text),
+            ..build::Options::default()
+        };
+        let path = self.new.name.path();
+        let check = || context.interrupt.check(&path);
+        let written = delta::write(pair, folder, &options, context.report, &check)?;
+        let fs_type = match self.push.fs.as_deref() {
+            Some("none") => None,
+            Some(given) => Some(given.to_owned()),
+            None => filesystem::ask(self.new.device()),
+        };
+        drop((new, old));
+        let counts = written.counts;
+        self.report.note(format_args!(
+            "{} read, {} differ in blocks of 4 KiB, {} became zeros",
+            units::size(counts.read),
+            units::size(counts.data),
+            units::size(counts.zeroed)
+        ));
+        if let Some((_, base)) = base {
+            base.end()?;
+        }
+        active.end()?;
+        let mut layers = Vec::new();
+        for (path, _) in &written.layers {
+            let path = LayerPath::Sealed(path.clone());
+            let source = wrapped(&path)?;
+            let digest = source.digest(|_| ());
+            let digest =
+                digest.with_context(|| format!("{}: cannot read", path.data().display()))?;
+            layers.push((path, digest, source.size()));
+        }
+        Ok(Found {
+            written,
+            changed,
+            fs_type,
+            layers,
+        })
+    }
+
+    fn compose(&self, found: &Found) -> Result<ToSend> {
+        let name = self.new.name.to_string();
+        let composed = Composition {
+            base: self.base.map(|base| (None, &base.image)),
+            new: found
+                .layers
+                .iter()
+                .map(|(_, digest, bytes)| NewLayer {
+                    digest: digest.clone(),
+                    bytes: *bytes,
+                    made_of: Some(name.clone()),
+                })
+                .collect(),
+            virtual_bytes: self.new.bytes,
+            source: if self.new.is_thin() { "thin" } else { "thick" },
+            fs_type: found.fs_type.as_deref(),
+            docker_types: self.push.docker_types,
+            config: self.push.config.as_deref(),
+        };
+        let (manifest, config) = composed.documents()?;
+        let mut blobs = Vec::new();
+        for (path, digest, _) in &found.layers {
+            let layer = manifest.layers.iter().find(|layer| layer.digest == *digest);
+            let blob = layer.context("a layer is not in its manifest")?.clone();
+            blobs.push(Outgoing {
+                blob,
+                source: Box::new(Shared(wrapped(path)?)),
+                from: Vec::new(),
+            });
+        }
+        blobs.push(Outgoing {
+            blob: manifest.config.clone(),
+            source: Box::new(config),
+            from: Vec::new(),
+        });
+        Ok(ToSend {
+            bytes: manifest.to_bytes(),
+            media_type: composed.media_type(),
+            manifest,
+            blobs,
+        })
+    }
+}
+
+struct ImageSizes {
+    /// Of all layers.
+    stored: u64,
+    /// Of the new ones.
+    new_stored: u64,
+}
+
+fn image_sizes(image: &ToSend, found: &Found) -> ImageSizes {
+    ImageSizes {
+        stored: image.manifest.layers.iter().map(|layer| layer.size).sum(),
+        new_stored: found.layers.iter().map(|(_, _, bytes)| bytes).sum(),
+    }
+}
+
+/// A folder for new layers, which is removed when this is dropped.
+struct Folder(TempDir, Undo, u64);
+
+impl Folder {
+    fn make(undo: &Undo) -> Result<Self> {
+        let folder = tempfile::Builder::new()
+            .prefix(undo::FOLDER_PREFIX)
+            .tempdir_in(temporary_folder())
+            .context("cannot make a temporary folder")?;
+        let number = undo.note(undo::Action::Folder {
+            path: folder.path().to_owned(),
+        })?;
+        Ok(Self(folder, undo.clone(), number))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(self.0.path());
+        self.1.forget(self.2);
+    }
+}
+
+/// While something is sent or fetched nothing has to be put back in order first: a signal ends the program, after `clean`.
+pub struct Watch(Arc<AtomicBool>);
+
+impl Watch {
+    /// From now on, until this is dropped.
+    pub fn begin(interrupt: &Interrupt, clean: impl FnOnce() + Send + 'static) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let (interrupt, watched) = (interrupt.clone(), over.clone());
+        std::thread::spawn(move || {
+            while !watched.load(Ordering::Relaxed) {
+                if interrupt.check(Path::new("")).is_err() {
+                    clean();
+                    std::process::exit(INTERRUPTED);
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+        Self(over)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What a volume is tagged with.
+struct Naming<'a> {
+    place: &'a Place,
+    base: Option<&'a Base>,
+}
+
+impl Naming<'_> {
+    fn tag(&self, volume: &Volume, digest: &Digest, found: &Found) -> Result<()> {
+        let mut ids = Vec::new();
+        if let Some(base) = self.base {
+            let layers = block_layers(&base.image, "base")?;
+            ids.extend(layers.into_iter().map(|layer| layer.diff_id));
+        }
+        ids.extend(found.layers.iter().map(|(_, digest, _)| digest));
+        let chain = chain(ids);
+        let mut new = vec![
+            (tags::MANIFEST, digest.to_string()),
+            (tags::REPO, self.place.repository()),
+            (tags::TAG, self.place.tag().to_owned()),
+        ];
+        new.extend(chain.map(|chain| (tags::CHAIN, chain.to_string())));
+        let uuid = match found.written.layers.last() {
+            Some((_, uuid)) => Some(uuid.as_str().to_owned()),
+            None => self
+                .base
+                .and_then(|base| base.volume.tags.get(tags::UUID))
+                .map(str::to_owned),
+        };
+        new.extend(uuid.map(|uuid| (tags::UUID, uuid)));
+        // Those that it got when it was made are not in what was asked before.
+        let volumes = Volumes::of_group(&volume.name.vg)?;
+        let now = volumes.get(&volume.name)?;
+        Ok(snapshot::tag(&volume.name, &now.tags, &new)?)
+    }
+}
