@@ -2,12 +2,13 @@
 
 //! One command at a time changes a stack.
 //!
-//! The lock is on a file in /run that stays; the kernel lets it go with the program, however that ends.
+//! The lock is on a file in /run that stays; the kernel lets it go with the program, however that ends. What other
+//! locks need as well, [`make_folder`], [`open_file`] and [`wait_for`] do.
 
 use std::{
     fs::{self, File},
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
-    path::{Path, PathBuf},
+    path::Path,
     thread,
     time::Duration,
 };
@@ -20,7 +21,8 @@ use ovbd_layers::{
     report::Report,
 };
 
-const FOLDER: &str = "/run/ovbd";
+/// Where the files of locks are.
+pub const FOLDER: &str = "/run/ovbd";
 
 /// Time between two attempts.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -57,22 +59,12 @@ impl Lock {
         report: &dyn Report,
     ) -> Result<Self> {
         let path = folder.join(format!("{name}.lock"));
-        let file = open(folder, &path)?;
-        let mut said = false;
-        loop {
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => break,
-                Err(Errno::WOULDBLOCK) => {}
-                Err(e) => return Err(Error::io(&path, "lock", e.into())),
-            }
-            if !said {
-                said = true;
-                let what = format!("waiting for {}, which changes the stack", holder(&file));
-                report.warn(&Error::new(&path, what));
-            }
-            interrupt.check(&path)?;
-            thread::sleep(PAUSE);
-        }
+        make_folder(folder)?;
+        let file = open_file(&path)?;
+        wait_for(&file, &path, interrupt, report, || {
+            let what = format!("waiting for {}, which changes the stack", holder(&file));
+            Error::new(&path, what)
+        })?;
         // For whoever waits; the lock holds without it.
         let text = format!("{:<20}\n", std::process::id());
         let _ = file.write_all_at(text.as_bytes(), 0);
@@ -80,12 +72,25 @@ impl Lock {
     }
 }
 
-fn open(folder: &Path, path: &PathBuf) -> Result<File> {
+/// Makes a folder for the files of locks where it is missing.
+///
+/// # Errors
+///
+/// The system's.
+pub fn make_folder(folder: &Path) -> Result<()> {
     fs::DirBuilder::new()
         .mode(0o755)
         .recursive(true)
         .create(folder)
-        .map_err(|e| Error::io(folder, "create", e))?;
+        .map_err(|e| Error::io(folder, "create", e))
+}
+
+/// Opens the file of a lock, and makes it where it is missing.
+///
+/// # Errors
+///
+/// The system's.
+pub fn open_file(path: &Path) -> Result<File> {
     File::options()
         .read(true)
         .write(true)
@@ -94,6 +99,34 @@ fn open(folder: &Path, path: &PathBuf) -> Result<File> {
         .mode(0o600)
         .open(path)
         .map_err(|e| Error::io(path, "open", e))
+}
+
+/// Locks a file once nobody else has, and says `why` it waits if it has to. The lock is held while the file is open.
+///
+/// # Errors
+///
+/// An interrupt, and the system's.
+pub fn wait_for(
+    file: &File,
+    path: &Path,
+    interrupt: &Interrupt,
+    report: &dyn Report,
+    why: impl Fn() -> Error,
+) -> Result<()> {
+    let mut said = false;
+    loop {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) => {}
+            Err(e) => return Err(Error::io(path, "lock", e.into())),
+        }
+        if !said {
+            said = true;
+            report.warn(&why());
+        }
+        interrupt.check(path)?;
+        thread::sleep(PAUSE);
+    }
 }
 
 /// Who has the lock.

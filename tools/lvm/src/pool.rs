@@ -6,24 +6,25 @@
 //! ([`crate::undo`]) and held only while a program of thin-provisioning-tools runs. Who else holds one is waited for.
 
 use std::{
-    fs::{DirBuilder, File},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    fs::File,
     path::Path,
     thread,
     time::{Duration, Instant},
 };
 
-use ovbd_devices::Interrupt;
+use ovbd_devices::{
+    lock::{self, FOLDER},
+    Interrupt,
+};
 use ovbd_kernel::dm::{self, Control, Id};
 use ovbd_layers::{
     block_device::block_number,
     error::{Error, Result},
     report::Report,
 };
-use rustix::{fs::FlockOperation, io::Errno};
 
 use crate::{
-    undo::{Action, Undo, FOLDER},
+    undo::{Action, Undo},
     Name, Volume,
 };
 
@@ -159,30 +160,18 @@ struct Reading(#[allow(dead_code)] Vec<File>);
 impl Reading {
     fn wait(pool: &Volume, interrupt: &Interrupt, report: &dyn Report) -> Result<Self> {
         let folder = Path::new(FOLDER);
-        let made = DirBuilder::new().mode(0o755).recursive(true).create(folder);
-        made.map_err(|e| Error::io(folder, "create", e))?;
+        lock::make_folder(folder)?;
         let own = folder.join(format!("pool-{}.lock", pool.uuid));
-        let file = open_lock(&own)?;
-        lock(&file, &own, &pool.name, interrupt, report)?;
+        let file = lock::open_file(&own)?;
+        wait_for(&file, &own, &pool.name, interrupt, report)?;
         let mut files = vec![file];
         let other = Path::new(NEIGHBOUR_LOCK);
         if let Ok(file) = File::open(other) {
-            lock(&file, other, &pool.name, interrupt, report)?;
+            wait_for(&file, other, &pool.name, interrupt, report)?;
             files.push(file);
         }
         Ok(Self(files))
     }
-}
-
-fn open_lock(path: &Path) -> Result<File> {
-    File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(|e| Error::io(path, "open", e))
 }
 
 /// The right to make the volume of a name, until this is dropped.
@@ -197,37 +186,26 @@ impl Turn {
     /// An interrupt, and the system's.
     pub fn wait(name: &Name, interrupt: &Interrupt, report: &dyn Report) -> Result<Self> {
         let folder = Path::new(FOLDER);
-        let made = DirBuilder::new().mode(0o755).recursive(true).create(folder);
-        made.map_err(|e| Error::io(folder, "create", e))?;
+        lock::make_folder(folder)?;
         let path = folder.join(format!("volume-{}-{}.lock", name.vg, name.lv));
-        let file = open_lock(&path)?;
-        lock(&file, &path, name, interrupt, report)?;
+        let file = lock::open_file(&path)?;
+        wait_for(&file, &path, name, interrupt, report)?;
         Ok(Self(file))
     }
 }
 
-fn lock(
+/// Waits for the lock of a file, of which `subject` is in want.
+fn wait_for(
     file: &File,
     path: &Path,
     subject: &Name,
     interrupt: &Interrupt,
     report: &dyn Report,
 ) -> Result<()> {
-    let mut said = false;
-    loop {
-        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(()),
-            Err(Errno::WOULDBLOCK) => {}
-            Err(e) => return Err(Error::io(path, "lock", e.into())),
-        }
-        if !said {
-            said = true;
-            let what = format!("waiting for another process ({} is locked)", path.display());
-            report.warn(&subject.error(what));
-        }
-        interrupt.check(path)?;
-        thread::sleep(PAUSE);
-    }
+    lock::wait_for(file, path, interrupt, report, || {
+        let what = format!("waiting for another process ({} is locked)", path.display());
+        subject.error(what)
+    })
 }
 
 /// Takes a metadata snapshot of a pool, which must be active, lets `read` read it from the device with the metadata, and

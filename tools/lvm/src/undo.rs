@@ -10,13 +10,14 @@
 use std::{
     fs::{self, File},
     io::{ErrorKind, Read, Seek, SeekFrom, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
+use ovbd_devices::lock::{make_folder, FOLDER};
 use ovbd_layers::{
     error::{Error, Result},
     report::Report,
@@ -25,9 +26,6 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::{pool, program, tags, volume::Name, Volumes};
-
-/// Where the notes are.
-pub const FOLDER: &str = "/run/ovbd";
 
 /// How long a metadata snapshot must stay of which is not known whose it is.
 const UNKNOWN_OWNER: Duration = Duration::from_secs(15);
@@ -94,11 +92,7 @@ impl Undo {
     }
 
     fn begin_in(folder: &Path) -> Result<Self> {
-        let made = fs::DirBuilder::new()
-            .mode(0o755)
-            .recursive(true)
-            .create(folder);
-        made.map_err(|e| Error::io(folder, "create", e))?;
+        make_folder(folder)?;
         let mut number = 0;
         loop {
             let path = folder.join(format!("lvm-{}-{number}{SUFFIX}", std::process::id()));
