@@ -6,14 +6,9 @@
 //! store is complete on its device: its exceptions say which chunks were written, and only these are read. What they
 //! hold is compared with the stack below, so that the layer is that which `ovbd build --base` makes of a copy.
 
-use std::{
-    fs::File,
-    os::unix::fs::{FileExt, OpenOptionsExt},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use ovbd_image::lsmt::{Identity, UuidText, SECTOR_BYTES};
-use rustix::fs::OFlags;
 
 use ovbd_kernel::{
     dm::{Control, Suspend},
@@ -22,7 +17,7 @@ use ovbd_kernel::{
 
 use crate::{
     check_root,
-    exceptions::{exceptions, header, Exception, Header, HEADER_BYTES},
+    exceptions::{read_exceptions, read_header, Exception, Header},
     hold_still::{check_elsewhere, Frozen},
     lock::Lock,
     mapped::{self, node, Mapped},
@@ -35,6 +30,7 @@ use ovbd_layers::{
     blob::Content,
     build::{finish_output, start_blob, Options},
     content_hash::ContentHash,
+    direct::{Aligned, DirectFile},
     error::{Error, Result},
     file_range::FileRange,
     layer::read_trailer,
@@ -43,9 +39,6 @@ use ovbd_layers::{
     report::Report,
     zeros::{is_zero, GRANULE_BYTES},
 };
-
-/// Alignment that every direct read accepts.
-const ALIGNMENT: usize = 4096;
 
 /// Sectors of a block: what of it differs from the stack below is stored whole.
 const BLOCK_SECTORS: u64 = GRANULE_BYTES as u64 / SECTOR_BYTES;
@@ -93,7 +86,7 @@ pub fn commit(
     check_elsewhere(device, out, &storage)?;
     let cow = PathBuf::from(device_name(cow));
     // What is known now can only become more.
-    Store::open(cow.clone(), device.sectors())?.check_count(out)?;
+    Store::open(&cow, device.sectors())?.check_count(out)?;
     let lower = Lower::new(&stack)?;
     let below = FileRange::open(&below.node())?;
     let rules = Rules {
@@ -105,7 +98,7 @@ pub fn commit(
     let frozen = Frozen::above(device, &storage, report)?;
     let suspended = Suspended::new(&control, device, report)?;
     check_valid(&control, device)?;
-    let store = Store::open(cow, device.sectors())?;
+    let store = Store::open(&cow, device.sectors())?;
     store.check_count(out)?;
     report.expect(store.bytes());
     let (blob, start) = start_blob(&output, out, options)?;
@@ -236,59 +229,25 @@ impl Drop for Suspended<'_> {
 
 /// An exception store, read past the page cache: the kernel does not write through it.
 struct Store {
-    file: File,
-    path: PathBuf,
+    device: DirectFile,
     chunk_bytes: u64,
     exceptions: Vec<Exception>,
 }
 
 impl Store {
-    fn open(path: PathBuf, origin_sectors: u64) -> Result<Self> {
-        let mut file = File::options()
-            .read(true)
-            .custom_flags(OFlags::DIRECT.bits() as i32)
-            .open(&path)
-            .map_err(|e| Error::io(&path, "open", e))?;
-        let bytes = std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0))
-            .map_err(|e| Error::io(&path, "find the size", e))?;
-        let mut store = Self {
-            file,
-            path,
-            chunk_bytes: 0,
-            exceptions: Vec::new(),
-        };
-        let mut buffer = Aligned::new(ALIGNMENT);
-        store.read(buffer.bytes(ALIGNMENT), 0)?;
-        let mut first = [0; HEADER_BYTES];
-        first.copy_from_slice(&buffer.bytes(ALIGNMENT)[..HEADER_BYTES]);
-        let refuse = |what, byte| Error::new(&store.path, what).at_byte(byte);
-        let sectors = match header(&first).map_err(|e| refuse(e.what(), 0))? {
-            Header::New => return Err(refuse("holds no exception store", 0)),
+    fn open(path: &Path, origin_sectors: u64) -> Result<Self> {
+        let device = DirectFile::open(path)?;
+        let sectors = match read_header(&device)? {
+            Header::New => {
+                return Err(Error::new(path, "holds no exception store").at_byte(0));
+            }
             Header::Store(sectors) => sectors,
         };
-        let chunk_bytes = u64::from(sectors) * SECTOR_BYTES;
-        let mut area = Aligned::new(chunk_bytes as usize);
-        let exceptions = exceptions(
-            sectors,
-            bytes,
-            origin_sectors,
-            |to, byte| {
-                let from = area.bytes(to.len());
-                store.read(from, byte)?;
-                to.copy_from_slice(from);
-                Ok(())
-            },
-            refuse,
-        )?;
-        store.chunk_bytes = chunk_bytes;
-        store.exceptions = exceptions;
-        Ok(store)
-    }
-
-    fn read(&self, buffer: &mut [u8], byte: u64) -> Result<()> {
-        self.file
-            .read_exact_at(buffer, byte)
-            .map_err(|e| Error::io(&self.path, "read", e).at_byte(byte))
+        Ok(Self {
+            exceptions: read_exceptions(&device, sectors, origin_sectors)?,
+            device,
+            chunk_bytes: u64::from(sectors) * SECTOR_BYTES,
+        })
     }
 
     /// Refuses more than a layer can have: every run of chunks is a segment at least.
@@ -329,25 +288,11 @@ impl Store {
                 })
                 .unwrap_or(rest.len().min(most));
             let bytes = buffer.bytes(count * self.chunk_bytes as usize);
-            self.read(bytes, first.stored * self.chunk_bytes)?;
+            self.device.read(bytes, first.stored * self.chunk_bytes)?;
             work(first.origin * (self.chunk_bytes / SECTOR_BYTES), bytes)?;
             rest = &rest[count..];
         }
         Ok(())
-    }
-}
-
-/// Memory for direct reads.
-struct Aligned(Vec<u8>);
-
-impl Aligned {
-    fn new(bytes: usize) -> Self {
-        Self(vec![0; bytes + ALIGNMENT])
-    }
-
-    fn bytes(&mut self, bytes: usize) -> &mut [u8] {
-        let start = self.0.as_ptr().align_offset(ALIGNMENT);
-        &mut self.0[start..start + bytes]
     }
 }
 
@@ -431,9 +376,9 @@ mod tests {
 
     #[test]
     fn too_many_places_are_known_before_anything_is_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
         let store = |distance: u64, count: u64| Store {
-            file: tempfile::tempfile().unwrap(),
-            path: "store".into(),
+            device: DirectFile::open(file.path()).unwrap(),
             chunk_bytes: 4096,
             exceptions: (0..count)
                 .map(|i| Exception {

@@ -8,6 +8,10 @@
 //! numbers are little-endian.
 
 use ovbd_image::lsmt::SECTOR_BYTES;
+use ovbd_layers::{
+    direct::{Aligned, DirectFile, ALIGNMENT},
+    error::{Error, Result as LayersResult},
+};
 
 /// Bytes of the header that matter.
 pub const HEADER_BYTES: usize = 16;
@@ -74,6 +78,45 @@ pub fn header(block: &[u8; HEADER_BYTES]) -> Result<Header, Unusable> {
         MAGIC => Ok(Header::Store(chunk)),
         _ => Err(Unusable::Other),
     }
+}
+
+/// Reads the header of a store past the page cache, which the kernel does not write through.
+///
+/// # Errors
+///
+/// The system's, and what is wrong with the header.
+pub fn read_header(store: &DirectFile) -> LayersResult<Header> {
+    let mut buffer = Aligned::new(ALIGNMENT);
+    let first = buffer.bytes(ALIGNMENT);
+    store.read(first, 0)?;
+    let mut block = [0; HEADER_BYTES];
+    block.copy_from_slice(&first[..HEADER_BYTES]);
+    header(&block).map_err(|e| Error::new(store.path(), e.what()).at_byte(0))
+}
+
+/// Reads all exceptions as [`exceptions`] does, past the page cache.
+///
+/// # Errors
+///
+/// The system's, and defects of the store.
+pub fn read_exceptions(
+    store: &DirectFile,
+    chunk_sectors: u32,
+    origin_sectors: u64,
+) -> LayersResult<Vec<Exception>> {
+    let mut area = Aligned::default();
+    exceptions(
+        chunk_sectors,
+        store.bytes(),
+        origin_sectors,
+        |to, byte| {
+            let from = area.bytes(to.len());
+            store.read(from, byte)?;
+            to.copy_from_slice(from);
+            Ok(())
+        },
+        |what, byte| Error::new(store.path(), what).at_byte(byte),
+    )
 }
 
 /// A written chunk.

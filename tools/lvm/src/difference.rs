@@ -9,7 +9,7 @@ use std::{
 };
 
 use ovbd_devices::{
-    exceptions::{exceptions, header, Header, HEADER_BYTES},
+    exceptions::{read_exceptions, read_header, Header},
     Interrupt,
 };
 use ovbd_image::lsmt::SECTOR_BYTES;
@@ -17,7 +17,7 @@ use ovbd_kernel::dm::{Control, Id};
 use ovbd_layers::{
     block_device::block_number,
     delta::Range,
-    direct::{Aligned, DirectFile, ALIGNMENT},
+    direct::{DirectFile, ALIGNMENT},
     error::{Error, Result},
     report::Report,
 };
@@ -166,32 +166,16 @@ pub fn classic(old: &Volume, new: &Volume) -> Result<Vec<Range>> {
     }
     let path = Path::new("/dev/mapper").join(old.part("-cow"));
     let store = DirectFile::open(&path)?;
-    let mut first = Aligned::new(ALIGNMENT);
-    store.read(first.bytes(ALIGNMENT), 0)?;
-    let mut block = [0; HEADER_BYTES];
-    block.copy_from_slice(&first.filled(ALIGNMENT)[..HEADER_BYTES]);
-    let refuse = |what: &'static str, byte| Error::new(&path, what).at_byte(byte);
-    let sectors = match header(&block).map_err(|e| refuse(e.what(), 0))? {
+    let sectors = match read_header(&store)? {
         // Nothing was written to the origin since.
         Header::New => return Ok(Vec::new()),
         Header::Store(sectors) => sectors,
     };
     if u64::from(sectors) * SECTOR_BYTES < ALIGNMENT as u64 {
-        return Err(refuse("chunks below 4 KiB (--full sends all)", 0));
+        let what = "chunks below 4 KiB (--full sends all)";
+        return Err(Error::new(&path, what).at_byte(0));
     }
-    let mut area = Aligned::default();
-    let found = exceptions(
-        sectors,
-        store.bytes(),
-        old.bytes / SECTOR_BYTES,
-        |to, byte| {
-            let from = area.bytes(to.len());
-            store.read(from, byte)?;
-            to.copy_from_slice(from);
-            Ok(())
-        },
-        refuse,
-    )?;
+    let found = read_exceptions(&store, sectors, old.bytes / SECTOR_BYTES)?;
     let sizes = Sizes {
         old: old.bytes,
         new: new.bytes,

@@ -9,10 +9,8 @@ use std::{
 };
 
 use anyhow::{bail, Context, Result};
+use ovbd_layers::direct::Aligned;
 use rustix::fs::OFlags;
-
-/// The alignment that direct reads want for their memory.
-const ALIGNMENT: usize = 4096;
 
 /// A file that can be overwritten, and the device that shows it.
 pub struct Slot {
@@ -136,16 +134,12 @@ impl Drop for Mapped {
 
 /// Memory for direct reads.
 #[derive(Default)]
-pub struct Buffer(Vec<u8>);
+pub struct Buffer(Aligned);
 
 impl Buffer {
     fn get(&mut self, bytes: usize) -> &mut [u8] {
-        if self.0.len() < bytes + ALIGNMENT {
-            self.0.resize(bytes + ALIGNMENT, 0);
-        }
-        let start = self.0.as_ptr().align_offset(ALIGNMENT);
         // What a read does not fill must not look as if it had.
-        let buffer = &mut self.0[start..start + bytes];
+        let buffer = self.0.bytes(bytes);
         buffer.fill(0xa5);
         buffer
     }
