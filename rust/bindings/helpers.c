@@ -166,7 +166,8 @@ void rust_helper_invalidate_read_buffer(void *addr, int size)
 struct workqueue_struct *rust_helper_alloc_lower_read_workqueue(void)
 {
 	return alloc_workqueue(KBUILD_MODNAME,
-			       WQ_MEM_RECLAIM | WQ_HIGHPRI | WQ_UNBOUND, 0);
+			       WQ_MEM_RECLAIM | WQ_HIGHPRI | WQ_UNBOUND |
+			       WQ_SYSFS, num_online_cpus());
 }
 
 static DEFINE_MUTEX(lower_read_mutex);
@@ -204,6 +205,11 @@ s64 rust_helper_percpu_counter_total(struct percpu_counter *counter)
 unsigned int rust_helper_num_online_cpus_now(void)
 {
 	return num_online_cpus();
+}
+
+unsigned long rust_helper_jiffies_now(void)
+{
+	return jiffies;
 }
 
 /*

@@ -41,6 +41,7 @@ void rust_helper_percpu_counters_destroy(struct percpu_counter *list, u32 count)
 void rust_helper_percpu_counter_count(struct percpu_counter *counter, s64 count);
 s64 rust_helper_percpu_counter_total(struct percpu_counter *counter);
 unsigned int rust_helper_num_online_cpus_now(void);
+unsigned long rust_helper_jiffies_now(void);
 bool rust_helper_task_may_work_here(const struct task_struct *task);
 int rust_helper_dm_register_target(struct target_type *type);
 bool rust_helper_crc32c_has_one_stream(void);

@@ -34,7 +34,9 @@
 //! request in several pieces it leaves all but the last to an unbound workqueue, as long as not too
 //! many wait there, and when it has finished the last it takes back those that nobody has begun. So
 //! all CPUs that the scheduler gives to the workers help, and none is waited for that has something
-//! else to do. A read that completes elsewhere, as most do in an interrupt, goes to the workqueue.
+//! else to do. Where as many tasks read as there are CPUs, none leaves work to others: with two on
+//! two CPUs the switches between threads took 15 % of the time (`make bench LENS=wall B=scaling`).
+//! A read that completes elsewhere, as most do in an interrupt, goes to the workqueue.
 //!
 //! `bio_complete_in_task()` would do for the latter, but it binds the work to the CPU of the
 //! interrupt, behind whatever that has to do, and Linux 7.2 does not have it.
@@ -83,6 +85,10 @@ use kernel::{
     new_spinlock,
     prelude::*,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         CondVar,
         Mutex,
         SpinLock, //
@@ -94,6 +100,20 @@ use kernel::{
 /// Pieces of one device that wait at most for a worker to begin, however many CPUs there are. Each
 /// has a buffer.
 const MAX_QUEUED: usize = 16;
+
+/// How many tasks now finish a piece of what they read themselves, and have more to do for that
+/// request: so many CPUs are not free for workers. Whom to leave work need not be exact.
+static FINISHING: Atomic<i32> = Atomic::new(0);
+
+/// When there were last as many of those as CPUs, in ticks of the clock: tasks that read one request
+/// after the other are not always seen at it.
+static ALL_BUSY: Atomic<usize> = Atomic::new(0);
+
+/// Ticks of the clock since some moment.
+fn jiffies() -> usize {
+    // SAFETY: The function has no requirements.
+    unsafe { bindings::jiffies_now() }
+}
 
 /// A target that reads from its lower device and ends bios itself.
 ///
@@ -342,7 +362,7 @@ impl Inner {
     }
 
     /// Queues a state whose read has completed, where [`Inner::take_back`] finds it. Returns false
-    /// if enough wait already.
+    /// if enough wait already for the CPUs that may be free.
     ///
     /// # Safety
     ///
@@ -353,8 +373,17 @@ impl Inner {
         if cpus < 2 {
             return false;
         }
+        let busy = usize::try_from(FINISHING.load(Relaxed)).unwrap_or(0);
+        let free = (cpus - 1).saturating_sub(busy);
+        let now = jiffies();
+        if free == 0 {
+            ALL_BUSY.store(now, Relaxed);
+        }
+        if now.wrapping_sub(ALL_BUSY.load(Relaxed)) <= 1 {
+            return false;
+        }
+        let wanted = free.saturating_mul(2).min(MAX_QUEUED);
         let mut queued = self.queued.lock();
-        let wanted = cpus.saturating_mul(2).min(MAX_QUEUED);
         let Some(place) = queued.iter_mut().take(wanted).find(|place| place.is_null()) else {
             return false;
         };
@@ -522,7 +551,9 @@ unsafe extern "C" fn end_io(bio: *mut bindings::bio) {
             finish_with_queued(state);
         // The reserve is to come back soon.
         } else if !Buffers::owns(&(*state).buffer) || !reads.queue_listed(state) {
+            FINISHING.add(1, Relaxed);
             ((*state).finish)(state);
+            FINISHING.add(-1, Relaxed);
         }
     }
 }

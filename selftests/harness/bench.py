@@ -92,8 +92,8 @@ def wall(kernel, parts):
         clocked = _clocked(kernel, built_kernels.NativeKernel)
         reports += run(clocked, others, clocked.guest)
     if scaling:
-        clocked = _clocked(kernel, built_kernels.SmpKernel)
-        boots = [run(clocked, scaling, functools.partial(clocked.guest, cpus=cpus)) for cpus in (1, 2) * BOOTS]
+        # Not User Mode Linux: where CPUs are said to share no cache, workqueues keep work where it was queued.
+        boots = [run(kernel, scaling, functools.partial(kernel.guest, cpus=cpus)) for cpus in (1, 2) * BOOTS]
         reports += bench_report.middle(itertools.chain(*boots))
     return reports
 

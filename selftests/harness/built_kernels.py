@@ -127,9 +127,9 @@ class UserModeLinux(BuiltKernel):
         super().__init__(stock)
         self.program = self.build / "linux"
 
-    def guest(self, command, console, silence, cpus=1):
+    def guest(self, command, console, silence):
         """A boot of this kernel that runs `command`."""
-        return uml.Guest(self, command, console, silence, cpus)
+        return uml.Guest(self, command, console, silence)
 
 
 class DebugKernel(UserModeLinux):
@@ -197,14 +197,6 @@ class NativeKernel(UserModeLinux):
     make = ["ARCH=um", "CC=gcc-14", "HOSTCC=gcc-14"]
 
 
-class SmpKernel(NativeKernel):
-    """As many CPUs as its guest gets. User Mode Linux then makes a system call whenever it disables interrupts, so this
-    is for nothing but what takes two."""
-
-    name = "smp"
-    config = ["common", "um", "smp"]
-
-
 class KcsanKernel(BuiltKernel):
     """The race detector, KCSAN, which User Mode Linux cannot have: a kernel for the VM, for use on demand.
 
@@ -234,4 +226,4 @@ class KcsanKernel(BuiltKernel):
 
 
 # By the name that KERNEL= has for them.
-KINDS = {kind.name: kind for kind in (DebugKernel, FixedKernel, KcsanKernel, NativeKernel, SmpKernel)}
+KINDS = {kind.name: kind for kind in (DebugKernel, FixedKernel, KcsanKernel, NativeKernel)}

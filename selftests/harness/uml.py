@@ -33,13 +33,12 @@ busybox poweroff -f
 
 
 class Guest(GuestProcess):
-    """One run of `kernel` that runs `command` (a shell line) as root. Two CPUs want a kernel that can have them."""
+    """One run of `kernel` that runs `command` (a shell line) as root."""
 
-    def __init__(self, kernel, command, console, silence, cpus=1):
+    def __init__(self, kernel, command, console, silence):
         super().__init__(console, silence)
         self._kernel = kernel
         self._command = command
-        self._cpus = cpus
 
     def __iter__(self):
         with tempfile.NamedTemporaryFile("w", prefix="init", dir=self._kernel.modules, delete_on_close=False) as init:
@@ -50,8 +49,6 @@ class Guest(GuestProcess):
                        "rootfstype=hostfs", "rootflags=/", "ro", f"init={init.name}", "con=null",
                        "con0=null,fd:1", "stderr=1", "console=tty0", "loglevel=5", "kunit.enable=1",
                        "kunit.autorun=1"]
-            if self._cpus > 1:
-                command.append(f"ncpus={self._cpus}")
             for line in self._run(command, subprocess.DEVNULL, console_has_output=True):
                 if line.startswith(EXIT):
                     self.status = int(line.split()[1])
