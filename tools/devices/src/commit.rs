@@ -34,10 +34,10 @@ use ovbd_layers::{
     error::{Error, Result},
     file_range::FileRange,
     layer::read_trailer,
-    layer_writer::{LayerWriter, MAX_SEGMENTS},
+    layer_writer::{blank_sectors, LayerWriter, MAX_SEGMENTS},
     output::{Output, Rules},
     report::Report,
-    zeros::{is_zero, GRANULE_BYTES},
+    zeros::GRANULE_BYTES,
 };
 
 /// Sectors of a block: what of it differs from the stack below is stored whole.
@@ -343,11 +343,7 @@ impl Writer<'_> {
         let bytes = bytes.min(self.new.len() as u64) as usize;
         let (new, old) = (&self.new[..bytes], &self.old[..bytes]);
         if self.start == 0 {
-            let both = new
-                .chunks(SECTOR_BYTES as usize)
-                .zip(old.chunks(SECTOR_BYTES as usize));
-            let blank = both.take_while(|(new, old)| is_zero(new) && is_zero(old));
-            self.layer.set_blank(blank.count() as u64);
+            self.layer.set_blank(blank_sectors(new, Some(old)));
         }
         let blocks = new.chunks(GRANULE_BYTES).zip(old.chunks(GRANULE_BYTES));
         for (number, (new, old)) in blocks.enumerate() {
@@ -372,7 +368,51 @@ fn sectors_of(data: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs::File, os::unix::fs::FileExt};
+
+    use ovbd_layers::{layer::LayerPath, parents::Parents, stack::Stack};
+
     use super::*;
+
+    /// A device of 3 TiB whose first bytes were written, 2 sectors after the start of what is below.
+    #[test]
+    fn large_layers_do_not_start_at_sector_0() {
+        for (first_chunk, below, start) in [(0, 0, 2), (0, 9, 1), (2, 0, 2)] {
+            let folder = tempfile::tempdir().unwrap();
+            let [device, out] = ["device", "out"].map(|name| folder.path().join(name));
+            let file = File::create(&device).unwrap();
+            file.set_len(3 << 40).unwrap();
+            file.write_all_at(&[below], 512).unwrap();
+            let options = Options::default();
+            let output = Output::create_file(&out, Rules::default()).unwrap();
+            let (blob, begin) = start_blob(&output, &out, &options).unwrap();
+            let identity = Identity {
+                virtual_size: 3 << 40,
+                uuid: UuidText::NIL,
+                parent_uuid: UuidText::NIL,
+            };
+            let mut writer = Writer {
+                layer: LayerWriter::new(blob, &out, &identity).unwrap(),
+                content: ContentHash::default(),
+                sectors: (3 << 40) / SECTOR_BYTES,
+                below: FileRange::open(&device).unwrap(),
+                start: 0,
+                new: Vec::new(),
+                old: Vec::new(),
+            };
+            // Chunks of one sector: what is not in them is as below.
+            for chunk in first_chunk..8 {
+                let data = [if chunk < 2 { 0 } else { 7 }; 512];
+                writer.add(chunk, &data).unwrap();
+            }
+            writer.store_before(u64::MAX).unwrap();
+            let end = writer.layer.finish(&identity).unwrap();
+            finish_output(output, &options, begin, end).unwrap();
+            let stack = Stack::open(&[LayerPath::Sealed(out)], Parents::All).unwrap();
+            let first = stack.segments()[0];
+            assert_eq!((first.start(), first.sectors()), (start, 8 - start as u32));
+        }
+    }
 
     #[test]
     fn too_many_places_are_known_before_anything_is_read() {

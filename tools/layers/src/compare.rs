@@ -8,7 +8,7 @@ use crate::{
     content_hash::Summary,
     error::Result,
     layer::Layer,
-    layer_writer::segments_of,
+    layer_writer::{blank_sectors, segments_of},
     pipeline::Pool,
     source::RawSource,
     stack::{Stack, StackReader, WINDOW_BYTES},
@@ -259,14 +259,7 @@ impl<'a> Comparison<'a> {
         let mut blank = None;
         self.with_base(start, data.len(), |base| {
             if number == 0 {
-                let both = data.chunks(SECTOR_BYTES as usize).enumerate();
-                let bytes = SECTOR_BYTES as usize;
-                let differs = |(n, sector): &(usize, &[u8])| {
-                    !is_zero(sector)
-                        || base.is_some_and(|base| !is_zero(&base[n * bytes..][..sector.len()]))
-                };
-                blank = both.clone().find(differs).map(|(n, _)| n as u64);
-                blank = blank.or(Some(both.len() as u64));
+                blank = Some(blank_sectors(&data, base));
             }
             for (at, granule) in data.chunks(GRANULE_BYTES).enumerate() {
                 let zeroed = is_zero(granule);

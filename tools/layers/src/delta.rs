@@ -16,7 +16,7 @@ use crate::{
     content_hash::{ContentHash, Summary},
     direct::{Aligned, DirectFile},
     error::{Error, Result},
-    layer_writer::{segments_of, LayerWriter, MAX_SEGMENTS},
+    layer_writer::{blank_sectors, segments_of, LayerWriter, MAX_SEGMENTS},
     output::{Output, Rules},
     pipeline::{self, Pool},
     report::Report,
@@ -216,6 +216,25 @@ struct Comparer<'a> {
 }
 
 impl Comparer<'_> {
+    /// [`blank_sectors`] of the first block, whose range is of this kind; 0 where what is below is not known.
+    fn blank(&self, known: Known) -> Result<u64> {
+        let (mut new, mut old) = (Aligned::default(), Aligned::default());
+        let read = |device: &DirectFile, buffer: &mut Aligned| {
+            let bytes = device.bytes().min(GRANULE_BYTES as u64) as usize;
+            device.read(buffer.bytes(bytes), 0).map(|()| bytes)
+        };
+        let bytes = read(self.pair.new, &mut new)?;
+        let new = new.filled(bytes);
+        match (known, self.pair.old) {
+            (Known::WasZero, _) => Ok(blank_sectors(new, None)),
+            (_, None) => Ok(0),
+            (_, Some(device)) => {
+                let bytes = read(device, &mut old)?;
+                Ok(blank_sectors(new, Some(old.filled(bytes))))
+            }
+        }
+    }
+
     fn compare(&self, piece: &[Range]) -> Result<Changes> {
         let mut changes = Changes {
             runs: Vec::new(),
@@ -345,6 +364,10 @@ fn one_layer(
         parent_uuid,
     };
     let mut layer = LayerWriter::new(blob, path, &first)?;
+    let range = pieces.first().and_then(|piece| piece.first());
+    if let Some(range) = range.filter(|range| range.start == 0) {
+        layer.set_blank(comparer.blank(range.known)?);
+    }
     let mut hash = ContentHash::default();
     let mut counts = Counts::default();
     let (mut taken, mut segments) = (0, 0);

@@ -89,8 +89,18 @@ pub struct LayerWriter<'a> {
     open: Option<Run>,
     /// Sector of the blob at which the next data goes.
     stored: u64,
-    /// Sectors at the start of the device that are zero, here and below.
-    blank: u64,
+    /// Sectors at the start of the device that are zero, here and below; `None` until it is told.
+    blank: Option<u64>,
+}
+
+/// Sectors at the start of a device that are zero in `new`, its first bytes, and in `below`, what the layers below hold
+/// there. Without `below` that is zeros.
+pub fn blank_sectors(new: &[u8], below: Option<&[u8]>) -> u64 {
+    let sectors = |bytes: &[u8]| {
+        let sectors = bytes.chunks(SECTOR_BYTES as usize);
+        sectors.take_while(|sector| is_zero(sector)).count() as u64
+    };
+    below.map_or(u64::MAX, sectors).min(sectors(new))
 }
 
 /// Segments that a run of `sectors` takes.
@@ -135,13 +145,14 @@ impl<'a> LayerWriter<'a> {
             entries: Vec::new(),
             open: None,
             stored: DATA_START,
-            blank: 0,
+            blank: None,
         })
     }
 
-    /// The first `sectors` of the device are zero, in this layer and in those below.
+    /// The first `sectors` of the device are zero, in this layer and in those below ([`blank_sectors`]); 0 where that is
+    /// not known. Whoever stores something from sector 0 on says so before.
     pub fn set_blank(&mut self, sectors: u64) {
-        self.blank = sectors;
+        self.blank = Some(sectors);
     }
 
     /// Stores whole blocks of 4 KiB, which follow all earlier ones, from sector `start` on, and adds them to `hash`.
@@ -170,7 +181,7 @@ impl<'a> LayerWriter<'a> {
     ///
     /// # Errors
     ///
-    /// Those of writing, and more segments than a layer can have.
+    /// Those of writing, more segments than a layer can have, and a start without [`LayerWriter::set_blank`].
     pub fn data(&mut self, start: u64, data: &[u8]) -> Result<()> {
         self.run(Run {
             start,
@@ -194,6 +205,10 @@ impl<'a> LayerWriter<'a> {
     }
 
     fn run(&mut self, mut run: Run) -> Result<()> {
+        if run.start == 0 && self.blank.is_none() {
+            let what = "it was not said which sectors at the start are zero";
+            return Err(Error::new(self.path, what));
+        }
         if let Some(open) = self.open {
             if open.zeroed == run.zeroed && open.start + open.sectors == run.start {
                 run.start = open.start;
@@ -265,7 +280,8 @@ impl<'a> LayerWriter<'a> {
             return;
         };
         let mut entry = Entry::decode(first);
-        let sectors = u64::from(entry.sectors).min(self.blank.saturating_sub(entry.start));
+        let blank = self.blank.unwrap_or(0);
+        let sectors = u64::from(entry.sectors).min(blank.saturating_sub(entry.start));
         if entry.start != 0 || sectors == 0 {
             return;
         }

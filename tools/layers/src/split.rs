@@ -14,7 +14,7 @@ use crate::{
     build::{finish_output, start_blob, Options},
     content_hash::ContentHash,
     error::Result,
-    layer_writer::LayerWriter,
+    layer_writer::{blank_sectors, LayerWriter},
     output::{Output, Rules},
     report::Report,
     stack::Stack,
@@ -87,6 +87,9 @@ pub fn write_part(
             let sectors = WINDOW_SECTORS.min(run.end - at);
             data.resize((sectors * SECTOR_BYTES) as usize, 0);
             reader.read(&mut data, at * SECTOR_BYTES)?;
+            if at == 0 {
+                layer.set_blank(blank_sectors(&data, None));
+            }
             layer.blocks(at, &data, &mut hash)?;
             report.add(data.len() as u64);
         }

@@ -16,9 +16,12 @@ use common::{content, layers, make, names, on_threads, problems, whole_sectors, 
 use ovbd_image::zfile::{Algorithm, Options as ZfileOptions};
 use ovbd_layers::{
     build::{build, Options},
+    delta::{self, Known, Pair},
+    direct::DirectFile,
     layer::LayerPath,
     parents::Parents,
     report::Report,
+    split,
     stack::Stack,
     Error,
 };
@@ -218,6 +221,21 @@ fn the_original_can_read_what_is_written() {
     }
 }
 
+/// First sector and sectors of the merged index, after a look at the first 16 KiB, which must be those of `raw`.
+fn first_segment(paths: &[&Path], raw: &File) -> Option<(u64, u32)> {
+    let stack = Stack::open(&layers(paths), Parents::All).unwrap();
+    let mut read = [0; 16384];
+    stack.reader().read(&mut read, 0).unwrap();
+    let mut wanted = [0; 16384];
+    raw.read_exact_at(&mut wanted, 0).unwrap();
+    assert!(read == wanted);
+    assert_eq!(problems(&layers(paths)), [""; 0]);
+    let segments = stack.segments();
+    segments
+        .first()
+        .map(|first| (first.start(), first.sectors()))
+}
+
 /// Of stacks beyond 2 TiB the original reads wrongly those whose index starts at sector 0.
 #[test]
 fn large_images_do_not_start_at_sector_0() {
@@ -231,20 +249,7 @@ fn large_images_do_not_start_at_sector_0() {
         .clone();
     let file = options.open(&raw).unwrap();
     file.set_len(3 << 40).unwrap();
-    let start = |paths: &[&Path]| {
-        let stack = Stack::open(&layers(paths), Parents::All).unwrap();
-        let mut reader = stack.reader();
-        let mut read = [0; 16384];
-        reader.read(&mut read, 0).unwrap();
-        let mut wanted = [0; 16384];
-        file.read_exact_at(&mut wanted, 0).unwrap();
-        assert!(read == wanted);
-        assert_eq!(problems(&layers(paths)), [""; 0]);
-        stack
-            .segments()
-            .first()
-            .map(|segment| (segment.start(), segment.sectors()))
-    };
+    let start = |paths: &[&Path]| first_segment(paths, &file);
     // As ext4: its superblock is at byte 1024.
     file.write_all_at(&[7; 3000], 1024).unwrap();
     make(&raw, &base, &Options::default());
@@ -273,6 +278,96 @@ fn large_images_do_not_start_at_sector_0() {
     file.write_all_at(&[0; 512], 0).unwrap();
     make(&raw, &top, &over());
     assert_eq!(start(&[&base, &top]).unwrap().0, 0);
+}
+
+/// As [`large_images_do_not_start_at_sector_0`], of what is written from known ranges of two devices.
+#[test]
+fn large_differences_do_not_start_at_sector_0() {
+    // Direct reads need a file system that has them.
+    let folder = tempdir().unwrap();
+    let [old, new] = ["old", "new"].map(|name| folder.path().join(name));
+    let at = |file: &Path, bytes: &[u8], at: u64| {
+        let mut options = File::options();
+        let file = options.read(true).write(true).create(true).open(file);
+        let file = file.unwrap();
+        file.set_len(3 << 40).unwrap();
+        file.write_all_at(bytes, at).unwrap();
+        file
+    };
+    let write = |known: Known, old: Option<&Path>| {
+        let new = DirectFile::open(&new).unwrap();
+        let old = old.map(|old| DirectFile::open(old).unwrap());
+        let range = delta::Range {
+            start: 0,
+            bytes: 8192,
+            known,
+        };
+        let pair = Pair {
+            new: &new,
+            old: old.as_ref(),
+            ranges: &[range],
+            always: true,
+        };
+        let out = tempdir_in(folder.path()).unwrap();
+        let written = delta::write(pair, out.path(), &Options::default(), &(), &|| Ok(()));
+        let path = written.unwrap().layers.remove(0).0;
+        (out, path)
+    };
+    let raw = at(&new, &[7; 3000], 1024);
+    at(&old, &[0; 3000], 1024);
+    for known in [Known::WasZero, Known::Changed, Known::Whole] {
+        let (_out, layer) = write(known, Some(&old));
+        assert_eq!(first_segment(&[&layer], &raw).unwrap().0, 2, "{known:?}");
+    }
+    // What is below is not known.
+    let (_out, layer) = write(Known::Whole, None);
+    assert_eq!(first_segment(&[&layer], &raw).unwrap().0, 0);
+    // It is not zero, in the sector before.
+    at(&old, &[9; 4], 512);
+    for known in [Known::Changed, Known::Whole] {
+        let (_out, layer) = write(known, Some(&old));
+        assert_eq!(first_segment(&[&layer], &raw).unwrap().0, 1, "{known:?}");
+    }
+    let raw = at(&new, &[0; 4096], 0);
+    let (_out, layer) = write(Known::Zeroed, Some(&old));
+    assert_eq!(first_segment(&[&layer], &raw).unwrap(), (1, 15));
+}
+
+/// As [`large_images_do_not_start_at_sector_0`], of a layer that is split.
+#[test]
+fn parts_of_large_images_do_not_start_at_sector_0() {
+    let folder = huge();
+    let [raw, whole] = ["raw", "whole"].map(|name| folder.path().join(name));
+    let mut options = File::options();
+    let file = options.read(true).write(true).create_new(true).open(&raw);
+    let file = file.unwrap();
+    file.set_len(3 << 40).unwrap();
+    for (number, start) in [(0, 2), (1, 0)] {
+        file.write_all_at(&[7; 3000], 1024).unwrap();
+        file.write_all_at(&[7; 9000], 1 << 40).unwrap();
+        if start == 0 {
+            file.write_all_at(&[7], 0).unwrap();
+        }
+        let plain = Options {
+            replace: true,
+            ..Options::default()
+        };
+        make(&raw, &whole, &plain);
+        let stack = Stack::open(&layers(&[&whole]), Parents::All).unwrap();
+        let (mut files, mut below) = (Vec::new(), None);
+        for (part, range) in split::parts(&stack, 4096).into_iter().enumerate() {
+            let path = folder.path().join(format!("{number}-{part}"));
+            let options = Options {
+                parent_uuid: below,
+                ..Options::default()
+            };
+            below = Some(split::write_part(&stack, range, &path, &options, &()).unwrap());
+            files.push(path);
+        }
+        let paths: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
+        assert!(paths.len() > 2);
+        assert_eq!(first_segment(&paths, &file).unwrap().0, start);
+    }
 }
 
 #[test]
