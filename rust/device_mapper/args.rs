@@ -82,7 +82,7 @@ pub fn parse_number<N: TryFrom<u64>>(word: &[u8]) -> Option<N> {
 /// assert_eq!(parse(Args::new(&words)).ok(), Some((2048, Some(8))));
 /// assert_eq!(parse(Args::new(&words[..2])).ok(), Some((2048, None)));
 /// let message = parse(Args::new(&words[..4])).map_err(|error| error.message());
-/// assert_eq!(message, Err(c"Invalid number of optional arguments"));
+/// assert_eq!(message, Err(c"Not enough arguments in group"));
 /// ```
 #[derive(Clone)]
 pub struct Args<'a> {
