@@ -39,10 +39,11 @@ def modules(kernel, patch=None):
 
 def _copy_to(directory):
     directory.mkdir(parents=True, exist_ok=True)
-    # A file that a patch changed must come back newer than what was built of it, so times are not copied.
-    subprocess.run(["rsync", "--recursive", "--perms", "--checksum", "--relative", "--delete", "--include=*/",
-                    "--include=*.rs", "--include=*.c", "--include=*.h", "--include=Kbuild",
-                    "--include=bindgen_parameters", "--exclude=*_generated.rs", "--exclude=*",
+    # A file that a patch changed must come back newer than what was built of it, so times are not copied. Bindings are
+    # made for each kernel: the first rule that fits a name counts.
+    subprocess.run(["rsync", "--recursive", "--perms", "--checksum", "--relative", "--delete",
+                    "--exclude=*_generated.rs", "--include=*/", "--include=*.rs", "--include=*.c", "--include=*.h",
+                    "--include=Kbuild", "--include=bindgen_parameters", "--exclude=*",
                     *PARTS, f"{directory}/"], cwd=SOURCE, check=True)
 
 
