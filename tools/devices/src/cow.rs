@@ -193,6 +193,7 @@ mod tests {
     use std::{os::unix::fs::FileExt, process::Command};
 
     use super::*;
+    use crate::test_programs::has;
 
     const BYTES: u64 = 320 << 20;
 
@@ -204,8 +205,11 @@ mod tests {
         Store::prepare(&options, 8, wipe, &[])
     }
 
-    /// A file as a tool makes it; `None` where the tool is not here.
-    fn made(folder: &Path, words: &[&str]) -> Option<PathBuf> {
+    /// A file as the tool `program` makes it; `None` where that is not here.
+    fn made(folder: &Path, program: &str, words: &[&str]) -> Option<PathBuf> {
+        if !has(program) {
+            return None;
+        }
         let path = folder.join("disk");
         File::create(&path).unwrap().set_len(BYTES).unwrap();
         let words = words.iter().map(|word| match *word {
@@ -214,21 +218,14 @@ mod tests {
             word => word.into(),
         });
         let words: Vec<_> = words.collect();
-        let output = Command::new(&words[0]).args(&words[1..]).output();
-        match output {
-            Ok(output) if output.status.success() => {
-                // Some make the file as short as what they write.
-                let file = File::options().write(true).open(&path).unwrap();
-                if file.metadata().unwrap().len() < BYTES {
-                    file.set_len(BYTES).unwrap();
-                }
-                Some(path)
-            }
-            why => {
-                println!("skipped: {words:?}: {why:?}");
-                None
-            }
+        let output = Command::new(&words[0]).args(&words[1..]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        // Some make the file as short as what they write.
+        let file = File::options().write(true).open(&path).unwrap();
+        if file.metadata().unwrap().len() < BYTES {
+            file.set_len(BYTES).unwrap();
         }
+        Some(path)
     }
 
     #[test]
@@ -249,7 +246,15 @@ mod tests {
             ),
             (&["mkswap", "-q", "DISK"], "swap"),
             (
-                &["cryptsetup", "-q", "luksFormat", "DISK", "/proc/version"],
+                &[
+                    "cryptsetup",
+                    "-q",
+                    "--pbkdf=pbkdf2",
+                    "--pbkdf-force-iterations=1000",
+                    "luksFormat",
+                    "DISK",
+                    "/proc/version",
+                ],
                 "LUKS",
             ),
             (
@@ -263,7 +268,11 @@ mod tests {
                 "iso9660",
             ),
         ] {
-            let Some(path) = made(folder, words) else {
+            let program = match words {
+                ["sh", ..] => "sfdisk",
+                words => words[0],
+            };
+            let Some(path) = made(folder, program, words) else {
                 continue;
             };
             let before = fs::read(&path).unwrap();

@@ -20,6 +20,9 @@ pub mod plan;
 pub mod programs;
 pub mod running;
 pub mod storage;
+#[cfg(test)]
+#[path = "../../layers/tests/common/programs.rs"]
+mod test_programs;
 pub mod up;
 pub mod users;
 

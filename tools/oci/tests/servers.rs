@@ -4,6 +4,8 @@
 //! other clients.
 
 mod common;
+#[path = "../../layers/tests/common/programs.rs"]
+mod programs;
 
 use std::{
     fs,

@@ -12,7 +12,11 @@ use std::{
     path::Path,
 };
 
-use common::{names, raw_image};
+use common::{
+    names,
+    programs::{skip, unshare},
+    raw_image,
+};
 use run::{bad, good, OVBD};
 use tempfile::{tempdir, TempDir};
 
@@ -245,15 +249,20 @@ fn signals_leave_no_temporary_names() {
     let folder = tempdir().unwrap();
     let at = folder.path();
     fs::create_dir(at.join("empty")).unwrap();
-    let can = shell(at, "unshare --mount sh -c 'mount --bind empty /proc'");
+    let can = unshare()
+        .args(["mount", "--bind", "empty", "/proc"])
+        .current_dir(at)
+        .output()
+        .unwrap();
     if !can.status.success() {
-        println!("skipped: {}", String::from_utf8_lossy(&can.stderr));
+        skip(String::from_utf8_lossy(&can.stderr));
         return;
     }
+    let unshare = format!("{:?}", unshare());
     raw_image(&at.join("raw"), 1 << 20, 9);
     for signal in ["INT", "TERM", "HUP"] {
         let line = format!(
-            "mkfifo pipe; unshare --mount sh -c 'mount --bind empty /proc; exec $OVBD build -o out pipe' & \
+            "mkfifo pipe; {unshare} sh -c 'mount --bind empty /proc; exec $OVBD build -o out pipe' & \
              exec 9>pipe; cat raw >&9; n=0; until ls -A | grep -q '^.ovbd-'; do sleep 0.05; n=$((n + 1)); \
              test $n -lt 200 || exit 7; done; kill -{signal} $!; wait $!; echo $?; rm pipe"
         );

@@ -4,6 +4,8 @@
 
 #![allow(dead_code, missing_docs)]
 
+pub mod programs;
+
 use std::{
     fs::{self, File},
     os::unix::fs::FileExt,

@@ -10,26 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use crate::programs::has;
+
 /// A running docker-registry; it ends when it is dropped.
 pub struct DockerRegistry {
     pub host: String,
     folder: tempfile::TempDir,
     child: Child,
-}
-
-/// Whether a program is installed. In the toolchain root it must be; elsewhere a test is skipped without it.
-pub fn has(program: &str) -> bool {
-    let found = std::env::var_os("PATH").is_some_and(|path| {
-        std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
-    });
-    assert!(
-        found || std::env::var_os("OVBD_INSIDE").is_none(),
-        "{program} is missing in the toolchain root"
-    );
-    if !found {
-        eprintln!("skipped: {program} is not installed");
-    }
-    found
 }
 
 /// Runs a program that must succeed, and gives back what it prints.

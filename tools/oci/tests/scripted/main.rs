@@ -4,6 +4,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../../../layers/tests/common/programs.rs"]
+mod programs;
 
 mod credentials;
 mod documents;

@@ -20,7 +20,7 @@ use std::{
     process::{Command, Output},
 };
 
-use layers::{change, raw_image};
+use layers::{change, programs, raw_image};
 use serde_json::Value;
 
 /// A folder with a store, in which the command runs.
