@@ -100,14 +100,14 @@ fn message(error: &io::Error) -> String {
     }
 }
 
-/// A path as it can be printed: what could move the cursor or end a line is written as its code.
+/// A path as it can be printed: [`escaped`], and bytes that are no text are written as their codes.
 pub fn name(path: &Path) -> impl fmt::Display + '_ {
     struct Name<'a>(&'a Path);
 
     impl fmt::Display for Name<'_> {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             for chunk in self.0.as_os_str().as_bytes().utf8_chunks() {
-                write_escaped(f, chunk.valid())?;
+                escaped(chunk.valid()).fmt(f)?;
                 for byte in chunk.invalid() {
                     write!(f, "\\x{byte:02x}")?;
                 }
@@ -119,22 +119,31 @@ pub fn name(path: &Path) -> impl fmt::Display + '_ {
     Name(path)
 }
 
-fn write_escaped(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
-    for c in text.chars() {
-        // The second are those that turn the direction of writing.
-        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        match c.is_control() || turns {
-            true => write!(f, "{}", c.escape_default())?,
-            false => f.write_char(c)?,
+/// A text as it can be printed in a line: what could move the cursor, end the line or turn the direction of writing is
+/// written as its code. A text that is escaped already stays as it is.
+pub fn escaped(text: &str) -> impl fmt::Display + '_ {
+    struct Escaped<'a>(&'a str);
+
+    impl fmt::Display for Escaped<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            for c in self.0.chars() {
+                let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+                match c.is_control() || turns {
+                    true => write!(f, "{}", c.escape_default())?,
+                    false => f.write_char(c)?,
+                }
+            }
+            Ok(())
         }
     }
-    Ok(())
+
+    Escaped(text)
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", name(&self.path))?;
-        write_escaped(f, &self.what)?;
+        escaped(&self.what).fmt(f)?;
         match self.at {
             Some(Place::File(offset)) => write!(f, " at byte {offset}"),
             Some(Place::Content(offset)) => {
@@ -163,6 +172,7 @@ mod tests {
             assert_eq!(name(path).to_string(), printed);
             let error = Error::new(path, "what\n").at_byte(1).to_string();
             assert_eq!(error, format!("{printed}: what\\n at byte 1"));
+            assert_eq!(escaped(&error).to_string(), error, "it is escaped once");
         }
     }
 }

@@ -18,7 +18,10 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
-use ovbd_layers::{error::Place, units, Error};
+use ovbd_layers::{
+    error::{escaped, Place},
+    units, Error,
+};
 use serde_json::json;
 use tracing_subscriber::EnvFilter;
 
@@ -144,7 +147,7 @@ impl Report {
         match (self.quiet, self.json) {
             (true, _) => {}
             (_, true) => self.say(json!({ "note": line.to_string() })),
-            (_, false) => self.say(format_args!("ovbd: {}", one_line(&line.to_string()))),
+            (_, false) => self.say(format_args!("ovbd: {}", escaped(&line.to_string()))),
         }
     }
 
@@ -152,7 +155,7 @@ impl Report {
     pub fn error(&self, error: &anyhow::Error) {
         match self.json {
             true => self.say(json!({ "error": as_json(error) })),
-            false => self.say(format_args!("ovbd: {}", one_line(&text(error)))),
+            false => self.say(format_args!("ovbd: {}", escaped(&text(error)))),
         }
     }
 
@@ -161,7 +164,7 @@ impl Report {
         match (self.quiet, self.json) {
             (true, _) => {}
             (_, true) => self.say(json!({ "warning": as_json(error) })),
-            (_, false) => self.say(format_args!("ovbd: warning: {}", one_line(&text(error)))),
+            (_, false) => self.say(format_args!("ovbd: warning: {}", escaped(&text(error)))),
         }
     }
 
@@ -277,10 +280,7 @@ impl ovbd_layers::report::Report for Report {
             (true, _) => {}
             (_, true) => self.say(json!({ "warning": error_json(error) })),
             (_, false) => {
-                self.say(format_args!(
-                    "ovbd: warning: {}",
-                    one_line(&error.to_string())
-                ));
+                self.say(format_args!("ovbd: warning: {error}"));
             }
         }
     }
@@ -374,17 +374,6 @@ impl TermLike for AnyStderr {
     }
 }
 
-/// Names may hold anything: control characters neither break the line nor reach the terminal.
-fn one_line(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| {
-            let escaped = c.is_control().then(|| c.escape_default());
-            let plain = escaped.is_none().then_some(c);
-            escaped.into_iter().flatten().chain(plain)
-        })
-        .collect()
-}
-
 /// The error about a file among the causes, if there is one.
 fn of_files(error: &anyhow::Error) -> Option<&Error> {
     error.chain().find_map(|cause| cause.downcast_ref())
@@ -460,7 +449,7 @@ impl Write for Unfailing {
 /// A line that was formatted elsewhere, with its end.
 fn one_line_each(data: &[u8]) -> String {
     let text = String::from_utf8_lossy(data);
-    format!("{}\n", one_line(text.trim_end_matches('\n')))
+    format!("{}\n", escaped(text.trim_end_matches('\n')))
 }
 
 #[cfg(test)]
@@ -470,9 +459,10 @@ mod tests {
 
     #[test]
     fn control_characters_are_escaped() {
+        assert_eq!(one_line_each(b"a\x1b[2J\t\n"), "a\\u{1b}[2J\\t\n");
         assert_eq!(
-            one_line("a\nb\u{1b}[2J\u{9b}\t\u{7f}ä"),
-            "a\\nb\\u{1b}[2J\\u{9b}\\t\\u{7f}ä"
+            one_line_each("\u{202e}gpj\u{9b}".as_bytes()),
+            "\\u{202e}gpj\\u{9b}\n"
         );
         assert_eq!(one_line_each(b"two\nlines\n"), "two\\nlines\n");
     }

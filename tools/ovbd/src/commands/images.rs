@@ -6,7 +6,7 @@ use std::{fmt::Write, process::ExitCode};
 
 use anyhow::Result;
 use clap::Args;
-use ovbd_layers::units;
+use ovbd_layers::{error::escaped, units};
 use ovbd_oci::{annotations::VIRTUAL_SIZE, Image, Platform, Store};
 use serde_json::{json, Value};
 
@@ -88,21 +88,13 @@ impl Images {
         }
         let width = list
             .iter()
-            .map(|(name, ..)| name.chars().count())
+            .map(|(name, ..)| escaped(name).to_string().chars().count())
             .max()
             .unwrap_or(0);
         let mut text = String::new();
         for (name, digest, image) in &list {
             // Names come from files of others: nothing in them may move the cursor.
-            let name: String = name
-                .chars()
-                .flat_map(|c| {
-                    if c.is_control() { '?' } else { c }
-                        .to_string()
-                        .chars()
-                        .collect::<Vec<_>>()
-                })
-                .collect();
+            let name = escaped(name).to_string();
             match image {
                 Ok(image) => {
                     let size = virtual_bytes(image).map_or("?".to_owned(), units::size);

@@ -59,7 +59,8 @@ fn names_that_would_move_the_cursor() {
     let text = fs::read_to_string(&index).unwrap();
     let name = format!("{host}/vm/web:mon");
     for (bad, shown) in [
-        ("a\\u001b[2Jb\\n", "a?[2Jb?"),
+        ("a\\u001b[2Jb\\n", "a\\u{1b}[2Jb\\n"),
+        ("a\\u202egpj", "a\\u{202e}gpj"),
         ("../../no/such", "../../no/such"),
     ] {
         fs::write(&index, text.replace(&name, bad)).unwrap();
