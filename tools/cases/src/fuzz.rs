@@ -16,7 +16,7 @@ use ovbd_layers::{
 };
 use tempfile::TempDir;
 
-use crate::base::MAX_LAYERS;
+use crate::{base::MAX_LAYERS, random::Random};
 
 /// Windows that are read of an image, so that a huge one takes no longer than others.
 const MAX_WINDOWS: usize = 8;
@@ -120,4 +120,51 @@ fn open_and_read(layers: &[LayerPath]) -> ovbd_layers::Result<()> {
         reader.read(&mut buffer[..n], at)?;
     }
     Ok(())
+}
+
+/// A mutator for libFuzzer: in half of the cases its own, `default`, else what `ours` makes of the input, also of an empty
+/// one. `data` holds `size` bytes of input and has room for `max_size`. Returns the new size.
+pub fn mutate(
+    data: &mut [u8],
+    size: usize,
+    max_size: usize,
+    seed: u32,
+    default: fn(&mut [u8], usize, usize) -> usize,
+    ours: impl FnOnce(&[u8], &mut Random) -> Vec<u8>,
+) -> usize {
+    let random = &mut Random::new(seed.into());
+    if size > 8 && random.below(2) == 0 {
+        return default(data, size, max_size);
+    }
+    let bytes = ours(&data[..size], random);
+    let size = bytes.len().min(max_size);
+    data[..size].copy_from_slice(&bytes[..size]);
+    size
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{lz4, mutate::mutate_blob};
+
+    #[test]
+    fn mutants_of_nothing_and_of_mutants() {
+        for ours in [mutate_blob, lz4::mutate_input] {
+            for room in [0, 5, 1 << 20] {
+                let mut data = vec![0xaa; room + 1];
+                let (mut size, mut theirs) = (0, 0);
+                for seed in 0..50 {
+                    let default = |data: &mut [u8], size: usize, _: usize| {
+                        data[..8].copy_from_slice(b"default!");
+                        size
+                    };
+                    size = mutate(&mut data, size, room, seed, default, ours);
+                    assert!(size <= room);
+                    assert_eq!(data[room], 0xaa, "beyond the room");
+                    theirs += u32::from(data.starts_with(b"default!"));
+                }
+                assert_eq!(theirs > 0, room > 8);
+            }
+        }
+    }
 }

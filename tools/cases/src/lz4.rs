@@ -477,29 +477,14 @@ pub fn generate(number: u64) -> Input {
     input
 }
 
-/// The mutator for libFuzzer: in a third of the cases its own, `default`, else [`damage`]; an input of nothing becomes
-/// [`generate`]'s. `data` holds `size` bytes of input and has room for `max_size`. Returns the new size.
-pub fn mutate_for_fuzzer(
-    data: &mut [u8],
-    size: usize,
-    max_size: usize,
-    seed: u32,
-    default: fn(&mut [u8], usize, usize) -> usize,
-) -> usize {
-    let random = &mut Random::new(seed.into());
-    let input = match Input::from_bytes(&data[..size]) {
-        Some(_) if random.below(3) == 0 => return default(data, size, max_size),
-        Some(mut input) => {
-            damage(&mut input, random);
-            if random.below(4) == 0 {
-                input.slack.0 = random.below(MAX_SLACK);
-            }
-            input
-        }
-        None => generate(seed.into()),
+/// An input for libFuzzer's mutator: `bytes` damaged, or where they are none, one of [`generate`]'s.
+pub fn mutate_input(bytes: &[u8], random: &mut Random) -> Vec<u8> {
+    let Some(mut input) = Input::from_bytes(bytes) else {
+        return generate(random.bits()).to_bytes();
     };
-    let bytes = input.to_bytes();
-    let size = bytes.len().min(max_size);
-    data[..size].copy_from_slice(&bytes[..size]);
-    size
+    damage(&mut input, random);
+    if random.below(4) == 0 {
+        input.slack.0 = random.below(MAX_SLACK);
+    }
+    input.to_bytes()
 }

@@ -407,31 +407,18 @@ pub(crate) fn bytes(data: &mut Vec<u8>, random: &mut Random) -> String {
     }
 }
 
-/// The mutator for libFuzzer: in half of the cases its own, `default`, else [`damage`]; an input of nothing becomes
-/// something sound. `data` holds `size` bytes of input and has room for `max_size`. Returns the new size.
-pub fn mutate_for_fuzzer(
-    data: &mut [u8],
-    size: usize,
-    max_size: usize,
-    seed: u32,
-    default: fn(&mut [u8], usize, usize) -> usize,
-) -> usize {
+/// A blob for libFuzzer's mutator: `blob` damaged, or where that is nothing, something sound damaged.
+pub fn mutate_blob(blob: &[u8], random: &mut Random) -> Vec<u8> {
     static SOUND: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
         let bases = built().expect("the bases can be built");
         let layers = bases.into_iter().flat_map(|base| base.layers);
         layers.map(|layer| layer.blob).collect()
     });
-    let mut random = Random::new(seed.into());
-    if random.below(2) == 0 && size > 8 {
-        return default(data, size, max_size);
-    }
-    let mut blob = match size {
+    let mut blob = match blob.len() {
         0..=8 => random.choose(&SOUND).clone(),
-        _ => data[..size].to_vec(),
+        _ => blob.to_vec(),
     };
-    damage(&mut blob, &mut random, &mut Vec::new());
+    damage(&mut blob, random, &mut Vec::new());
     repair(&mut blob, random.below(3));
-    let size = blob.len().min(max_size);
-    data[..size].copy_from_slice(&blob[..size]);
-    size
+    blob
 }

@@ -5,7 +5,10 @@
 #![no_main]
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
-use ovbd_cases::{fuzz::Fuzzer, mutate::mutate_for_fuzzer};
+use ovbd_cases::{
+    fuzz::{mutate, Fuzzer},
+    mutate::mutate_blob,
+};
 use std::sync::LazyLock;
 
 static FUZZER: LazyLock<Fuzzer> = LazyLock::new(|| Fuzzer::new().expect("a temporary folder"));
@@ -13,5 +16,12 @@ static FUZZER: LazyLock<Fuzzer> = LazyLock::new(|| Fuzzer::new().expect("a tempo
 fuzz_target!(|data: &[u8]| FUZZER.blob(data).expect("the file is written"));
 
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
-    mutate_for_fuzzer(data, size, max_size, seed, libfuzzer_sys::fuzzer_mutate)
+    mutate(
+        data,
+        size,
+        max_size,
+        seed,
+        libfuzzer_sys::fuzzer_mutate,
+        mutate_blob,
+    )
 });

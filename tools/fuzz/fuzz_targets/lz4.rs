@@ -5,7 +5,10 @@
 #![no_main]
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
-use ovbd_cases::lz4::{mutate_for_fuzzer, Checker, Input};
+use ovbd_cases::{
+    fuzz::mutate,
+    lz4::{mutate_input, Checker, Input},
+};
 use std::cell::RefCell;
 
 thread_local! {
@@ -19,5 +22,12 @@ fuzz_target!(|data: &[u8]| {
 });
 
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
-    mutate_for_fuzzer(data, size, max_size, seed, libfuzzer_sys::fuzzer_mutate)
+    mutate(
+        data,
+        size,
+        max_size,
+        seed,
+        libfuzzer_sys::fuzzer_mutate,
+        mutate_input,
+    )
 });
