@@ -46,7 +46,8 @@ const BLOCK_SECTORS: u64 = GRANULE_BYTES as u64 / SECTOR_BYTES;
 /// Bytes that are read at once, if a chunk is not larger.
 const READ_BYTES: u64 = 1 << 20;
 
-/// Writes the changes of the stack `name` to the new layer `out`. The stack stays as it is.
+/// Writes the changes of the stack `name` to the new layer `out`. The stack stays as it is. For `assume_elsewhere` see
+/// [`Storage::assume_elsewhere`].
 ///
 /// # Errors
 ///
@@ -56,6 +57,7 @@ pub fn commit(
     name: &str,
     out: &Path,
     options: &Options,
+    assume_elsewhere: bool,
     interrupt: &Interrupt,
     report: &dyn Report,
 ) -> Result<()> {
@@ -82,7 +84,7 @@ pub fn commit(
     let cow = table
         .device(1)
         .ok_or_else(|| Error::new(&device.node(), "an unknown table"))?;
-    let storage = Storage::look()?;
+    let storage = Storage::look()?.assume_elsewhere(assume_elsewhere);
     check_elsewhere(device, out, &storage)?;
     let cow = PathBuf::from(device_name(cow));
     // What is known now can only become more.

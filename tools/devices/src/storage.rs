@@ -76,6 +76,8 @@ pub struct Storage {
     swaps: Vec<PathBuf>,
     /// The devices of each btrfs.
     btrfs: Vec<Vec<Number>>,
+    /// Whether what does not tell where it is is taken for being on other devices.
+    assume_elsewhere: bool,
 }
 
 impl Storage {
@@ -90,7 +92,16 @@ impl Storage {
             loops: loops::all()?,
             swaps: swaps()?,
             btrfs: sysfs::btrfs_families(),
+            assume_elsewhere: false,
         })
+    }
+
+    /// The same, where `yes`: what does not tell on which device it is, as ZFS, is on none that anybody asks for.
+    pub fn assume_elsewhere(self, yes: bool) -> Self {
+        Self {
+            assume_elsewhere: yes,
+            ..self
+        }
     }
 
     /// All mounts.
@@ -199,13 +210,10 @@ impl<'a> Walk<'a> {
         match fs::metadata(&user.backing) {
             Ok(found) if user.is_on(FileId::of(&found)) => self.path(&user.backing),
             _ if self.is_without_mount(user) => Ok(()),
-            _ => Err(Error::new(
+            _ => self.unknown(
                 &user.node,
-                format!(
-                    "cannot tell on which device its file {} is",
-                    user.backing.display()
-                ),
-            )),
+                format!("its file {}", user.backing.display()).as_str(),
+            ),
         }
     }
 
@@ -233,7 +241,7 @@ impl<'a> Walk<'a> {
             None if number.0 != 0 => self.device(number),
             // The kernel has a mount of its own for files without a name.
             None if is_in_memory(path) => Ok(()),
-            None => Err(Error::new(path, "cannot tell on which device it is")),
+            None => self.unknown(path, "it"),
         }
     }
 
@@ -273,10 +281,18 @@ impl<'a> Walk<'a> {
         if found || kind.starts_with("fuse") {
             return Ok(());
         }
-        Err(Error::new(
-            &mount.point,
-            format!("cannot tell on which device this {kind} is"),
-        ))
+        self.unknown(&mount.point, &format!("this {kind}"))
+    }
+
+    /// `what` at `path` does not tell where it is.
+    fn unknown(&self, path: &Path, what: &str) -> Result<()> {
+        if self.storage.assume_elsewhere {
+            return Ok(());
+        }
+        let what = format!(
+            "cannot tell on which device {what} is (--assume-elsewhere takes it for being on another)"
+        );
+        Err(Error::new(path, what))
     }
 
     fn overlay(&mut self, mount: &Mount) -> Result<()> {
@@ -294,8 +310,7 @@ impl<'a> Walk<'a> {
     /// mounted before it, and on nothing that was mounted since.
     fn hidden_overlay(&mut self, mount: &Mount) -> Result<()> {
         let Some(age) = age(mount) else {
-            let what = "cannot tell on which device this overlay is";
-            return Err(Error::new(&mount.point, what));
+            return self.unknown(&mount.point, "this overlay");
         };
         let storage = self.storage;
         for other in &storage.mounts {
@@ -407,6 +422,31 @@ mod tests {
             .below_device(Number(4095, 1))
             .unwrap()
             .contains(&Number(4095, 1)));
+    }
+
+    #[test]
+    fn what_does_not_tell_is_elsewhere_only_where_that_is_assumed() {
+        let mount = Mount {
+            id: u64::MAX,
+            number: Number(0, 77),
+            root: "/".into(),
+            point: "/tank".into(),
+            kind: "zfs".to_owned(),
+            source: "tank/data".into(),
+            source_device: None,
+            options: b"rw,xattr".to_vec(),
+            read_only: false,
+        };
+        let storage = Storage::default();
+        let error = storage.below_mount(&mount).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "/tank: cannot tell on which device this zfs is (--assume-elsewhere takes it for being on another)"
+        );
+        let storage = storage.assume_elsewhere(true);
+        assert!(storage.below_mount(&mount).unwrap().is_empty());
+        // It is for no other error.
+        assert!(storage.below_path(Path::new("/no/such/file")).is_err());
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub struct Options {
     pub parents: Parents,
     /// Overwrite what the COW file or device holds.
     pub wipe_cow: bool,
+    /// See [`Storage::assume_elsewhere`].
+    pub assume_elsewhere: bool,
 }
 
 /// Makes the device, and tells its node to `announce`.
@@ -274,7 +276,7 @@ fn steps(options: &Options) -> Result<Vec<Step>> {
     parents::check(&ancestry, options.parents)?;
     // Who is not root can only have the commands printed, and is not told all of this.
     let storage = match rustix::process::geteuid().is_root() {
-        true => Storage::look()?,
+        true => Storage::look()?.assume_elsewhere(options.assume_elsewhere),
         false => Storage::default(),
     };
     for blob in &blobs {

@@ -147,6 +147,14 @@ impl Parents {
     }
 }
 
+/// What is assumed of storage.
+#[derive(Debug, Args)]
+pub struct UnknownStorage {
+    /// Take storage that does not tell on which devices it is, as ZFS, for being on others
+    #[arg(long)]
+    pub assume_elsewhere: bool,
+}
+
 /// What is the same for every new layer.
 #[derive(Debug, Args)]
 pub struct NewLayer {

@@ -8,7 +8,10 @@ use anyhow::Result;
 use clap::Args;
 use ovbd_devices::{commit, Interrupt};
 
-use crate::{cli::NewLayer, report::Report};
+use crate::{
+    cli::{NewLayer, UnknownStorage},
+    report::Report,
+};
 
 /// Make a layer of what was written to a stack since "ovbd up --writable".
 ///
@@ -19,6 +22,9 @@ pub struct Commit {
     /// The layer.
     #[command(flatten)]
     pub layer: NewLayer,
+    /// Storage that does not tell where it is.
+    #[command(flatten)]
+    pub unknown: UnknownStorage,
     /// Name of the device below /dev/mapper
     #[arg(value_name = "NAME")]
     pub name: String,
@@ -35,6 +41,7 @@ impl Commit {
                 &self.name,
                 &self.layer.output,
                 &options,
+                self.unknown.assume_elsewhere,
                 &interrupt,
                 report,
             )?)

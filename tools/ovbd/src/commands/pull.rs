@@ -145,6 +145,8 @@ impl Pull {
             writable: self.writable.then(cow::Options::default),
             parents: self.parents.of_device(),
             wipe_cow: false,
+            // Only layers on devices are looked for.
+            assume_elsewhere: false,
         };
         up::up(&options, &Interrupt::install()?, report, |device| {
             report.answer(&format!("{}\n", device.display()))

@@ -14,7 +14,7 @@ use ovbd_devices::{cow, running::check_name, up, Interrupt};
 use ovbd_layers::{units, Error};
 
 use crate::{
-    cli::{Cli, Parents},
+    cli::{Cli, Parents, UnknownStorage},
     commands::Command,
     config::{self, Config},
     names::StoreOption,
@@ -52,6 +52,9 @@ pub struct Up {
     /// Overwrite whatever the file or device of --cow holds, with a new store
     #[arg(long, requires = "cow")]
     pub wipe_cow: bool,
+    /// Storage that does not tell where it is.
+    #[command(flatten)]
+    pub unknown: UnknownStorage,
     /// The old name of --ignore-parents
     #[arg(short, long, hide = true)]
     pub force: bool,
@@ -117,6 +120,7 @@ impl Up {
             }
             .of_device(),
             wipe_cow: self.wipe_cow,
+            assume_elsewhere: self.unknown.assume_elsewhere,
         };
         if self.dry_run {
             return report.print(&up::dry_run(&options)?);
