@@ -6,7 +6,10 @@
 //! store is complete on its device: its exceptions say which chunks were written, and only these are read. What they
 //! hold is compared with the stack below, so that the layer is that which `ovbd build --base` makes of a copy.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use ovbd_image::lsmt::{Identity, UuidText, SECTOR_BYTES};
 
@@ -16,6 +19,7 @@ use ovbd_kernel::{
 };
 
 use crate::{
+    block_writer::{self, BlockWriter},
     check_root,
     exceptions::{read_exceptions, read_header, Exception, Header},
     hold_still::{check_elsewhere, Frozen},
@@ -29,19 +33,15 @@ use crate::{
 use ovbd_layers::{
     blob::Content,
     build::{finish_output, start_blob, Options},
-    content_hash::ContentHash,
     direct::{Aligned, DirectFile},
     error::{Error, Result},
     file_range::FileRange,
     layer::read_trailer,
-    layer_writer::{blank_sectors, LayerWriter, MAX_SEGMENTS},
+    layer_writer::{LayerWriter, MAX_SEGMENTS},
     output::{Output, Rules},
     report::Report,
-    zeros::GRANULE_BYTES,
+    units,
 };
-
-/// Sectors of a block: what of it differs from the stack below is stored whole.
-const BLOCK_SECTORS: u64 = GRANULE_BYTES as u64 / SECTOR_BYTES;
 
 /// Bytes that are read at once, if a chunk is not larger.
 const READ_BYTES: u64 = 1 << 20;
@@ -88,7 +88,7 @@ pub fn commit(
     check_elsewhere(device, out, &storage)?;
     let cow = PathBuf::from(device_name(cow));
     // What is known now can only become more.
-    Store::open(&cow, device.sectors())?.check_count(out)?;
+    Store::open(&cow, device.sectors())?.runs(out)?;
     let lower = Lower::new(&stack)?;
     let below = FileRange::open(&below.node())?;
     let rules = Rules {
@@ -101,7 +101,7 @@ pub fn commit(
     let suspended = Suspended::new(&control, device, report)?;
     check_valid(&control, device)?;
     let store = Store::open(&cow, device.sectors())?;
-    store.check_count(out)?;
+    let runs = store.runs(out)?;
     report.expect(store.bytes());
     let (blob, start) = start_blob(&output, out, options)?;
     let first = Identity {
@@ -109,31 +109,31 @@ pub fn commit(
         uuid: options.uuid.unwrap_or(UuidText::NIL),
         parent_uuid: options.parent(lower.uuid),
     };
-    let mut writer = Writer {
-        layer: LayerWriter::new(blob, out, &first)?,
-        content: ContentHash::default(),
-        sectors: device.sectors(),
-        below,
-        start: 0,
-        new: Vec::new(),
-        old: Vec::new(),
-    };
+    let layer = LayerWriter::new(blob, out, &first)?;
+    let mut writer = BlockWriter::new(layer, below, device.sectors(), runs, MAX_SEGMENTS);
     store.each(|sector, data| {
         interrupt.check(out)?;
         report.add(data.len() as u64);
         writer.add(sector, data)
     })?;
-    writer.store_before(u64::MAX)?;
+    let written = writer.finish()?;
     suspended.end()?;
     drop(frozen);
-    let hash = writer.content;
+    if written.same > 0 {
+        let what = format!(
+            "so scattered that segments do not suffice: {} that did not change are stored too",
+            units::size(written.same)
+        );
+        report.warn(&Error::new(out, what));
+    }
+    let hash = written.content;
     let identity = Identity {
         uuid: options
             .uuid
             .unwrap_or_else(|| hash.uuid(lower.virtual_size, first.parent_uuid)),
         ..first
     };
-    let end = writer.layer.finish(&identity)?;
+    let end = written.layer.finish(&identity)?;
     finish_output(output, options, start, end)
 }
 
@@ -232,6 +232,8 @@ impl Drop for Suspended<'_> {
 /// An exception store, read past the page cache: the kernel does not write through it.
 struct Store {
     device: DirectFile,
+    /// Sectors of the origin.
+    sectors: u64,
     chunk_bytes: u64,
     exceptions: Vec<Exception>,
 }
@@ -248,23 +250,23 @@ impl Store {
         Ok(Self {
             exceptions: read_exceptions(&device, sectors, origin_sectors)?,
             device,
+            sectors: origin_sectors,
             chunk_bytes: u64::from(sectors) * SECTOR_BYTES,
         })
     }
 
-    /// Refuses more than a layer can have: every run of chunks is a segment at least.
-    fn check_count(&self, out: &Path) -> Result<()> {
-        let first = self.exceptions.first().map_or(0, |_| 1);
-        let pairs = self.exceptions.windows(2);
-        let runs = first
-            + pairs
-                .filter(|pair| pair[1].origin != pair[0].origin + 1)
-                .count() as u64;
-        if runs <= MAX_SEGMENTS {
-            return Ok(());
+    /// The blocks that were written. More than a layer can have, each run stored whole, are refused.
+    fn runs(&self, out: &Path) -> Result<Vec<Range<u64>>> {
+        let chunk = self.chunk_bytes / SECTOR_BYTES;
+        let chunks = self.exceptions.iter();
+        let chunks = chunks.map(|found| found.origin * chunk..(found.origin + 1) * chunk);
+        let runs = block_writer::runs(chunks, self.sectors);
+        let segments = block_writer::segments(&runs);
+        if segments <= MAX_SEGMENTS {
+            return Ok(runs);
         }
         let what = format!(
-            "{runs} separate places were written, of at most {MAX_SEGMENTS} in a layer \
+            "what was written takes {segments} segments, of at most {MAX_SEGMENTS} in a layer \
              (ovbd build --base makes one of a copy of the device)"
         );
         Err(Error::new(out, what))
@@ -298,130 +300,17 @@ impl Store {
     }
 }
 
-/// Makes blocks of chunks, and stores those that differ from the stack below.
-struct Writer<'a> {
-    layer: LayerWriter<'a>,
-    /// Hash of all that is in the layer.
-    content: ContentHash,
-    /// Sectors of the device; the last chunk may reach further.
-    sectors: u64,
-    /// The stack. What it holds never changes, so the page cache is right about it.
-    below: FileRange,
-    /// First sector of the blocks that are known and not stored yet.
-    start: u64,
-    /// What these hold now.
-    new: Vec<u8>,
-    /// What they hold in the stack.
-    old: Vec<u8>,
-}
-
-impl Writer<'_> {
-    /// Takes chunks, which follow all earlier ones. A block may be larger than a chunk: the rest is as in the stack.
-    fn add(&mut self, sector: u64, data: &[u8]) -> Result<()> {
-        let room = (self.sectors - sector) * SECTOR_BYTES;
-        let data = &data[..data.len().min(room as usize)];
-        let first = sector - sector % BLOCK_SECTORS;
-        self.store_before(first)?;
-        let known = self.start + sectors_of(&self.new);
-        let end = (sector + sectors_of(data)).next_multiple_of(BLOCK_SECTORS);
-        let end = end.min(self.sectors);
-        if end > known {
-            let more = self.old.len() + ((end - known) * SECTOR_BYTES) as usize;
-            self.old.resize(more, 0);
-            let unknown = &mut self.old[self.new.len()..];
-            self.below.read(unknown, known * SECTOR_BYTES)?;
-            self.new.extend_from_slice(unknown);
-        }
-        let at = ((sector - self.start) * SECTOR_BYTES) as usize;
-        self.new[at..][..data.len()].copy_from_slice(data);
-        Ok(())
-    }
-
-    /// Stores the blocks before a sector, at which the next one begins.
-    fn store_before(&mut self, sector: u64) -> Result<()> {
-        let bytes = sector
-            .saturating_sub(self.start)
-            .saturating_mul(SECTOR_BYTES);
-        let bytes = bytes.min(self.new.len() as u64) as usize;
-        let (new, old) = (&self.new[..bytes], &self.old[..bytes]);
-        if self.start == 0 {
-            self.layer.set_blank(blank_sectors(new, Some(old)));
-        }
-        let blocks = new.chunks(GRANULE_BYTES).zip(old.chunks(GRANULE_BYTES));
-        for (number, (new, old)) in blocks.enumerate() {
-            if new != old {
-                let at = self.start + number as u64 * BLOCK_SECTORS;
-                self.layer.blocks(at, new, &mut self.content)?;
-            }
-        }
-        self.new.drain(..bytes);
-        self.old.drain(..bytes);
-        self.start = match self.new.is_empty() {
-            true => sector,
-            false => self.start + bytes as u64 / SECTOR_BYTES,
-        };
-        Ok(())
-    }
-}
-
-fn sectors_of(data: &[u8]) -> u64 {
-    data.len() as u64 / SECTOR_BYTES
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, os::unix::fs::FileExt};
-
-    use ovbd_layers::{layer::LayerPath, parents::Parents, stack::Stack};
-
     use super::*;
-
-    /// A device of 3 TiB whose first bytes were written, 2 sectors after the start of what is below.
-    #[test]
-    fn large_layers_do_not_start_at_sector_0() {
-        for (first_chunk, below, start) in [(0, 0, 2), (0, 9, 1), (2, 0, 2)] {
-            let folder = tempfile::tempdir().unwrap();
-            let [device, out] = ["device", "out"].map(|name| folder.path().join(name));
-            let file = File::create(&device).unwrap();
-            file.set_len(3 << 40).unwrap();
-            file.write_all_at(&[below], 512).unwrap();
-            let options = Options::default();
-            let output = Output::create_file(&out, Rules::default()).unwrap();
-            let (blob, begin) = start_blob(&output, &out, &options).unwrap();
-            let identity = Identity {
-                virtual_size: 3 << 40,
-                uuid: UuidText::NIL,
-                parent_uuid: UuidText::NIL,
-            };
-            let mut writer = Writer {
-                layer: LayerWriter::new(blob, &out, &identity).unwrap(),
-                content: ContentHash::default(),
-                sectors: (3 << 40) / SECTOR_BYTES,
-                below: FileRange::open(&device).unwrap(),
-                start: 0,
-                new: Vec::new(),
-                old: Vec::new(),
-            };
-            // Chunks of one sector: what is not in them is as below.
-            for chunk in first_chunk..8 {
-                let data = [if chunk < 2 { 0 } else { 7 }; 512];
-                writer.add(chunk, &data).unwrap();
-            }
-            writer.store_before(u64::MAX).unwrap();
-            let end = writer.layer.finish(&identity).unwrap();
-            finish_output(output, &options, begin, end).unwrap();
-            let stack = Stack::open(&[LayerPath::Sealed(out)], Parents::All).unwrap();
-            let first = stack.segments()[0];
-            assert_eq!((first.start(), first.sectors()), (start, 8 - start as u32));
-        }
-    }
 
     #[test]
     fn too_many_places_are_known_before_anything_is_read() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let store = |distance: u64, count: u64| Store {
             device: DirectFile::open(file.path()).unwrap(),
-            chunk_bytes: 4096,
+            sectors: 1 << 40,
+            chunk_bytes: 65536,
             exceptions: (0..count)
                 .map(|i| Exception {
                     origin: i * distance,
@@ -429,12 +318,13 @@ mod tests {
                 })
                 .collect(),
         };
-        let check = |distance, count| store(distance, count).check_count(Path::new("out"));
+        let check = |distance, count| store(distance, count).runs(Path::new("out"));
         assert!(check(1, 0).is_ok());
         assert!(check(2, MAX_SEGMENTS).is_ok());
         // Those that follow each other are one segment.
         assert!(check(1, MAX_SEGMENTS + 1).is_ok());
         let error = check(2, MAX_SEGMENTS + 1).unwrap_err().to_string();
-        assert!(error.contains("separate places"), "{error}");
+        let segments = format!("takes {} segments", MAX_SEGMENTS + 1);
+        assert!(error.contains(&segments), "{error}");
     }
 }

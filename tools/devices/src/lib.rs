@@ -6,6 +6,7 @@
 //! The steps are those an administrator would take, and nothing but the devices themselves records them:
 //! [`running`] finds a stack and its parts again by their device-mapper UUIDs and tables.
 
+mod block_writer;
 pub mod commit;
 pub mod cow;
 pub mod direct_io;

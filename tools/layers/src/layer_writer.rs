@@ -204,6 +204,11 @@ impl<'a> LayerWriter<'a> {
         })
     }
 
+    /// Segments so far.
+    pub fn segments(&self) -> u64 {
+        self.entries.len() as u64 + u64::from(self.open.is_some())
+    }
+
     fn run(&mut self, mut run: Run) -> Result<()> {
         if run.start == 0 && self.blank.is_none() {
             let what = "it was not said which sectors at the start are zero";

@@ -1,0 +1,394 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Making a layer of the chunks of an exception store: of their blocks of 4 KiB, those that differ from the stack below.
+//!
+//! How many segments that takes is known only when all is read, and a layer can have a million. So that no commit fails
+//! late, the runs of chunks are known before: each of them stored whole must fit. As long as there is room for that, blocks
+//! are told apart; where there is none, what is between those that differ is stored too.
+
+use ovbd_image::lsmt::SECTOR_BYTES;
+
+use ovbd_layers::{
+    content_hash::{ContentHash, Summary},
+    error::Result,
+    file_range::FileRange,
+    layer_writer::{blank_sectors, segments_of, LayerWriter},
+    zeros::{is_zero, GRANULE_BYTES},
+};
+
+/// Sectors of a block: what of it differs from the stack below is stored whole.
+const BLOCK_SECTORS: u64 = GRANULE_BYTES as u64 / SECTOR_BYTES;
+
+/// Sectors from the first to the one after the last.
+type Run = std::ops::Range<u64>;
+
+/// The whole blocks of a device of `sectors` in which there is something of `chunks`, which are in order.
+pub fn runs(chunks: impl Iterator<Item = Run>, sectors: u64) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for chunk in chunks {
+        let start = chunk.start - chunk.start % BLOCK_SECTORS;
+        let end = chunk.end.next_multiple_of(BLOCK_SECTORS).min(sectors);
+        match runs.last_mut() {
+            Some(last) if last.end >= start => last.end = end,
+            _ => runs.push(start..end),
+        }
+    }
+    runs
+}
+
+/// Segments that all `runs` take if they are stored whole.
+pub fn segments(runs: &[Run]) -> u64 {
+    runs.iter()
+        .map(|run| segments_of(run.end - run.start))
+        .sum()
+}
+
+/// What is still to be stored.
+struct Rest {
+    runs: std::vec::IntoIter<Run>,
+    /// End of the run that is being stored.
+    end: u64,
+    /// Segments of all runs after it.
+    later: u64,
+}
+
+impl Rest {
+    fn new(runs: Vec<Run>) -> Self {
+        Self {
+            later: segments(&runs),
+            runs: runs.into_iter(),
+            end: 0,
+        }
+    }
+
+    /// The end of the run that has the sector before `end`.
+    fn advance(&mut self, end: u64) -> u64 {
+        while self.end < end {
+            let Some(run) = self.runs.next() else {
+                break;
+            };
+            self.later -= segments_of(run.end - run.start);
+            self.end = run.end;
+        }
+        self.end.max(end)
+    }
+}
+
+/// Makes blocks of chunks, and stores those that differ from the stack below.
+pub struct BlockWriter<'a> {
+    layer: LayerWriter<'a>,
+    /// Hash of all that differs.
+    content: ContentHash,
+    /// Sectors of the device; the last chunk may reach further.
+    sectors: u64,
+    /// The stack. What it holds never changes, so the page cache is right about it.
+    below: FileRange,
+    rest: Rest,
+    /// Segments that the layer can have.
+    most: u64,
+    /// Bytes that were stored though they do not differ.
+    same: u64,
+    /// First sector of the blocks that are known and not stored yet.
+    start: u64,
+    /// What these hold now.
+    new: Vec<u8>,
+    /// What they hold in the stack.
+    old: Vec<u8>,
+}
+
+/// What [`BlockWriter`] made.
+pub struct Written<'a> {
+    /// The layer, without its end.
+    pub layer: LayerWriter<'a>,
+    /// Hash of all that differs.
+    pub content: ContentHash,
+    /// Bytes that were stored though they do not differ, for want of segments.
+    pub same: u64,
+}
+
+impl<'a> BlockWriter<'a> {
+    /// Writes to `layer` what differs from `below` on a device of `sectors`. All that is added is in one of the `runs`,
+    /// whose [`segments`] are `most` at most.
+    pub fn new(
+        layer: LayerWriter<'a>,
+        below: FileRange,
+        sectors: u64,
+        runs: Vec<Run>,
+        most: u64,
+    ) -> Self {
+        Self {
+            layer,
+            content: ContentHash::default(),
+            sectors,
+            below,
+            rest: Rest::new(runs),
+            most,
+            same: 0,
+            start: 0,
+            new: Vec::new(),
+            old: Vec::new(),
+        }
+    }
+
+    /// Takes chunks, which follow all earlier ones. A block may be larger than a chunk: the rest is as in the stack.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading and writing.
+    pub fn add(&mut self, sector: u64, data: &[u8]) -> Result<()> {
+        let room = (self.sectors - sector) * SECTOR_BYTES;
+        let data = &data[..data.len().min(room as usize)];
+        let first = sector - sector % BLOCK_SECTORS;
+        self.store_before(first)?;
+        let known = self.start + sectors_of(&self.new);
+        let end = (sector + sectors_of(data)).next_multiple_of(BLOCK_SECTORS);
+        let end = end.min(self.sectors);
+        if end > known {
+            let more = self.old.len() + ((end - known) * SECTOR_BYTES) as usize;
+            self.old.resize(more, 0);
+            let unknown = &mut self.old[self.new.len()..];
+            self.below.read(unknown, known * SECTOR_BYTES)?;
+            self.new.extend_from_slice(unknown);
+        }
+        let at = ((sector - self.start) * SECTOR_BYTES) as usize;
+        self.new[at..][..data.len()].copy_from_slice(data);
+        Ok(())
+    }
+
+    /// Stores what is left.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading and writing.
+    pub fn finish(mut self) -> Result<Written<'a>> {
+        self.store_before(u64::MAX)?;
+        Ok(Written {
+            layer: self.layer,
+            content: self.content,
+            same: self.same,
+        })
+    }
+
+    /// Stores the blocks before a sector, at which the next one begins.
+    fn store_before(&mut self, sector: u64) -> Result<()> {
+        let bytes = sector
+            .saturating_sub(self.start)
+            .saturating_mul(SECTOR_BYTES);
+        let bytes = bytes.min(self.new.len() as u64) as usize;
+        self.store(bytes)?;
+        self.new.drain(..bytes);
+        self.old.drain(..bytes);
+        self.start = match self.new.is_empty() {
+            true => sector,
+            false => self.start + bytes as u64 / SECTOR_BYTES,
+        };
+        Ok(())
+    }
+
+    /// Stores the first `bytes` of what is known, whole blocks.
+    fn store(&mut self, bytes: usize) -> Result<()> {
+        let (new, old) = (&self.new[..bytes], &self.old[..bytes]);
+        if new.is_empty() {
+            return Ok(());
+        }
+        if self.start == 0 {
+            self.layer.set_blank(blank_sectors(new, Some(old)));
+        }
+        let mut summary = Summary::default();
+        let mut fates: Vec<Fate> = Vec::new();
+        let blocks = new.chunks(GRANULE_BYTES).zip(old.chunks(GRANULE_BYTES));
+        for (number, (new, old)) in blocks.enumerate() {
+            let at = self.start + number as u64 * BLOCK_SECTORS;
+            fates.push(match (new == old, is_zero(new)) {
+                (true, _) => Fate::Same,
+                (false, true) => {
+                    summary.add(at, None);
+                    Fate::Zeroed
+                }
+                (false, false) => {
+                    summary.add(at, Some(new));
+                    Fate::Data
+                }
+            });
+        }
+        self.content.add(&summary);
+        let end = self.start + sectors_of(new);
+        let run_end = self.rest.advance(end);
+        let finest: u64 = fates
+            .chunk_by(|a, b| a == b)
+            .filter(|run| run[0] != Fate::Same)
+            .map(|run| segments_of(run.len() as u64 * BLOCK_SECTORS))
+            .sum();
+        let whole = self.layer.segments() + finest + segments_of(run_end - end) + self.rest.later;
+        if whole > self.most {
+            let same = fates.iter().filter(|fate| **fate != Fate::Data).count();
+            self.same += (same * GRANULE_BYTES) as u64;
+            return self.layer.data(self.start, new);
+        }
+        let mut at = 0;
+        for run in fates.chunk_by(|a, b| a == b) {
+            let end = new.len().min(at + run.len() * GRANULE_BYTES);
+            let start = self.start + at as u64 / SECTOR_BYTES;
+            match run[0] {
+                Fate::Same => {}
+                Fate::Zeroed => self.layer.zeros(start, sectors_of(&new[at..end]))?,
+                Fate::Data => self.layer.data(start, &new[at..end])?,
+            }
+            at = end;
+        }
+        Ok(())
+    }
+}
+
+/// What becomes of a block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Same,
+    Zeroed,
+    Data,
+}
+
+fn sectors_of(data: &[u8]) -> u64 {
+    data.len() as u64 / SECTOR_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, fs::File, os::unix::fs::FileExt, path::Path};
+
+    use ovbd_image::lsmt::{Identity, UuidText};
+    use ovbd_layers::{
+        build::{build, finish_output, start_blob, Options},
+        layer::LayerPath,
+        layer_writer::MAX_SEGMENTS,
+        output::{Output, Rules},
+        parents::Parents,
+        stack::Stack,
+    };
+
+    use super::*;
+
+    /// Writes `chunks`, first sectors and data, over what is in the file `below` to the layer `out` of at most `most`
+    /// segments; returns its UUID and the bytes that it has for want of segments.
+    fn write(below: &Path, chunks: &[(u64, Vec<u8>)], most: u64, out: &Path) -> (UuidText, u64) {
+        let below = FileRange::open(below).unwrap();
+        let bytes = below.bytes();
+        let options = Options::default();
+        let output = Output::create_file(out, Rules::default()).unwrap();
+        let (blob, begin) = start_blob(&output, out, &options).unwrap();
+        let identity = Identity {
+            virtual_size: bytes,
+            uuid: UuidText::NIL,
+            parent_uuid: UuidText::NIL,
+        };
+        let layer = LayerWriter::new(blob, out, &identity).unwrap();
+        let ranges = chunks.iter().map(|(at, data)| *at..*at + sectors_of(data));
+        let runs = runs(ranges, bytes / SECTOR_BYTES);
+        let mut writer = BlockWriter::new(layer, below, bytes / SECTOR_BYTES, runs, most);
+        for (at, data) in chunks {
+            writer.add(*at, data).unwrap();
+        }
+        let written = writer.finish().unwrap();
+        let Written {
+            layer,
+            content,
+            same,
+        } = written;
+        let end = layer.finish(&identity).unwrap();
+        finish_output(output, &options, begin, end).unwrap();
+        (content.uuid(bytes, UuidText::NIL), same)
+    }
+
+    #[test]
+    fn scattered_blocks_become_fewer_segments_where_these_do_not_suffice() {
+        const BYTES: usize = (2 << 20) + 4096 - 512;
+        let folder = tempfile::tempdir().unwrap();
+        let [raw, base] = ["raw", "base"].map(|name| folder.path().join(name));
+        let mut random = 1_u64;
+        let mut below = |limit: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % limit
+        };
+        for chunk_sectors in [1_u64, 4, 8, 128, 512] {
+            let mut old: Vec<u8> = (0..BYTES).map(|_| below(255) as u8 + 1).collect();
+            old[512 * 3000..].fill(0);
+            fs::write(&raw, &old).unwrap();
+            let options = Options {
+                replace: true,
+                ..Options::default()
+            };
+            build(&raw, &base, &options, &()).unwrap();
+            let mut new = old.clone();
+            let mut chunks: Vec<(u64, Vec<u8>)> = Vec::new();
+            let bytes = (chunk_sectors * SECTOR_BYTES) as usize;
+            for (number, part) in new.chunks_mut(bytes).enumerate() {
+                if below(3) == 0 {
+                    continue;
+                }
+                for block in part.chunks_mut(GRANULE_BYTES) {
+                    match below(3) {
+                        0 => block.fill(0),
+                        1 => block[0] ^= 1,
+                        _ => {}
+                    }
+                }
+                // The last chunk reaches beyond the end.
+                let mut data = part.to_vec();
+                data.resize(bytes, 9);
+                chunks.push((number as u64 * chunk_sectors, data));
+            }
+            let ranges = chunks.iter().map(|(at, data)| *at..*at + sectors_of(data));
+            let least = segments(&runs(ranges, BYTES as u64 / SECTOR_BYTES));
+            let check = |most: u64| {
+                let out = folder.path().join("out");
+                let (uuid, same) = write(&raw, &chunks, most, &out);
+                let paths = [base.clone(), out.clone()].map(LayerPath::Sealed);
+                let stack = Stack::open(&paths, Parents::Ignored).unwrap();
+                let mut read = vec![0; BYTES];
+                stack.reader().read(&mut read, 0).unwrap();
+                assert!(read == new, "{chunk_sectors} {most}");
+                let segments = stack.layers()[1].segments().len() as u64;
+                fs::remove_file(out).unwrap();
+                assert!(segments <= most, "{chunk_sectors}: {segments} of {most}");
+                (uuid, same, segments)
+            };
+            let (uuid, same, finest) = check(MAX_SEGMENTS);
+            assert_eq!(same, 0);
+            for most in (least..finest).step_by(3) {
+                let (other, same, _) = check(most);
+                assert!(same > 0, "{chunk_sectors} {most}");
+                assert_eq!(other, uuid, "it is the same change");
+            }
+        }
+    }
+
+    #[test]
+    fn runs_are_of_whole_blocks() {
+        let of = |chunks: &[Run]| runs(chunks.iter().cloned(), 1003);
+        assert_eq!(of(&[1..2, 9..10, 24..25]), [0..16, 24..32]);
+        assert_eq!(of(&[0..8, 16..24, 24..32]), [0..8, 16..32]);
+        assert_eq!(of(&[0..2, 896..1024]), [0..8, 896..1003]);
+        assert_eq!(segments(&[0..16256, 20000..40000]), 3);
+    }
+
+    /// A device of 3 TiB whose first bytes were written, 2 sectors after the start of what is below.
+    #[test]
+    fn large_layers_do_not_start_at_sector_0() {
+        for (first_chunk, below, start) in [(0, 0, 2), (0, 9, 1), (2, 0, 2)] {
+            let folder = tempfile::tempdir().unwrap();
+            let [device, out] = ["device", "out"].map(|name| folder.path().join(name));
+            let file = File::create(&device).unwrap();
+            file.set_len(3 << 40).unwrap();
+            file.write_all_at(&[below], 512).unwrap();
+            // Chunks of one sector: what is not in them is as below.
+            let chunk = |number| (number, vec![if number < 2 { 0 } else { 7 }; 512]);
+            let chunks: Vec<_> = (first_chunk..8).map(chunk).collect();
+            write(&device, &chunks, MAX_SEGMENTS, &out);
+            let stack = Stack::open(&[LayerPath::Sealed(out)], Parents::All).unwrap();
+            let first = stack.segments()[0];
+            assert_eq!((first.start(), first.sectors()), (start, 8 - start as u32));
+        }
+    }
+}
