@@ -12,10 +12,11 @@ endif
 CASES ?= ../shared/fixtures
 override CASES := $(abspath $(CASES))
 export CASES
+prefix ?= /usr/local
 
 .DEFAULT_GOAL := modules
 .PHONY: modules clean test test-all selftests torture planted upstream bench bench-compare bench-track profile demo rustfmt \
-	rustfmt-check clippy clippy-tools ovbd bench-host bench-registry fuzz fuzz-smoke shell kernel-update distclean-cache help
+	rustfmt-check clippy clippy-tools ovbd man install deb test-packages bench-host bench-registry fuzz fuzz-smoke shell kernel-update distclean-cache help
 
 ifdef KDIR
 modules clean: ## build the modules, against KDIR=<kernel build tree> or the cached stock kernel
@@ -79,6 +80,10 @@ clippy-tools:
 	$(CARGO) clippy --release --workspace --all-targets --locked -- -D warnings
 ovbd: ## build the ovbd command (tools/target/release/ovbd)
 	$(CARGO) build --release --locked
+man:
+	$(CARGO) build --release --locked --example man
+install: ovbd man ## install ovbd, its manual pages and what boots from stacks; DESTDIR=, prefix=/usr/local
+	scripts/install "$(DESTDIR)" $(prefix)
 bench-host: ## benchmarks of the index, the merge and ovbd, on this machine
 	$(CARGO) bench --locked -p ovbd-image
 	$(CARGO) run --release --locked -p ovbd-layers --example throughput -- 256 1 5
@@ -108,10 +113,18 @@ fuzz: ## libFuzzer on the formats and on lz4 (10 million runs each), and on the 
 	$(FUZZ)/manifest -runs=1000000 $(FUZZ_OPTIONS) build/fuzz/manifest tools/fuzz/corpus/manifest
 	$(FUZZ)/lz4 -runs=10000000 $(FUZZ_OPTIONS) build/fuzz/lz4
 else
+install:
+	@$(ENTER) shell $(MAKE) install DESTDIR=$(CURDIR)/build/install prefix=$(prefix)
+	mkdir -p $(DESTDIR)/
+	cp -r --preserve=mode,links build/install/. $(DESTDIR)/
 clippy-tools ovbd bench-host bench-registry fuzz fuzz-smoke:
 	@$(ENTER) shell $(MAKE) $@
 endif
 
+deb: ## build Debian packages for the cached kernels (build/debs)
+	@$(ENTER) deb
+test-packages: ## build them twice, and install them into a fresh Debian
+	@$(ENTER) test-packages
 shell: ## a shell in the toolchain root
 	@$(ENTER) shell
 kernel-update: ## prepare the newest stock kernels that Debian has

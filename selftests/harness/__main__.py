@@ -11,7 +11,9 @@ import build
 import built_kernels
 import cache
 import demo
+import installed
 import kernel as kernels
+import packages
 import planted
 import root
 import selftests
@@ -95,6 +97,19 @@ def run_upstream(_arguments):
     return 1 if counts.failed else 0
 
 
+def deb(_arguments):
+    """The Debian packages."""
+    kernels.share()
+    for path in sorted(packages.build(packages.all_kernels()).glob("*.deb")):
+        print(f"{path.stat().st_size / 1e3:8.0f} kB  {path}")
+    return 0
+
+
+def test_packages(_arguments):
+    """The packages, built twice and installed."""
+    return _staged(lambda run: run.run("packages", lambda: installed.test(kernels.ensure(), packages.all_kernels(), whole=True)))
+
+
 def run_demo(_arguments):
     """A Debian system on a stack of layers, in two guests."""
     return demo.run(kernels.ensure())
@@ -151,6 +166,8 @@ INSIDE = {
     "planted": run_planted,
     "upstream": run_upstream,
     "demo": run_demo,
+    "deb": deb,
+    "test-packages": test_packages,
     "shell": shell,
     "kernel-update": kernel_update,
 }

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from cache import CACHE, Failure, step
 
-FLAVOUR = "cloud-amd64"
+# The flavours of Debian's kernels for x86_64: the smaller one, which everything runs with, and that of machines.
+CLOUD, GENERAL = "cloud-amd64", "amd64"
 # The oldest series that the modules support; Debian enables CONFIG_RUST from it on.
 OLDEST = (7, 2)
 
@@ -24,9 +25,10 @@ class Release(NamedTuple):
 
 
 class Archive:
-    """The archives that apt is configured for, in the toolchain root or on the host."""
+    """The archives that apt is configured for, in the toolchain root or on the host, and a flavour of their kernels."""
 
-    def __init__(self):
+    def __init__(self, flavour=CLOUD):
+        self.flavour = flavour
         step("updating the package lists", ["apt-get", "update", "-o", "APT::Update::Error-Mode=any"],
              CACHE / "log" / "apt-update.log", "The Debian mirror must be reachable; see OVBD_MIRROR in the README.")
 
@@ -67,7 +69,7 @@ class Archive:
 
     def _releases(self):
         """The releases of supported series that have headers, as (name, series), the newest first."""
-        pattern = re.compile(rf"linux-headers-((\d+)\.(\d+)(?:\.(\d+))?[^-]*-{FLAVOUR})")
+        pattern = re.compile(rf"linux-headers-((\d+)\.(\d+)(?:\.(\d+))?[^-]*-{self.flavour})")
         found = []
         for name in self.names("linux-headers-"):
             if match := pattern.fullmatch(name):
@@ -83,7 +85,7 @@ class Archive:
             if found := both & self.versions(_source(series)):
                 return Release(name, series, max(found))
             reasons.append(f"{name}: no {'source' if both else 'image'} of the version of its headers")
-        raise Failure(f"no Debian kernel {_dotted(OLDEST)} or newer ({FLAVOUR}) is complete in the configured archives"
+        raise Failure(f"no Debian kernel {_dotted(OLDEST)} or newer ({self.flavour}) is complete in the configured archives"
                       + "".join(f"\n  {reason}" for reason in reasons)
                       + "\nOn a Debian host its apt sources need the backports; OVBD_ROOT=always uses a root that has "
                       "them.")

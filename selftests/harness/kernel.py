@@ -16,7 +16,7 @@ import shutil
 import subprocess
 
 import vm
-from archive import Archive
+from archive import GENERAL, Archive
 from cache import CACHE, SOURCE, alone, delete, exclusive, fresh_directory, share, step
 
 KERNELS = CACHE / "kernel"
@@ -92,6 +92,14 @@ class OldestKernel(Kernel):
     record = "oldest.json"
 
 
+class GeneralKernel(Kernel):
+    """The newest stock kernel that is not for clouds alone. Packages have modules for it; nothing runs it."""
+
+    name = "general"
+    whole_source = False
+    record = "general.json"
+
+
 def ensure(update=False):
     """The kernel to test with; prepares the newest complete one where none is cached or `update` is set."""
     share()
@@ -116,6 +124,18 @@ def ensure_oldest(update=False):
         archive = Archive()
         release, shortfall = archive.oldest()
         kernel = OldestKernel(release.name, release.version, shortfall)
+        _prepare(kernel, archive, release)
+    return kernel
+
+
+def ensure_general():
+    """The kernel for machines that are no clouds; prepares the newest where none is cached."""
+    with alone("general"):
+        if kernel := GeneralKernel.chosen():
+            return kernel
+        archive = Archive(GENERAL)
+        release = archive.newest()
+        kernel = GeneralKernel(release.name, release.version)
         _prepare(kernel, archive, release)
     return kernel
 

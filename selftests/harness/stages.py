@@ -10,7 +10,10 @@ import time
 import unittest
 
 import build
+import installed
+import installed_guest
 import kernel as kernels
+import packages
 import selftests
 import tracked
 from cache import SOURCE, Failure
@@ -199,6 +202,7 @@ def test(patterns, stages):
                 stage("guest tests, oldest kernel",
                       lambda: selftests.run(oldest, selftests.select(OLDEST_TESTS, oldest.name)))
             stage("tracked figures", lambda: tracked.check(kernel))
+            stage("packages", lambda: installed.test(kernel, packages.cached_kernels()))
             stage("guest tests, debug kernel (the wait for them)", finish)
 
 
@@ -225,4 +229,6 @@ def test_all(stages):
     stages.run("transfers cut and killed", long_transfers)
     stages.run("race detector", lambda: counted("selftests", "KERNEL=kcsan", "T=races/* dm-*/io"))
     stages.run("planted bugs", lambda: counted("planted"))
+    stages.run("packages", lambda: installed.test(kernels.ensure(), packages.all_kernels(), whole=True))
+    stages.run("packages in a guest", lambda: installed_guest.test(kernels.ensure(), packages.DEBS))
     stages.run("upstream", lambda: counted("upstream"))

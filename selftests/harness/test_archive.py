@@ -3,15 +3,16 @@
 
 import unittest
 
-from archive import Archive
+from archive import CLOUD, GENERAL, Archive
 from cache import Failure
 
 
 class FakeArchive(Archive):
     """An archive of the packages given, by name, with their versions."""
 
-    def __init__(self, held):
+    def __init__(self, held, flavour=CLOUD):
         self.held = held
+        self.flavour = flavour
 
     def names(self, prefix):
         return [name for name in self.held if name.startswith(prefix)]
@@ -20,17 +21,17 @@ class FakeArchive(Archive):
         return self.held.get(package, set())
 
 
-def kernels(*releases):
+def kernels(*releases, flavour=CLOUD):
     """Packages of the releases, as `7.2.12` and with what is missing of them, if anything."""
     held = {"linux-headers-6.12.9+deb13-cloud-amd64": {"6.12.9-1"}, "linux-headers-cloud-amd64": {"7.2.12-1"}}
     for release, missing in releases:
-        for flavour in ("amd64", "cloud-amd64", "rt-amd64"):
+        for built in ("amd64", "cloud-amd64", "rt-amd64"):
             for part in ("image", "headers"):
                 if part != missing:
-                    held[f"linux-{part}-{release}+deb13-{flavour}"] = {f"{release}-1"}
+                    held[f"linux-{part}-{release}+deb13-{built}"] = {f"{release}-1"}
         if missing != "source":
             held.setdefault(f"linux-source-{release.rsplit('.', 1)[0]}", set()).add(f"{release}-1")
-    return FakeArchive(held)
+    return FakeArchive(held, flavour)
 
 
 class ArchiveTest(unittest.TestCase):
@@ -53,6 +54,10 @@ class ArchiveTest(unittest.TestCase):
         self.assertEqual(release.name, "7.3.4+deb13-cloud-amd64")
         self.assertIn("no complete Linux 7.2", shortfall)
         self.assertIn("7.2.12+deb13-cloud-amd64: no source", shortfall)
+
+    def test_each_flavour_is_chosen_alone(self):
+        archive = kernels(("7.2.12", None), ("7.3.4", None), flavour=GENERAL)
+        self.assertEqual(archive.newest().name, "7.3.4+deb13-amd64")
 
     def test_nothing_complete(self):
         with self.assertRaisesRegex(Failure, "7.2.12.deb13-cloud-amd64: no image"):
