@@ -126,7 +126,11 @@ impl List {
 
 fn entry(stack: &Running, control: &Control, storage: &Storage) -> Result<Entry> {
     let mut status: HashMap<Number, Target> = HashMap::new();
-    for (_, device) in &stack.devices {
+    for (role, device) in &stack.devices {
+        // A dm-linear says nothing.
+        if matches!(role, Role::Blob(_)) {
+            continue;
+        }
         let target = device.status(control)?.into_iter().next();
         status.extend(target.map(|target| (device.number, target)));
     }

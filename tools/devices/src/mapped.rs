@@ -141,10 +141,7 @@ impl Mapped {
     pub fn read(control: &Control, listed: &Listed) -> Result<Option<Self>> {
         let id = Id::Uuid(&listed.uuid);
         let fail = |e| Error::io(&node(&listed.name), "look up", e);
-        let (Some(info), Some(table)) = (
-            control.info(id).map_err(fail)?,
-            control.table(id).map_err(fail)?,
-        ) else {
+        let Some((info, table)) = control.table(id).map_err(fail)? else {
             return Ok(None);
         };
         Ok(Some(Self {

@@ -31,7 +31,6 @@ const DEV_CREATE: u8 = 3;
 const DEV_REMOVE: u8 = 4;
 const DEV_RENAME: u8 = 5;
 const DEV_SUSPEND: u8 = 6;
-const DEV_STATUS: u8 = 7;
 const TABLE_LOAD: u8 = 9;
 const TABLE_CLEAR: u8 = 10;
 const TABLE_DEPS: u8 = 11;
@@ -42,8 +41,6 @@ const TARGET_MSG: u8 = 14;
 const READ_ONLY: u32 = 1 << 0;
 const SUSPENDED: u32 = 1 << 1;
 const STATUS_TABLE: u32 = 1 << 4;
-const ACTIVE_PRESENT: u32 = 1 << 5;
-const INACTIVE_PRESENT: u32 = 1 << 6;
 const BUFFER_FULL: u32 = 1 << 8;
 const SKIP_LOCKFS: u32 = 1 << 10;
 const NO_FLUSH: u32 = 1 << 11;
@@ -54,8 +51,10 @@ const DEFERRED_REMOVE: u32 = 1 << 17;
 /// In the list of devices.
 const HAS_UUID: u32 = 1;
 
-/// Bytes for an answer at first, and at most.
-const ROOM: usize = 16 << 10;
+/// Bytes for an answer at first: the kernel copies them to and fro. Most answers are a line or two; that about all devices
+/// is longer, and never longer than the last one.
+const ROOM: usize = 1 << 10;
+const LIST_ROOM: usize = 16 << 10;
 const MOST_ROOM: usize = 64 << 20;
 
 /// `struct dm_ioctl`.
@@ -134,12 +133,6 @@ pub struct Info {
     pub opens: u32,
     /// Whether it is suspended.
     pub suspended: bool,
-    /// Whether it refuses writes.
-    pub read_only: bool,
-    /// Whether it has a table.
-    pub active: bool,
-    /// Whether it has a table that is loaded but not live.
-    pub inactive: bool,
 }
 
 /// How to suspend.
@@ -208,30 +201,8 @@ impl Control {
     /// The system's.
     pub fn devices(&self) -> io::Result<Vec<Listed>> {
         let header = header(None, WITH_UUID)?;
-        let (_, data) = self.call(LIST_DEVICES, header, &[])?;
+        let (_, data) = self.call_for(LIST_DEVICES, header, &[], LIST_ROOM)?;
         parse_list(&data)
-    }
-
-    /// How a device is; `None` if there is none.
-    ///
-    /// # Errors
-    ///
-    /// The system's.
-    pub fn info(&self, id: Id<'_>) -> io::Result<Option<Info>> {
-        let header = header(Some(id), 0)?;
-        let Some((header, _)) = existing(self.call(DEV_STATUS, header, &[]))? else {
-            return Ok(None);
-        };
-        Ok(Some(Info {
-            number: Number::from_ioctl(header.device),
-            name: text(&header.name),
-            uuid: text(&header.uuid),
-            opens: header.open_count.try_into().unwrap_or(0),
-            suspended: header.flags & SUSPENDED != 0,
-            read_only: header.flags & READ_ONLY != 0,
-            active: header.flags & ACTIVE_PRESENT != 0,
-            inactive: header.flags & INACTIVE_PRESENT != 0,
-        }))
     }
 
     /// Makes a device without a table.
@@ -314,12 +285,12 @@ impl Control {
         self.call(DEV_SUSPEND, header, &[]).map(drop)
     }
 
-    /// The live table of a device; `None` if there is no such device.
+    /// How a device is, and its live table; `None` if there is no such device.
     ///
     /// # Errors
     ///
     /// The system's.
-    pub fn table(&self, id: Id<'_>) -> io::Result<Option<Vec<Line>>> {
+    pub fn table(&self, id: Id<'_>) -> io::Result<Option<(Info, Vec<Line>)>> {
         self.lines(id, STATUS_TABLE)
     }
 
@@ -329,15 +300,23 @@ impl Control {
     ///
     /// The system's.
     pub fn status(&self, id: Id<'_>) -> io::Result<Option<Vec<Line>>> {
-        self.lines(id, NO_FLUSH)
+        let found = self.lines(id, NO_FLUSH)?;
+        Ok(found.map(|(_, lines)| lines))
     }
 
-    fn lines(&self, id: Id<'_>, flags: u32) -> io::Result<Option<Vec<Line>>> {
+    fn lines(&self, id: Id<'_>, flags: u32) -> io::Result<Option<(Info, Vec<Line>)>> {
         let header = header(Some(id), flags)?;
-        match existing(self.call(TABLE_STATUS, header, &[]))? {
-            Some((header, data)) => parse_lines(&data, header.target_count).map(Some),
-            None => Ok(None),
-        }
+        let Some((header, data)) = existing(self.call(TABLE_STATUS, header, &[]))? else {
+            return Ok(None);
+        };
+        let info = Info {
+            number: Number::from_ioctl(header.device),
+            name: text(&header.name),
+            uuid: text(&header.uuid),
+            opens: header.open_count.try_into().unwrap_or(0),
+            suspended: header.flags & SUSPENDED != 0,
+        };
+        Ok(Some((info, parse_lines(&data, header.target_count)?)))
     }
 
     /// The devices that the live table of a device uses; `None` if there is no such device.
@@ -408,7 +387,17 @@ impl Control {
 
     /// Makes a call, with more room as long as the answer does not fit; returns what came back.
     fn call(&self, command: u8, header: Header, data: &[u8]) -> io::Result<(Header, Vec<u8>)> {
-        let mut room = ROOM;
+        self.call_for(command, header, data, ROOM)
+    }
+
+    /// Like [`Control::call`], with so much room at first.
+    fn call_for(
+        &self,
+        command: u8,
+        header: Header,
+        data: &[u8],
+        mut room: usize,
+    ) -> io::Result<(Header, Vec<u8>)> {
         loop {
             let size = (HEADER_BYTES + data.len() + room).next_multiple_of(8);
             let mut sent = header.clone();
@@ -666,12 +655,10 @@ mod tests {
         assert_eq!(control.version().unwrap()[0], 4);
         for device in control.devices().unwrap() {
             // Others may remove it meanwhile.
-            if let Some(info) = control.info(Id::Number(device.number)).unwrap() {
+            if let Some((info, _)) = control.table(Id::Number(device.number)).unwrap() {
                 assert_eq!((info.name, info.uuid), (device.name, device.uuid));
-                control.table(Id::Number(device.number)).unwrap();
             }
         }
-        assert_eq!(control.info(Id::Uuid("OVERLAYBD-no-such")).unwrap(), None);
         assert_eq!(control.table(Id::Uuid("OVERLAYBD-no-such")).unwrap(), None);
     }
 }

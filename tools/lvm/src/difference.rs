@@ -144,8 +144,8 @@ pub fn external_origin(volume: &Volume) -> Result<Option<String>> {
     let fail = |e| Error::io(node, "read the table of", e);
     let number = block_number(node).ok_or_else(|| volume.name.error("is not active"))?;
     let table = Control::open().and_then(|control| control.table(Id::Number(number)));
-    let table = table.map_err(fail)?.unwrap_or_default();
-    match table.as_slice() {
+    let table = table.map_err(fail)?.map(|(_, lines)| lines);
+    match table.as_deref().unwrap_or_default() {
         [line] if line.kind == "thin" => Ok(line.text.split_whitespace().nth(2).map(str::to_owned)),
         _ => Err(volume.name.error("is not mapped as one thin volume")),
     }
