@@ -59,7 +59,7 @@ def main(tap):
         file.truncate(64 * MIB)
     run("mkfs.ext4", "-q", SCRATCH / "disk.img")
     MOUNT.mkdir(exist_ok=True)
-    paste(tap, "the README's five lines", fenced("README.md", "as root:"), "ovbd down disk\n")
+    paste(tap, "the README's five lines", fenced("README.md", "two layers, as\nroot:"), "ovbd down disk\n")
 
     # The document leaves open what is done to the file system.
     writing = indented("docs/stacks.rst", "with one layer more and a new store::").replace("...", "date >/mnt/written")

@@ -16,7 +16,8 @@ use crate::{program, tags::Tags};
 
 /// What `lvs` is asked for. It prints what it does not know as an empty string.
 const FIELDS: &str = "vg_name,lv_name,lv_uuid,lv_attr,lv_size,segtype,pool_lv,origin,thin_id,lv_tags,\
-     lv_permissions,lv_active,chunk_size,zero,discards,lv_dm_path,lv_device_open,lv_time,lv_snapshot_invalid";
+     lv_permissions,lv_active,chunk_size,zero,discards,lv_dm_path,lv_device_open,lv_time,lv_snapshot_invalid,\
+     origin_size";
 
 /// The name of a logical volume, or of a pool: `VG/LV`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -88,7 +89,7 @@ pub struct Volume {
     pub name: Name,
     /// UUID, which stays when it is renamed.
     pub uuid: String,
-    /// Size in bytes.
+    /// Bytes of its content: of a classic snapshot not those of the store with its exceptions.
     pub bytes: u64,
     /// Type of its segment, such as `thin`, `thin-pool` or `linear`.
     pub segtype: String,
@@ -239,6 +240,14 @@ impl Volumes {
         }
     }
 
+    /// A volume that cannot be without `volume`: LVM removes both, or neither.
+    pub fn dependent(&self, volume: &Volume) -> Option<&Volume> {
+        self.0.iter().find(|other| {
+            let is_in_the_pool = other.is_thin() && other.pool == volume.pool;
+            other.origin.as_ref() == Some(&volume.name) && !is_in_the_pool
+        })
+    }
+
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Volume> {
         self.0.iter()
@@ -277,6 +286,7 @@ struct Row {
     lv_device_open: String,
     lv_time: String,
     lv_snapshot_invalid: String,
+    origin_size: String,
 }
 
 impl Row {
@@ -292,9 +302,14 @@ impl Row {
             "" => None,
             text => Some(text.parse().map_err(|_| bad("thin_id", text))?),
         };
+        let is_snapshot = matches!(self.lv_attr.chars().next(), Some('s' | 'S'));
+        let bytes = match is_snapshot && self.segtype != "thin" {
+            true => number("origin_size", &self.origin_size)?,
+            false => number("lv_size", &self.lv_size)?,
+        };
         let says = |text: &str, word: &str| !text.is_empty() && text != "unknown" && text == word;
         Ok(Volume {
-            bytes: number("lv_size", &self.lv_size)?,
+            bytes,
             thin_id,
             pool: sibling(self.pool_lv),
             origin: sibling(self.origin),
@@ -312,7 +327,7 @@ impl Row {
             discards: matches!(self.discards.as_str(), "passdown" | "nopassdown"),
             time: self.lv_time.parse().unwrap_or(0),
             invalid: !self.lv_snapshot_invalid.is_empty() && self.lv_snapshot_invalid != "unknown",
-            attr_is_snapshot: matches!(self.lv_attr.chars().next(), Some('s' | 'S')),
+            attr_is_snapshot: is_snapshot,
             dm_path: self.lv_dm_path.into(),
             segtype: self.segtype,
             name,
@@ -330,7 +345,7 @@ mod tests {
         let row = |name: &str, kind: &str, permissions: &str, more: &str| {
             let other = "\"vg_name\":\"my-vg\",\"lv_attr\":\"Vri---tz-k\",\"lv_size\":\"67108864\",\"lv_active\":\"\",\
                  \"chunk_size\":\"65536\",\"zero\":\"zero\",\"discards\":\"passdown\",\"lv_device_open\":\"unknown\",\
-                 \"lv_time\":\"1795680000\",\"lv_snapshot_invalid\":\"unknown\"";
+                 \"lv_time\":\"1795680000\",\"lv_snapshot_invalid\":\"unknown\",\"origin_size\":\"\"";
             format!(
                 "{{{other},\"lv_name\":\"{name}\",\"lv_uuid\":\"u-{name}\",\"segtype\":\"{kind}\",\
                  \"lv_permissions\":\"{permissions}\",\"lv_dm_path\":\"/dev/mapper/my--vg-{name}\",{more}}}"

@@ -10,8 +10,8 @@ use ovbd_oci::{
         BASE_DIGEST, BASE_NAME, BLOB_DIGEST, BLOB_SIZE, CREATED, FS_TYPE, SOURCE, VERSION,
         VERSION_VALUE, VIRTUAL_SIZE,
     },
-    Bounded, Config, Descriptor, Digest, History, Image, Manifest, MediaType, Platform, RootFs,
-    DOCKER_CONFIG, DOCKER_LAYER, OCI_CONFIG, OCI_LAYER,
+    Bounded, Config, Descriptor, Digest, History, Image, ImageLayer, LayerKind, Manifest,
+    MediaType, Platform, RootFs, DOCKER_CONFIG, DOCKER_LAYER, MAX_LAYERS, OCI_CONFIG, OCI_LAYER,
 };
 use serde_json::json;
 
@@ -65,6 +65,10 @@ impl Composition<'_> {
                 layers.push(layer.descriptor.clone());
                 ids.push(layer.diff_id.clone());
             }
+        }
+        let count = layers.len() + self.new.len();
+        if count > MAX_LAYERS {
+            bail!("the image would have {count} layers, and nobody reads more than {MAX_LAYERS} (of a volume --full sends all anew)");
         }
         for new in &self.new {
             let mut layer = Descriptor::new(OCI_LAYER, new.digest.clone(), new.bytes);
@@ -187,7 +191,16 @@ pub fn chain<'a>(ids: impl IntoIterator<Item = &'a Digest>) -> Option<Digest> {
 /// An image that is none of block layers.
 pub fn chain_of(image: &Image) -> Result<Option<Digest>> {
     let layers = crate::names::block_layers(image, "base")?;
-    Ok(chain(layers.iter().map(|layer| layer.diff_id)))
+    Ok(chain(layers.into_iter().map(content_of)))
+}
+
+/// The digest of what a layer holds. What the configuration says of it is compared only where it had to be decompressed;
+/// elsewhere the blob is the content.
+pub fn content_of(layer: ImageLayer<'_>) -> &Digest {
+    match layer.kind {
+        LayerKind::Compressed => layer.diff_id,
+        _ => &layer.descriptor.digest,
+    }
 }
 
 /// The time of SOURCE_DATE_EPOCH as RFC 3339 has it.

@@ -27,7 +27,7 @@ use serde_json::json;
 
 use crate::{
     commands::pull::{fetch, Pull},
-    documents::chain,
+    documents::{chain, content_of},
     names::{block_layers, split_layout},
     push_volume::Watch,
     remote::Shown,
@@ -151,6 +151,14 @@ pub fn run(
     if !pool.is_pool() {
         return Err(pool.name.error("is not a thin pool").into());
     }
+    if !pool.zeroes {
+        let what = format!(
+            "does not zero new chunks (-Zn): beside the image, what other volumes held would be in them (\"lvchange \
+             --zero y {}\" changes that)",
+            pool.name
+        );
+        return Err(pool.name.error(what).into());
+    }
     let work = Work {
         pull,
         from,
@@ -244,7 +252,7 @@ fn look(pull: &Pull, from: &ImageSource, store: &Store) -> Result<Known> {
     let subject = from.to_string();
     let layers = block_layers(&image, &subject)?;
     let chains = (1..=layers.len())
-        .filter_map(|count| chain(layers[..count].iter().map(|layer| layer.diff_id)))
+        .filter_map(|count| chain(layers[..count].iter().cloned().map(content_of)))
         .collect();
     Ok(Known {
         chains,

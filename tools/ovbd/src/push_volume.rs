@@ -32,8 +32,11 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::{
-    commands::push::{wrapped, Push, Shared, ToSend},
-    documents::{chain, chain_of, rfc3339, Composition, NewLayer},
+    commands::{
+        images::virtual_bytes,
+        push::{wrapped, Push, Shared, ToSend},
+    },
+    documents::{chain, chain_of, content_of, rfc3339, Composition, NewLayer},
     filesystem,
     names::block_layers,
     place::Place,
@@ -75,10 +78,22 @@ impl VolumeOptions {
     }
 }
 
-/// What a volume is pushed on top of.
+/// What a volume is pushed on top of. The size of the volume is that of the image, where it is larger: what is behind the
+/// end of the image nobody knows.
 struct Base {
     volume: Volume,
     image: Image,
+}
+
+impl Base {
+    fn new(volume: &Volume, image: Image) -> Self {
+        let mut volume = volume.clone();
+        if let Some(bytes) = virtual_bytes(&image).filter(|bytes| *bytes < volume.bytes) {
+            // In whole blocks of what is compared.
+            volume.bytes = bytes & !4095;
+        }
+        Self { volume, image }
+    }
 }
 
 /// Pushes the volume `name`.
@@ -313,10 +328,7 @@ fn find_base(
         }
         check_unchanged(volume, options)?;
         return match fetch_image(push, volume, place)? {
-            Some(image) => Ok(Some(Base {
-                volume: volume.clone(),
-                image,
-            })),
+            Some(image) => Ok(Some(Base::new(volume, image))),
             None => {
                 let what = format!("its image is not on {repo} any more (--full sends all)");
                 Err(volume.name.error(what).into())
@@ -351,8 +363,7 @@ fn find_base(
         match fetch_image(push, volume, place)? {
             Some(image) => {
                 check_unchanged(volume, options)?;
-                let volume = volume.clone();
-                return Ok(Some(Base { volume, image }));
+                return Ok(Some(Base::new(volume, image)));
             }
             None => {
                 let what = format!("is no base: its image is not on {repo} any more");
@@ -463,6 +474,12 @@ impl Work<'_> {
         };
         let old = base.as_ref().map(|(volume, _)| *volume);
         let ranges = match (self.base, self.pool, old) {
+            // It was read-only, and may have been made larger.
+            (Some(base), _, None) if base.volume.bytes < self.new.bytes => vec![delta::Range {
+                start: base.volume.bytes,
+                bytes: self.new.bytes - base.volume.bytes,
+                known: delta::Known::Whole,
+            }],
             (Some(_), _, None) => Vec::new(),
             (_, Some(pool), _) => difference::thin(pool, old, self.new, context)?,
             (_, None, Some(old)) => difference::classic(old, self.new)?,
@@ -485,6 +502,10 @@ impl Work<'_> {
         ));
         self.report.begin("reading", changed + freed);
         let new = DirectFile::open(self.new.device())?;
+        if new.bytes() != self.new.bytes {
+            let what = format!("has {} bytes, and LVM says {}", new.bytes(), self.new.bytes);
+            return Err(self.new.name.error(what).into());
+        }
         let old = match old {
             Some(old) => Some(DirectFile::open(old.device())?),
             None => None,
@@ -660,7 +681,7 @@ impl Naming<'_> {
         let mut ids = Vec::new();
         if let Some(base) = self.base {
             let layers = block_layers(&base.image, "base")?;
-            ids.extend(layers.into_iter().map(|layer| layer.diff_id));
+            ids.extend(layers.into_iter().map(content_of));
         }
         ids.extend(found.layers.iter().map(|(_, digest, _)| digest));
         let chain = chain(ids);
@@ -681,6 +702,10 @@ impl Naming<'_> {
         // Those that it got when it was made are not in what was asked before.
         let volumes = Volumes::of_group(&volume.name.vg)?;
         let now = volumes.get(&volume.name)?;
+        if now.uuid != volume.uuid || now.writable != volume.writable {
+            let what = "is not the volume any more that was sent: it is not tagged";
+            return Err(volume.name.error(what).into());
+        }
         Ok(snapshot::tag(&volume.name, &now.tags, &new)?)
     }
 }

@@ -180,6 +180,11 @@ impl Prune {
                 report.warning(&volume.name.error("is in use: not removed").into());
                 continue;
             }
+            if let Some(other) = volumes.dependent(volume) {
+                let what = format!("{} is made of it: not removed", other.name);
+                report.warning(&volume.name.error(what).into());
+                continue;
+            }
             if !self.dry_run {
                 snapshot::remove(volume)?;
             }

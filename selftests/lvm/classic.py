@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Classic snapshots are pushed, the second by the exceptions of the first: the image has the size and the content of the
+origin, however small the store of the snapshot is. And what LVM would remove along with a snapshot, or not zero."""
+
+import json
+import os
+import pathlib
+import random
+import sys
+
+sys.path.insert(0, f"{pathlib.Path(__file__).resolve().parents[1]}/lib")
+from block_devices import Devices, sha256
+from ovbd_command import ovbd, ovbd_fails
+from test_script import SCRATCH, Tap, run
+from volumes import MIB, Group, set_up_lvm
+
+SIZE = 48
+tap = Tap()
+LAYOUT = SCRATCH / "images"
+
+
+def push(name, *words):
+    """Pushes to the layout under `name`; returns what was said."""
+    return json.loads(ovbd("push", "--json", *words, f"oci:{LAYOUT}:{name}"))
+
+
+def write(node, generator, count):
+    """Overwrites random parts of a device of SIZE MiB."""
+    descriptor = os.open(node, os.O_WRONLY)
+    for _ in range(count):
+        length = generator.randrange(1, 20) * 4096
+        os.pwrite(descriptor, generator.randbytes(length), generator.randrange((SIZE * MIB - length) // 4096) * 4096)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def snapshot(group, name):
+    """A read-only classic snapshot of `web` with a store a third as large."""
+    run("lvcreate", "--snapshot", "--permission", "r", "--size", f"{SIZE // 3}m", "--name", name, f"{group.name}/web")
+
+
+def classic(group):
+    generator = random.Random("classic")
+    run("lvcreate", "--yes", "--wipesignatures", "n", "--size", f"{SIZE}m", "--name", "web", group.name)
+    with open(group.node("web"), "wb") as device:
+        device.write(generator.randbytes(SIZE * MIB))
+    for number in range(3):
+        snapshot(group, f"web{number}")
+        said = push(number, f"{group.name}/web{number}")
+        raw = SCRATCH / "image.raw"
+        ovbd("export", f"oci:{LAYOUT}:{number}", "-o", raw)
+        tap.equal((raw.stat().st_size, sha256(raw)), (SIZE * MIB, group.sha256(f"web{number}")),
+                  f"image {number} holds what the snapshot holds")
+        raw.unlink()
+        tap.equal(said["layers"], number + 1, f"image {number} has one layer more")
+        if number:
+            tap.result(said["read"] <= 2 * said["changed"] < SIZE * MIB, f"push {number} reads changed chunks only", said)
+        write(group.node("web"), generator, 30)
+
+
+def prune(group):
+    group.pool("pool", 100)
+    node = group.thin("thin", 16)
+    for number in range(3):
+        with open(node, "r+b") as device:
+            device.write(os.urandom(MIB))
+        push(f"thin{number}", f"--snapshot=thin.{number}", f"{group.name}/thin")
+    run("lvcreate", "--snapshot", "--size", "8m", "--name", "test", f"{group.name}/thin.0")
+    group.pool("other", 40)
+    run("lvcreate", "--snapshot", "--thinpool", f"{group.name}/other", "--name", "clone", f"{group.name}/thin.1")
+    said = ovbd("lvm", "prune", "--keep", "1", f"{group.name}/thin")
+    names = set(group.all())
+    tap.result({"thin.0", "thin.1", "thin.2", "test", "clone"} <= names, "what others are made of is not removed", (said, names))
+    run("lvremove", "--yes", f"{group.name}/test", f"{group.name}/clone")
+    said = ovbd("lvm", "prune", "--keep", "1", f"{group.name}/thin")
+    names = set(group.all())
+    tap.result("thin.2" in names and not {"thin.0", "thin.1"} & names, "and is, when they are gone", (said, names))
+
+
+def not_zeroed(group):
+    group.pool("dirty", 40, "--zero", "n")
+    status, said = ovbd_fails("pull", "--thin", f"{group.name}/dirty/x", f"oci:{LAYOUT}:thin2")
+    tap.result(status == 1 and "--zero y" in said, "a pool that does not zero: refused", said)
+    tap.result("x" not in group.all(), "and nothing is made", group.all())
+
+
+def main():
+    set_up_lvm()
+    with Devices() as devices:
+        group = Group(devices, "vg", 600)
+        classic(group)
+        prune(group)
+        not_zeroed(group)
+    tap.finish()
+
+
+main()
