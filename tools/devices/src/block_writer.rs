@@ -9,11 +9,12 @@
 use ovbd_image::lsmt::SECTOR_BYTES;
 
 use ovbd_layers::{
+    compare::{self, each_run, fates, Below, Coarseness, Fate},
     content_hash::{ContentHash, Summary},
     error::Result,
     file_range::FileRange,
     layer_writer::{blank_sectors, segments_of, LayerWriter},
-    zeros::{is_zero, GRANULE_BYTES},
+    zeros::GRANULE_BYTES,
 };
 
 /// Sectors of a block: what of it differs from the stack below is stored whole.
@@ -195,57 +196,32 @@ impl<'a> BlockWriter<'a> {
             self.layer.set_blank(blank_sectors(new, Some(old)));
         }
         let mut summary = Summary::default();
-        let mut fates: Vec<Fate> = Vec::new();
-        let blocks = new.chunks(GRANULE_BYTES).zip(old.chunks(GRANULE_BYTES));
-        for (number, (new, old)) in blocks.enumerate() {
-            let at = self.start + number as u64 * BLOCK_SECTORS;
-            fates.push(match (new == old, is_zero(new)) {
-                (true, _) => Fate::Same,
-                (false, true) => {
-                    summary.add(at, None);
-                    Fate::Zeroed
-                }
-                (false, false) => {
-                    summary.add(at, Some(new));
-                    Fate::Data
-                }
-            });
-        }
+        let fates = fates(self.start, new, Below::Data(old), &mut summary);
         self.content.add(&summary);
         let end = self.start + sectors_of(new);
         let run_end = self.rest.advance(end);
-        let finest: u64 = fates
-            .chunk_by(|a, b| a == b)
-            .filter(|run| run[0] != Fate::Same)
-            .map(|run| segments_of(run.len() as u64 * BLOCK_SECTORS))
-            .sum();
+        let mut changed: Vec<compare::Run> = Vec::new();
+        each_run(self.start, end, &fates, Coarseness::default(), |run, _| {
+            changed.push(run);
+        });
+        let finest: u64 = changed.iter().map(|run| segments_of(run.sectors)).sum();
         let whole = self.layer.segments() + finest + segments_of(run_end - end) + self.rest.later;
         if whole > self.most {
             let same = fates.iter().filter(|fate| **fate != Fate::Data).count();
             self.same += (same * GRANULE_BYTES) as u64;
             return self.layer.data(self.start, new);
         }
-        let mut at = 0;
-        for run in fates.chunk_by(|a, b| a == b) {
-            let end = new.len().min(at + run.len() * GRANULE_BYTES);
-            let start = self.start + at as u64 / SECTOR_BYTES;
-            match run[0] {
-                Fate::Same => {}
-                Fate::Zeroed => self.layer.zeros(start, sectors_of(&new[at..end]))?,
-                Fate::Data => self.layer.data(start, &new[at..end])?,
+        for run in changed {
+            if run.zeroed {
+                self.layer.zeros(run.start, run.sectors)?;
+            } else {
+                let at = ((run.start - self.start) * SECTOR_BYTES) as usize;
+                let bytes = (run.sectors * SECTOR_BYTES) as usize;
+                self.layer.data(run.start, &new[at..][..bytes])?;
             }
-            at = end;
         }
         Ok(())
     }
-}
-
-/// What becomes of a block.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Same,
-    Zeroed,
-    Data,
 }
 
 fn sectors_of(data: &[u8]) -> u64 {

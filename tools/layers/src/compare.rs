@@ -39,13 +39,50 @@ impl Coarseness {
 
 /// What becomes of a granule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+pub enum Fate {
     /// It is as in the base.
     Same,
     /// It became zero.
     Zeroed,
     /// It holds new data.
     Data,
+}
+
+/// What the layers below hold.
+#[derive(Clone, Copy, Debug)]
+pub enum Below<'a> {
+    /// Nobody knows.
+    Unknown,
+    /// Zeros.
+    Zeros,
+    /// These bytes.
+    Data(&'a [u8]),
+}
+
+/// What becomes of each granule of `data`, which begins at sector `start` and has what `below` has besides. What is to be
+/// stored is added to `summary`.
+pub fn fates(start: u64, data: &[u8], below: Below<'_>, summary: &mut Summary) -> Vec<Fate> {
+    let granules = data.chunks(GRANULE_BYTES).enumerate();
+    granules
+        .map(|(at, granule)| {
+            let zeroed = is_zero(granule);
+            let same = match below {
+                Below::Unknown => false,
+                Below::Zeros => zeroed,
+                Below::Data(below) => below[at * GRANULE_BYTES..][..granule.len()] == *granule,
+            };
+            if same {
+                return Fate::Same;
+            }
+            let sector = start + at as u64 * GRANULE_SECTORS;
+            summary.add(sector, (!zeroed).then_some(granule));
+            if zeroed {
+                Fate::Zeroed
+            } else {
+                Fate::Data
+            }
+        })
+        .collect()
 }
 
 /// A run of sectors that is to be stored.
@@ -129,7 +166,7 @@ impl Counter {
 
 /// Calls `found` with every run of pieces that are stored, and the granule where it starts: of the window from sector
 /// `start` to `end` with granules of these `fates`.
-fn each_run(
+pub fn each_run(
     start: u64,
     end: u64,
     fates: &[Fate],
@@ -254,33 +291,21 @@ impl<'a> Comparison<'a> {
         // The last sector is stored whole.
         data.resize(data.len().next_multiple_of(SECTOR_BYTES as usize), 0);
         let first = start / SECTOR_BYTES;
-        let mut fates = Vec::with_capacity(data.len().div_ceil(GRANULE_BYTES));
+        let mut found = Vec::new();
         let mut summary = Summary::default();
         let mut blank = None;
         self.with_base(start, data.len(), |base| {
             if number == 0 {
                 blank = Some(blank_sectors(&data, base));
             }
-            for (at, granule) in data.chunks(GRANULE_BYTES).enumerate() {
-                let zeroed = is_zero(granule);
-                let base = base.map(|base| &base[at * GRANULE_BYTES..][..granule.len()]);
-                let sector = first + at as u64 * GRANULE_SECTORS;
-                fates.push(if base.map_or(zeroed, |base| base == granule) {
-                    Fate::Same
-                } else if zeroed {
-                    summary.add(sector, None);
-                    Fate::Zeroed
-                } else {
-                    summary.add(sector, Some(granule));
-                    Fate::Data
-                });
-            }
+            let below = base.map_or(Below::Zeros, Below::Data);
+            found = fates(first, &data, below, &mut summary);
             Ok(())
         })?;
         let mut runs = Vec::new();
         let mut kept = 0;
         let last = end.div_ceil(SECTOR_BYTES);
-        each_run(first, last, &fates, coarseness, |run, granule| {
+        each_run(first, last, &found, coarseness, |run, granule| {
             runs.push(run);
             if !run.zeroed {
                 let at = granule * GRANULE_BYTES;
@@ -297,7 +322,7 @@ impl<'a> Comparison<'a> {
             data,
             summary,
             blank,
-            fates: (first, fates),
+            fates: (first, found),
         })
     }
 

@@ -12,7 +12,7 @@ use ovbd_image::lsmt::{Identity, UuidText, SECTOR_BYTES};
 
 use crate::{
     build::{finish_output, start_blob, Options},
-    compare::Run,
+    compare::{each_run, fates, Below, Coarseness, Run},
     content_hash::{ContentHash, Summary},
     direct::{Aligned, DirectFile},
     error::{Error, Result},
@@ -20,7 +20,7 @@ use crate::{
     output::{Output, Rules},
     pipeline::{self, Pool},
     report::Report,
-    zeros::{is_zero, GRANULE_BYTES},
+    zeros::GRANULE_BYTES,
 };
 
 /// Bytes that are read and compared as one.
@@ -283,28 +283,30 @@ impl Comparer<'_> {
             }
             _ => None,
         };
-        for at in granules(range.bytes) {
-            let start = range.start + at;
-            let at = at as usize;
-            let end = bytes.min(at + GRANULE_BYTES);
-            let block = &new[at..end];
-            let zero = is_zero(block);
-            let same = match (range.known, old) {
-                (Known::Whole, _) => false,
-                (_, Some(old)) => old[at..end] == *block,
-                _ => zero,
-            };
-            if same {
-                continue;
-            }
-            changes
-                .summary
-                .add(start / SECTOR_BYTES, (!zero).then_some(block));
-            changes.add(start, block.len() as u64, zero);
-            if !zero {
-                changes.data.extend_from_slice(block);
-            }
-        }
+        let below = match (range.known, old) {
+            (Known::Whole, _) => Below::Unknown,
+            (_, Some(old)) => Below::Data(old),
+            _ => Below::Zeros,
+        };
+        let first = range.start / SECTOR_BYTES;
+        let last = first + range.bytes / SECTOR_BYTES;
+        let fates = fates(first, new, below, &mut changes.summary);
+        each_run(
+            first,
+            last,
+            &fates,
+            Coarseness::default(),
+            |run, granule| {
+                let bytes = run.sectors * SECTOR_BYTES;
+                changes.add(run.start * SECTOR_BYTES, bytes, run.zeroed);
+                if !run.zeroed {
+                    let at = granule * GRANULE_BYTES;
+                    changes
+                        .data
+                        .extend_from_slice(&new[at..at + bytes as usize]);
+                }
+            },
+        );
         Ok(())
     }
 }
