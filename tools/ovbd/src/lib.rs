@@ -17,3 +17,4 @@ pub mod push_volume;
 pub mod remote;
 pub mod report;
 pub mod service;
+pub mod watch;

@@ -29,9 +29,9 @@ use crate::{
     commands::pull::{fetch, Pull},
     documents::{chain, content_of},
     names::{block_layers, split_layout},
-    push_volume::Watch,
     remote::Shown,
     report::Report,
+    watch::Watch,
 };
 
 /// Digits of the manifest's digest in the name of a volume.

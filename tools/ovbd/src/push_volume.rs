@@ -5,11 +5,7 @@
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{
-        atomic::{AtomicBool, Ordering},
-        Arc,
-    },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result};
@@ -33,7 +29,7 @@ use tempfile::TempDir;
 
 use crate::{
     commands::{
-        images::virtual_bytes,
+        images::{stored, virtual_bytes},
         push::{wrapped, Push, Shared, ToSend},
     },
     documents::{chain, chain_of, content_of, rfc3339, Composition, NewLayer},
@@ -41,10 +37,8 @@ use crate::{
     names::block_layers,
     place::Place,
     report::Report,
+    watch::Watch,
 };
-
-/// What a shell says of a program that Ctrl-C ended.
-const INTERRUPTED: i32 = 130;
 
 /// How a logical volume is pushed.
 #[derive(Clone, Debug, Default, Args)]
@@ -88,7 +82,7 @@ struct Base {
 impl Base {
     fn new(volume: &Volume, image: Image) -> Self {
         let mut volume = volume.clone();
-        if let Some(bytes) = virtual_bytes(&image).filter(|bytes| *bytes < volume.bytes) {
+        if let Some(bytes) = virtual_bytes(&image.manifest).filter(|bytes| *bytes < volume.bytes) {
             // In whole blocks of what is compared.
             volume.bytes = bytes & !4095;
         }
@@ -615,7 +609,7 @@ struct ImageSizes {
 
 fn image_sizes(image: &ToSend, found: &Found) -> ImageSizes {
     ImageSizes {
-        stored: image.manifest.layers.iter().map(|layer| layer.size).sum(),
+        stored: stored(&image.manifest),
         new_stored: found.layers.iter().map(|(_, _, bytes)| bytes).sum(),
     }
 }
@@ -640,33 +634,6 @@ impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(self.0.path());
         self.1.forget(self.2);
-    }
-}
-
-/// While something is sent or fetched nothing has to be put back in order first: a signal ends the program, after `clean`.
-pub struct Watch(Arc<AtomicBool>);
-
-impl Watch {
-    /// From now on, until this is dropped.
-    pub fn begin(interrupt: &Interrupt, clean: impl FnOnce() + Send + 'static) -> Self {
-        let over = Arc::new(AtomicBool::new(false));
-        let (interrupt, watched) = (interrupt.clone(), over.clone());
-        std::thread::spawn(move || {
-            while !watched.load(Ordering::Relaxed) {
-                if interrupt.check(Path::new("")).is_err() {
-                    clean();
-                    std::process::exit(INTERRUPTED);
-                }
-                std::thread::sleep(Duration::from_millis(100));
-            }
-        });
-        Self(over)
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -7,7 +7,7 @@ use std::{fmt::Write, process::ExitCode};
 use anyhow::Result;
 use clap::Args;
 use ovbd_layers::{error::escaped, units};
-use ovbd_oci::{annotations::VIRTUAL_SIZE, Image, Platform, Store};
+use ovbd_oci::{annotations::VIRTUAL_SIZE, Image, Manifest, Platform, Store};
 use serde_json::{json, Value};
 
 use crate::{commands::gc::under_loop_devices, names::StoreOption, report::Report};
@@ -76,7 +76,7 @@ impl Images {
                 .map(|(name, digest, image)| match image {
                     Ok(image) => json!({
                         "name": name, "digest": digest, "layers": image.manifest.layers.len(),
-                        "stored": stored(image), "virtual": virtual_bytes(image),
+                        "stored": stored(&image.manifest), "virtual": virtual_bytes(&image.manifest),
                         "files": files(&store, image), "in_use": in_use(image),
                     }),
                     Err(error) => {
@@ -97,13 +97,13 @@ impl Images {
             let name = escaped(name).to_string();
             match image {
                 Ok(image) => {
-                    let size = virtual_bytes(image).map_or("?".to_owned(), units::size);
+                    let size = virtual_bytes(&image.manifest).map_or("?".to_owned(), units::size);
                     let count = image.manifest.layers.len();
                     writeln!(
                         text,
                         "{name:width$}  {}  {count:3}  {:>10}  {size:>10}{}",
                         digest.short(),
-                        units::size(stored(image)),
+                        units::size(stored(&image.manifest)),
                         if in_use(image) { "  in use" } else { "" }
                     )?;
                 }
@@ -120,13 +120,13 @@ pub fn layer_count(count: usize) -> String {
 }
 
 /// Bytes of the layers.
-pub fn stored(image: &Image) -> u64 {
-    image.manifest.layers.iter().map(|layer| layer.size).sum()
+pub fn stored(manifest: &Manifest) -> u64 {
+    manifest.layers.iter().map(|layer| layer.size).sum()
 }
 
 /// Size of the device in bytes, if the image says it.
-pub fn virtual_bytes(image: &Image) -> Option<u64> {
-    image.manifest.annotations.get(VIRTUAL_SIZE)?.parse().ok()
+pub fn virtual_bytes(manifest: &Manifest) -> Option<u64> {
+    manifest.annotations.get(VIRTUAL_SIZE)?.parse().ok()
 }
 
 fn files(store: &Store, image: &Image) -> Vec<String> {

@@ -112,14 +112,14 @@ impl Inspect {
             return report.print(&(serde_json::to_string_pretty(&facts)? + "\n"));
         }
         let mut text = format!("manifest {}\n", image.descriptor.digest);
-        if let Some(size) = virtual_bytes(&image) {
+        if let Some(size) = virtual_bytes(&image.manifest) {
             writeln!(text, "device of {}", units::size(size))?;
         }
         writeln!(
             text,
             "{}, {}",
             layer_count(image.manifest.layers.len()),
-            units::size(stored(&image))
+            units::size(stored(&image.manifest))
         )?;
         for (layer, format) in image.layers().zip(&formats) {
             let digest = &layer.descriptor.digest;
@@ -177,7 +177,7 @@ fn facts(image: &Image, formats: &[Option<LayerFormat>]) -> Value {
         .collect();
     json!({
         "digest": image.descriptor.digest, "media_type": image.descriptor.media_type,
-        "config": image.manifest.config.digest, "virtual": virtual_bytes(image),
+        "config": image.manifest.config.digest, "virtual": virtual_bytes(&image.manifest),
         "annotations": image.manifest.annotations, "layers": layers,
     })
 }

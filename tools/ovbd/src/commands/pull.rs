@@ -117,14 +117,14 @@ impl Pull {
             self.parents.of_device(),
             report,
         )?;
-        let size = virtual_bytes(&image)
+        let size = virtual_bytes(&image.manifest)
             .map_or(String::new(), |size| format!(" of {}", units::size(size)));
         let answer = match self.json {
             true => format!(
                 "{}\n",
                 json!({
                     "name": reference.to_string(), "digest": image.descriptor.digest,
-                    "layers": image.manifest.layers.len(), "stored": stored(&image), "virtual": virtual_bytes(&image),
+                    "layers": image.manifest.layers.len(), "stored": stored(&image.manifest), "virtual": virtual_bytes(&image.manifest),
                 })
             ),
             false => format!(
@@ -132,7 +132,7 @@ impl Pull {
                 reference,
                 image.descriptor.digest,
                 layer_count(image.manifest.layers.len()),
-                units::size(stored(&image)),
+                units::size(stored(&image.manifest)),
             ),
         };
         report.print(&answer)?;

@@ -25,9 +25,8 @@ use ovbd_layers::{
 };
 use ovbd_lvm::Name;
 use ovbd_oci::{
-    annotations::{ARTIFACT_TYPE, VIRTUAL_SIZE},
-    BlobSource, Descriptor, Digest, Error, FilePart, Kind, Manifest, MediaType, Outgoing, Pieces,
-    Platform, Reference, Registry, Store, MAX_LAYERS,
+    annotations::ARTIFACT_TYPE, BlobSource, Descriptor, Digest, Error, FilePart, Kind, Manifest,
+    MediaType, Outgoing, Pieces, Platform, Reference, Registry, Store, MAX_LAYERS,
 };
 use rayon::prelude::*;
 use serde_json::json;
@@ -152,12 +151,8 @@ impl Push {
         };
         let (digest, counts) = self.send(&place, &mut image, report)?;
         let count = image.manifest.layers.len();
-        let bytes: u64 = image.manifest.layers.iter().map(|layer| layer.size).sum();
-        let size = image
-            .manifest
-            .annotations
-            .get(VIRTUAL_SIZE)
-            .and_then(|size| size.parse().ok());
+        let bytes = stored(&image.manifest);
+        let size = virtual_bytes(&image.manifest);
         report.print(&match self.json {
             true => format!("{}\n", json!({
                 "name": place.to_string(), "digest": digest, "layers": count, "stored": bytes, "virtual": size,
@@ -367,8 +362,8 @@ fn as_it_is(found: &Found) -> Result<ToSend> {
         from: Vec::new(),
     });
     tracing::debug!(
-        stored = stored(&image),
-        virtual_bytes = virtual_bytes(&image),
+        stored = stored(&image.manifest),
+        virtual_bytes = virtual_bytes(&image.manifest),
         "as it is"
     );
     Ok(ToSend {
