@@ -89,7 +89,7 @@ def wall(kernel, parts):
     scaling = [part for part in parts if part.partition("/")[0] == SCALING]
     reports = []
     if others := [part for part in parts if part not in scaling]:
-        clocked = _clocked(kernel, built_kernels.NativeKernel)
+        clocked = _clocked(kernel)
         reports += run(clocked, others, clocked.guest)
     if scaling:
         # Not User Mode Linux: where CPUs are said to share no cache, workqueues keep work where it was queued.
@@ -98,11 +98,11 @@ def wall(kernel, parts):
     return reports
 
 
-def _clocked(kernel, kind):
-    """The stock kernel where KVM works; elsewhere a kind of User Mode Linux."""
+def _clocked(kernel):
+    """The stock kernel where KVM works; elsewhere User Mode Linux."""
     if vm.kvm_runs(kernel.vmlinuz):
         return kernel
-    kernel = kind(kernel)
+    kernel = built_kernels.NativeKernel(kernel)
     kernel.ensure()
     if build.modules(kernel):
         raise Failure(f"the modules do not build for the {kernel.name} kernel")

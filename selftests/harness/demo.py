@@ -12,7 +12,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import time
 
 import build
@@ -157,28 +156,12 @@ def _make_initramfs(kernel):
 
 def _second_guest(kernel, initramfs):
     """Boots the system from its layers; returns what it reports."""
-    accelerator = ["-accel", "kvm", "-cpu", "host"] if vm.kvm_runs(kernel.vmlinuz) else ["-accel", "tcg"]
-    append = ("console=ttyS0 panic=-1 quiet loglevel=4 root=/dev/mapper/root rw "
-              "ovbd=/dev/vda:base.zfile,second.zfile,third.zfile systemd.unit=report.service")
-    command = ["qemu-system-x86_64", *accelerator, "-smp", "2", "-m", "1G", "-nodefaults", "-nographic", "-no-reboot",
-               "-serial", "stdio", "-kernel", str(kernel.vmlinuz), "-initrd", str(initramfs), "-append", append,
-               *_drives()[0].split(" ", 1)]
+    append = ("quiet loglevel=4 root=/dev/mapper/root rw ovbd=/dev/vda:base.zfile,second.zfile,third.zfile "
+              "systemd.unit=report.service")
     console = RESULTS / "console-2.log"
     print("==> booting it again: the root device is the stack of three layers", flush=True)
-    report = []
-    with open(console, "w") as log:
-        process = subprocess.Popen(["timeout", "300", *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                   stderr=subprocess.STDOUT, text=True, errors="replace")
-        try:
-            for line in process.stdout:
-                log.write(line)
-                if "report: " in line:
-                    report.append(line.partition("report: ")[2].strip())
-                    if not report[-1].startswith("package "):
-                        print(f"    {report[-1]}", flush=True)
-        finally:
-            process.kill()
-            process.wait()
+    report = vm.boot_system(kernel.vmlinuz, initramfs, append, DISK, console, 300, ["-no-reboot"],
+                            lambda line: not line.startswith("package "))
     if not any("packages, jq says 42" in line for line in report):
         raise Failure(f"the system did not report; its console: {console}")
     return report

@@ -4,8 +4,6 @@
 says why.
 """
 
-import subprocess
-
 import installed
 import vm
 from cache import SOURCE, fresh_directory
@@ -80,29 +78,6 @@ def make_disk(top, release):
     return disk, *kernel
 
 
-def boot(disk, vmlinuz, initrd):
-    """Boots until the system switches off; returns what it reported."""
-    accelerator = ["-accel", "kvm", "-cpu", "host"] if vm.kvm_runs(vmlinuz) else ["-accel", "tcg"]
-    command = ["timeout", str(BOOT_SECONDS), "qemu-system-x86_64", *accelerator, "-smp", "2", "-m", "1G", "-nodefaults",
-               "-nographic", "-serial", "stdio", "-kernel", str(vmlinuz), "-initrd", str(initrd), "-append",
-               "console=ttyS0 panic=-1 loglevel=4 root=/dev/vda rw mitigations=off",
-               "-drive", f"file={disk},if=virtio,format=raw,cache=unsafe"]
-    report = []
-    with open(RESULTS / "console.log", "w") as console:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                   stderr=subprocess.STDOUT, text=True, errors="replace")
-        try:
-            for line in process.stdout:
-                console.write(line)
-                if "report: " in line:
-                    report.append(line.partition("report: ")[2].strip())
-                    print(f"    {report[-1]}", flush=True)
-        finally:
-            process.kill()
-            process.wait()
-    return report
-
-
 def test(kernel, debs):
     """Whether the stack is there after each boot; returns the counts."""
     counts = Counts()
@@ -115,9 +90,10 @@ def run(kernel, debs):
     with installed.overlay(installed.fresh_system(kernel)) as top:
         installed.install(top, debs, kernel.release)
         prepare(top)
-        places = make_disk(top, kernel.release)
+        disk, vmlinuz, initrd = make_disk(top, kernel.release)
     print(f"==> booting a fresh Debian with {kernel.release} and the packages, twice", flush=True)
-    report = boot(*places)
+    report = vm.boot_system(vmlinuz, initrd, "loglevel=4 root=/dev/vda rw mitigations=off", disk,
+                            RESULTS / "console.log", BOOT_SECONDS)
     installed.expect([line for line in report if line in WANTED] == WANTED * 2 and
                      report[-1:] == ["written: before the reboot"],
                      f"the system reported {report}; its console: {RESULTS}/console.log")

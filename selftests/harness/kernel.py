@@ -118,24 +118,22 @@ def ensure(update=False):
 
 def ensure_oldest(update=False):
     """The kernel of the oldest supported series; prepares it where none is cached or `update` is set."""
-    with alone("oldest"):
-        if not update and (kernel := OldestKernel.chosen()):
-            return kernel
-        archive = Archive()
-        release, shortfall = archive.oldest()
-        kernel = OldestKernel(release.name, release.version, shortfall)
-        _prepare(kernel, archive, release)
-    return kernel
+    return _ensure_beside(OldestKernel, Archive, Archive.oldest, update)
 
 
 def ensure_general():
     """The kernel for machines that are no clouds; prepares the newest where none is cached."""
-    with alone("general"):
-        if kernel := GeneralKernel.chosen():
+    return _ensure_beside(GeneralKernel, lambda: Archive(GENERAL), lambda archive: (archive.newest(), None))
+
+
+def _ensure_beside(kind, open_archive, find, update=False):
+    """A kernel besides the newest; `find` returns the release and its shortfall."""
+    with alone(kind.name):
+        if not update and (kernel := kind.chosen()):
             return kernel
-        archive = Archive(GENERAL)
-        release = archive.newest()
-        kernel = GeneralKernel(release.name, release.version)
+        archive = open_archive()
+        release, shortfall = find(archive)
+        kernel = kind(release.name, release.version, shortfall)
         _prepare(kernel, archive, release)
     return kernel
 

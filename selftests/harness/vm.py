@@ -98,6 +98,30 @@ class Guest(GuestProcess):
             self.status = status
 
 
+def boot_system(vmlinuz, initrd, append, disk, console, seconds, arguments=(), shown=lambda report: True):
+    """Boots a whole system from its disk with its own initrd, until it switches off; returns what it reported, the rest
+    of the lines of its console with `report: `. Those that are `shown` are printed too."""
+    accelerator = ["-accel", "kvm", "-cpu", "host"] if kvm_runs(vmlinuz) else ["-accel", "tcg"]
+    command = ["timeout", str(seconds), "qemu-system-x86_64", *accelerator, "-smp", "2", "-m", "1G", "-nodefaults",
+               "-nographic", *arguments, "-serial", "stdio", "-kernel", str(vmlinuz), "-initrd", str(initrd), "-append",
+               f"console=ttyS0 panic=-1 {append}", "-drive", f"file={disk},if=virtio,format=raw,cache=unsafe"]
+    reports = []
+    with open(console, "w") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, text=True, errors="replace")
+        try:
+            for line in process.stdout:
+                log.write(line)
+                if "report: " in line:
+                    reports.append(line.partition("report: ")[2].strip())
+                    if shown(reports[-1]):
+                        print(f"    {reports[-1]}", flush=True)
+        finally:
+            process.kill()
+            process.wait()
+    return reports
+
+
 def require_vng():
     """A clear word where the host stands in for the root but cannot boot guests."""
     for name in ("vng", "qemu-system-x86_64"):
