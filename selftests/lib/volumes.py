@@ -7,9 +7,12 @@ import pathlib
 import subprocess
 
 from block_devices import sha256
+from ovbd_command import ovbd
 from test_script import SCRATCH, run
 
 MIB = 1 << 20
+# Where the images of volumes are pushed to.
+LAYOUT = SCRATCH / "images"
 CHUNK = 64 << 10
 
 # LVM with files of its own, no daemon, and no udev.
@@ -92,6 +95,21 @@ class Group:
         """Whether the pool has a metadata snapshot."""
         name = f"{self.name.replace('-', '--')}-{pool.replace('-', '--')}-tpool"
         return run("dmsetup", "status", name).split()[6] != "-"
+
+
+def push(name, *words):
+    """Pushes to the layout under `name`; returns what was said."""
+    return json.loads(ovbd("push", "--json", *words, f"oci:{LAYOUT}:{name}"))
+
+
+def image_content(name):
+    """Size and SHA-256 of what an image holds, read by another path: exported."""
+    raw = SCRATCH / "image.raw"
+    ovbd("export", f"oci:{LAYOUT}:{name}", "-o", raw)
+    try:
+        return raw.stat().st_size, sha256(raw)
+    finally:
+        raw.unlink()
 
 
 def left(group, pool="pool"):

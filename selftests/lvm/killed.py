@@ -13,10 +13,9 @@ import time
 sys.path.insert(0, f"{pathlib.Path(__file__).resolve().parents[1]}/lib")
 from block_devices import Devices
 from ovbd_command import ovbd
-from test_script import OVBD, SCRATCH, Tap
-from volumes import MIB, Group, left, set_up_lvm, write_random
+from test_script import OVBD, Tap
+from volumes import LAYOUT, MIB, Group, left, set_up_lvm, write_random
 
-LAYOUT = SCRATCH / "images"
 SIZE = 48
 MOMENTS = int(os.environ.get("OVBD_KILLS", "25"))
 tap = Tap()

@@ -11,17 +11,11 @@ import sys
 sys.path.insert(0, f"{pathlib.Path(__file__).resolve().parents[1]}/lib")
 from block_devices import Devices
 from ovbd_command import ovbd, ovbd_fails
-from test_script import SCRATCH, Tap, run
-from volumes import MIB, Group, left, set_up_lvm, write_random
+from test_script import Tap, run
+from volumes import LAYOUT, MIB, Group, left, push, set_up_lvm, write_random
 
-LAYOUT = SCRATCH / "images"
 SIZE = 48
 tap = Tap()
-
-
-def push(name, *words):
-    """Pushes to the layout under `name`; returns what was said."""
-    return json.loads(ovbd("push", "--json", *words, f"oci:{LAYOUT}:{name}"))
 
 
 def pull(name, target):

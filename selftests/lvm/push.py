@@ -3,35 +3,18 @@
 """Snapshots of a thin volume are pushed one after the other to an image layout: what the image holds is what the snapshot
 holds, and only what changed is read and stored."""
 
-import json
 import pathlib
 import random
 import sys
 
 sys.path.insert(0, f"{pathlib.Path(__file__).resolve().parents[1]}/lib")
-from block_devices import Devices, sha256
+from block_devices import Devices
 from ovbd_command import ovbd, ovbd_fails
 from test_script import SCRATCH, Tap, run
-from volumes import CHUNK, MIB, Group, left, set_up_lvm, write_random
+from volumes import CHUNK, LAYOUT, MIB, Group, image_content, left, push, set_up_lvm, write_random
 
 SIZE = 64
 tap = Tap()
-LAYOUT = SCRATCH / "images"
-
-
-def push(name, *words):
-    """Pushes to the layout under `name`; returns what was said."""
-    return json.loads(ovbd("push", "--json", *words, f"oci:{LAYOUT}:{name}"))
-
-
-def image_sha256(name):
-    """Of what an image holds, read by another path: exported."""
-    raw = SCRATCH / "image.raw"
-    ovbd("export", f"oci:{LAYOUT}:{name}", "-o", raw)
-    try:
-        return sha256(raw)
-    finally:
-        raw.unlink()
 
 
 def refused(group, what, reason, *words, layout=LAYOUT):
@@ -55,7 +38,7 @@ def rounds(group, count):
         if number:
             write_random(node, generator, size, 12)
         said = push(number, f"--snapshot=web.{number}", f"{group.name}/web")
-        tap.equal(image_sha256(number), group.sha256(f"web.{number}"), f"image {number} holds what the snapshot holds")
+        tap.equal(image_content(number), (size, group.sha256(f"web.{number}")), f"image {number} holds what the snapshot holds")
         tap.equal(said["layers"], number + 1, f"image {number} has one layer more")
         if number and number != count // 2:
             tap.result(said["read"] <= 2 * said["changed"], f"push {number} reads changed chunks only", said)

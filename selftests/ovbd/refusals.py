@@ -5,7 +5,6 @@ program is interrupted or killed in the middle."""
 
 import json
 import os
-import pathlib
 import signal
 import struct
 import subprocess
@@ -225,8 +224,7 @@ def check_interrupted(tap, images):
                                        text=True)
             wanted, count = attempt * 7 % 20, 0
             while process.poll() is None and count < wanted:
-                names = pathlib.Path("/sys/block").glob("dm-*/dm/name")
-                count = sum(name.read_text().startswith("stack") for name in names)
+                count = sum(part.startswith("stack") for part in existing())
             process.send_signal(number)
             said = process.communicate()[1].strip()
             if process.returncode == 0:
