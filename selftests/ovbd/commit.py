@@ -3,6 +3,7 @@
 """`ovbd commit`: the layer it makes of a mounted ext4, of zeros and of a single sector; what it reads;
 and that it refuses a snapshot that lost writes."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -12,7 +13,7 @@ import subprocess
 import sys
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
-from block_devices import read_direct, sha256
+from block_devices import Devices, read_direct, sha256
 from ovbd_command import MIB, Images, listed, make_image, ovbd, refused, settled
 from test_script import SCRATCH, Tap, load, run
 
@@ -193,25 +194,60 @@ def check_options(tap):
 
 
 def check_full(tap):
-    """A COW store that is full loses writes, so nothing can be made of it."""
+    """A COW store that is full refuses writes, and what it took is in the layer."""
     images = Images("full", options=[[]])
     cow = SCRATCH / "full.cow"
     device = ovbd("up", "--writable", "--cow", cow, "--size", "64K", "full", *images.layer).strip()
+    written = 0
     with open(device, "r+b", buffering=0) as file:
-        try:
-            file.write(os.urandom(MIB))
-            os.fsync(file)
-        except OSError:
-            pass
-    tap.equal(listed("full")["cow"]["state"], "invalid", "full: ls says that the snapshot is invalid")
-    out = SCRATCH / "full.layer"
-    refused(tap, "commit of an invalid snapshot", "invalid", "commit", "-o", out, "full")
-    tap.result(not out.exists(), "full: no layer was made")
+        with contextlib.suppress(OSError):
+            while True:
+                os.pwrite(file.fileno(), b"written!" * 512, written)
+                os.fsync(file)
+                written += 4096
+    tap.result(4096 <= written < 64 << 10, "full: writes fail", f"after {written} bytes")
+    tap.equal(listed("full")["cow"]["state"], "overflow", "full: ls says so")
+    out, copy = SCRATCH / "full.layer", SCRATCH / "full.copy"
+    ovbd("commit", "-o", out, "full")
     ovbd("down", "full")
-    refused(tap, "up with an invalid snapshot", "invalid", "up", "--writable", "--cow", cow, "full", *images.layer)
-    ovbd("up", "--wipe-cow", "--writable", "--cow", cow, "full", *images.layer)
-    tap.result(sha256(device) == sha256(images.raw[0]), "up --wipe-cow starts a new store")
-    ovbd("down", "full")
+    ovbd("export", "-o", copy, *images.layer, out)
+    wanted = b"written!" * (written // 8) + images.raw[0].read_bytes()[written:]
+    tap.result(copy.read_bytes() == wanted, "full: the layer has what was taken")
+
+
+def check_invalid(tap):
+    """A COW store that failed loses writes, so nothing can be made of it."""
+    images = Images("invalid", options=[[]])
+    cow = SCRATCH / "invalid.cow"
+    with open(cow, "wb") as file:
+        file.truncate(4 * MIB)
+    with Devices() as devices:
+        loop = run("losetup", "--find", "--show", cow).strip()
+        devices.undo(run, "losetup", "--detach", loop)
+        devices.map("fails", f"0 8192 linear {loop} 0", readonly=False)
+        store = "/dev/mapper/fails"
+        device = ovbd("up", "--writable", "--cow", store, "invalid", *images.layer).strip()
+        for table in ("0 8192 error", f"0 8192 linear {loop} 0"):
+            run("dmsetup", "suspend", "--noflush", "fails")
+            run("dmsetup", "load", "fails", "--table", table)
+            run("dmsetup", "resume", "fails")
+            if "error" in table:
+                with open(device, "r+b", buffering=0) as file, contextlib.suppress(OSError):
+                    file.write(os.urandom(4096))
+                    os.fsync(file)
+        tap.equal(listed("invalid")["cow"]["state"], "invalid", "invalid: ls says so")
+        out = SCRATCH / "invalid.layer"
+        refused(tap, "commit of an invalid snapshot", "invalid", "commit", "-o", out, "invalid")
+        tap.result(not out.exists(), "invalid: no layer was made")
+        ovbd("down", "invalid")
+        with open(cow, "r+b") as file:
+            file.write(struct.pack("<4sI", b"SnAp", 0))
+        run("blockdev", "--flushbufs", loop)
+        words = ["up", "--writable", "--cow", store, "invalid", *images.layer]
+        refused(tap, "up with an invalid snapshot", "invalid", *words)
+        ovbd(*words, "--wipe-cow")
+        tap.result(sha256(device) == sha256(images.raw[0]), "up --wipe-cow starts a new store")
+        ovbd("down", "invalid")
 
 
 tap = Tap()
@@ -221,6 +257,7 @@ check_parts(tap)
 check_one_change_one_uuid(tap)
 check_options(tap)
 check_full(tap)
+check_invalid(tap)
 images = Images("other", options=[[]])
 ovbd("up", "readonly", *images.layer)
 refused(tap, "commit of a stack that is not writable", "not writable", "commit", "-o", SCRATCH / "x", "readonly")

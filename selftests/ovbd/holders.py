@@ -71,7 +71,7 @@ def encrypted(device):
 @contextlib.contextmanager
 def volume(device):
     # The guest's configuration need not know the device, and its /etc may be read-only.
-    lvm = ["--config", 'devices{use_devicesfile=0 scan=["/dev"] global_filter=["r|-lower$|"]} '
+    lvm = ["--config", 'devices{use_devicesfile=0 scan=["/dev"] global_filter=["r|-lower[0-9]+$|", "r|-cow[0-9]+$|"]} '
                        'activation{monitoring=0} backup{backup=0 archive=0}', "-q"]
     run("vgcreate", *lvm, "holders", device)
     run("lvcreate", *lvm, "-W", "n", "-n", "volume", "-l", "100%FREE", "holders")

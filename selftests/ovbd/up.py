@@ -176,6 +176,10 @@ def check_writable(tap, images):
     ovbd("up", "--writable", "--cow", cow, "stack", *images.layer)
     tap.result(same(device, images.raw[2]), "writable: the same COW file again has the writes")
     ovbd("down", "stack")
+    refused(tap, "a COW file of other layers", "written over the layer", "up", "--writable", "--cow", cow, "stack",
+            *images.layer[:2])
+    ovbd("up", "--ignore-parents", "--writable", "--cow", cow, "stack", *images.layer[:2])
+    ovbd("down", "stack")
 
     ovbd("up", "--writable", "stack", *images.layer)
     with open(device, "r+b", buffering=0) as file:
@@ -200,7 +204,7 @@ def check_udev(tap):
         run("udevadm", "settle")
         named = os.path.realpath(f"/dev/disk/by-uuid/{uuid}")
         tap.equal(named, os.path.realpath("/dev/mapper/named"), f"{when}: the UUID is that of the device on top")
-        for name in ("named-lower", "named-zfile0"):
+        for name in ("named-cow0", "named-lower0", "named-zfile0"):
             lines = run("udevadm", "info", "--query=property", f"/dev/mapper/{name}").splitlines()
             tap.result("DM_UDEV_DISABLE_DISK_RULES_FLAG=1" in lines, f"{when}: {name} is hidden", lines)
             tap.equal([line for line in lines if line.startswith("ID_FS_")], [], f"{when}: nobody looked into {name}")

@@ -25,7 +25,7 @@ use crate::{
     hold_still::{check_elsewhere, Frozen},
     lock::Lock,
     mapped::{self, node, Mapped},
-    running::{check_name, Role, Running},
+    running::{check_name, Running},
     storage::Storage,
     users::device_name,
     Interrupt,
@@ -67,11 +67,9 @@ pub fn commit(
     let control = mapped::open()?;
     let _lock = Lock::take(name, interrupt, report)?;
     let stack = Running::find(&control, name)?;
-    let (Some(device), Some(below), Some(table)) = (
-        stack.device(Role::Cow),
-        stack.device(Role::Stack),
-        stack.snapshot(),
-    ) else {
+    let (Some(device), Some(snapshot), Some(below)) =
+        (stack.top(), stack.snapshot(), stack.stack())
+    else {
         return Err(Error::new(
             &node(name),
             "not writable: up without --writable",
@@ -81,9 +79,10 @@ pub fn commit(
         let what = format!("suspended; \"dmsetup resume {name}\" goes on");
         return Err(Error::new(&device.node(), what));
     }
-    let cow = table
-        .device(1)
-        .ok_or_else(|| Error::new(&device.node(), "an unknown table"))?;
+    let cow = snapshot
+        .target()
+        .and_then(|table| table.device(1))
+        .ok_or_else(|| Error::new(&snapshot.node(), "an unknown table"))?;
     let storage = Storage::look()?.assume_elsewhere(assume_elsewhere);
     check_elsewhere(device, out, &storage)?;
     let cow = PathBuf::from(device_name(cow));
@@ -99,7 +98,7 @@ pub fn commit(
 
     let frozen = Frozen::above(device, &storage, report)?;
     let suspended = Suspended::new(&control, device, report)?;
-    check_valid(&control, device)?;
+    check_valid(&control, snapshot)?;
     let store = Store::open(&cow, device.sectors())?;
     let runs = store.runs(out)?;
     report.expect(store.bytes());
@@ -175,7 +174,8 @@ fn check_valid(control: &Control, device: &Mapped) -> Result<()> {
     let state = status
         .first()
         .map_or_else(String::new, |target| target.words.join(" "));
-    if state.contains('/') {
+    // One that is full refused writes, and has all that it took.
+    if state.contains('/') || state == "Overflow" {
         return Ok(());
     }
     let what = format!("the snapshot is {}: writes are lost", state.to_lowercase());

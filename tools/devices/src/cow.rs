@@ -5,14 +5,15 @@
 use std::{
     fs::{self, File},
     io::{self, Read},
-    os::unix::fs::FileTypeExt,
+    os::unix::fs::{FileExt, FileTypeExt},
     path::{Path, PathBuf},
 };
 
 use crate::{
-    exceptions::{header, Header, Unusable, HEADER_BYTES},
+    exceptions::{header, Header, Unusable, HEADER_BYTES, MAGIC, VALID, VERSION},
     loops::Loop,
     plan::{Device, Step, WIPE_BYTES},
+    record::{self, Below, Record},
 };
 use ovbd_layers::{
     error::{Error, Result},
@@ -48,13 +49,28 @@ pub struct Store {
     pub device: Device,
     /// Sectors of a chunk.
     pub chunk_sectors: u32,
+    /// What it says of itself, or will.
+    pub record: Option<Record>,
+}
+
+/// The first bytes of a store without exceptions, all others being zeros. With these dm-snapshot writes nothing when it
+/// begins to use the store, so that the record stays.
+pub fn beginning(chunk_sectors: u32, record: &Record) -> Vec<u8> {
+    let mut bytes = vec![0; record::AT as usize];
+    let fields = [MAGIC, VALID, VERSION, chunk_sectors];
+    for (place, field) in bytes.chunks_exact_mut(4).zip(fields) {
+        place.copy_from_slice(&field.to_le_bytes());
+    }
+    bytes.extend_from_slice(&record.to_bytes());
+    bytes
 }
 
 /// Variable of the loop device.
 const VARIABLE: &str = "cow";
 
 impl Store {
-    /// Looks at the store for a stack of `origin_sectors`. `wipe` allows to overwrite what is not a store.
+    /// Looks at the store for a stack of `origin_sectors`. `below` goes into the record of a new one. `wipe` allows to
+    /// overwrite what is not a store.
     ///
     /// # Errors
     ///
@@ -62,6 +78,7 @@ impl Store {
     pub fn prepare(
         options: &Options,
         origin_sectors: u64,
+        below: Below,
         wipe: bool,
         loops: &[Loop],
     ) -> Result<Self> {
@@ -73,7 +90,7 @@ impl Store {
             Some(Err(e)) => return Err(Error::io(path.unwrap_or(Path::new("")), "look up", e)),
         };
         let (Some(path), Some(found)) = (path, found) else {
-            return Self::new_file(path, options.size, origin_sectors);
+            return Self::new_file(path, options.size, origin_sectors, below);
         };
         if options.size.is_some() {
             return Err(Error::new(path, "exists, so --size does not apply"));
@@ -89,10 +106,16 @@ impl Store {
             let node = user.node.display();
             return Err(Error::new(path, format!("in use by {node}")));
         }
-        Self::existing(path, is_device, wipe)
+        let new = new_record(path, origin_sectors, below)?;
+        Self::existing(path, is_device, wipe, new)
     }
 
-    fn new_file(path: Option<&Path>, size: Option<u64>, origin_sectors: u64) -> Result<Self> {
+    fn new_file(
+        path: Option<&Path>,
+        size: Option<u64>,
+        origin_sectors: u64,
+        below: Below,
+    ) -> Result<Self> {
         let bytes = size.unwrap_or_else(|| enough_for(origin_sectors));
         if bytes < MIN_BYTES {
             return Err(Error::new(
@@ -100,18 +123,21 @@ impl Store {
                 format!("a COW store needs at least {MIN_BYTES} bytes"),
             ));
         }
+        let record = new_record(path.unwrap_or(Path::new("-")), origin_sectors, below)?;
         Ok(Self {
             steps: vec![Step::Cow {
                 variable: VARIABLE.to_owned(),
                 path: path.map(Path::to_owned),
                 create: Some(bytes.next_multiple_of(CHUNK_BYTES)),
+                beginning: Some(beginning(CHUNK_SECTORS, &record)),
             }],
             device: Device::Loop(VARIABLE.to_owned()),
             chunk_sectors: CHUNK_SECTORS,
+            record: Some(record),
         })
     }
 
-    fn existing(path: &Path, is_device: bool, wipe: bool) -> Result<Self> {
+    fn existing(path: &Path, is_device: bool, wipe: bool, new: Record) -> Result<Self> {
         let mut file = match is_device {
             true => overwrite::open_exclusively(path)?,
             false => {
@@ -131,8 +157,13 @@ impl Store {
             Err(Error::new(path, what))
         };
         let holds = |what: &str| format!("holds {what} and no store");
-        let chunk_sectors = match (read_header(&mut file, path)?, signature::find(path)?) {
-            (Ok(Header::Store(sectors)), _) => sectors,
+        let (header, found) = read_beginning(&mut file, path)?;
+        let mut is_new = true;
+        let chunk_sectors = match (header, signature::find(path)?) {
+            (Ok(Header::Store(sectors)), _) => {
+                is_new = false;
+                sectors
+            }
             // dm-snapshot takes a store that starts with zeros for a new one, whatever comes after.
             (Ok(Header::New), None) => CHUNK_SECTORS,
             _ if wipe => {
@@ -148,13 +179,23 @@ impl Store {
                 return refuse(&holds(what.as_deref().unwrap_or("something else")))
             }
         };
+        let beginning = is_new.then(|| beginning(CHUNK_SECTORS, &new));
+        let record = match is_new {
+            true => Some(new),
+            false => found,
+        };
         let device = if is_device {
+            steps.extend(beginning.map(|beginning| Step::Begin {
+                path: path.to_owned(),
+                beginning,
+            }));
             Device::Path(path.to_owned())
         } else {
             steps.push(Step::Cow {
                 variable: VARIABLE.to_owned(),
                 path: Some(path.to_owned()),
                 create: None,
+                beginning,
             });
             Device::Loop(VARIABLE.to_owned())
         };
@@ -162,7 +203,41 @@ impl Store {
             steps,
             device,
             chunk_sectors,
+            record,
         })
+    }
+
+    /// Refuses a store that was not written over the stack with `top` above it, of which `below` says what it is. One
+    /// that does not say what it was written over is taken.
+    ///
+    /// # Errors
+    ///
+    /// That one.
+    pub fn check_below(&self, options: &Options, below: Below, top: Option<&Path>) -> Result<()> {
+        let Some(record) = &self.record else {
+            return Ok(());
+        };
+        let path = options.path.as_deref().unwrap_or(Path::new("-"));
+        let refuse = |what: String| {
+            let what = format!("{what} (--ignore-parents goes on)");
+            Err(Error::new(path, what))
+        };
+        let is_known = below != Below::Unknown && record.below != Below::Unknown;
+        let is_layer = record
+            .layer
+            .is_some_and(|layer| below == Below::Layer(layer));
+        match record.below {
+            wanted if wanted == below || is_layer || !is_known => Ok(()),
+            wanted => {
+                let wanted = match (wanted, record.layer) {
+                    (_, Some(uuid)) | (Below::Layer(uuid), None) => format!("the layer {uuid}"),
+                    (Below::Store(uuid), None) => format!("the store {uuid}"),
+                    (Below::Unknown, None) => "something else".to_owned(),
+                };
+                let top = top.unwrap_or(Path::new("-")).display();
+                refuse(format!("written over {wanted}, which is not {top}"))
+            }
+        }
     }
 
     /// Whether the store is to be in `file`.
@@ -172,12 +247,30 @@ impl Store {
     }
 }
 
-fn read_header(file: &mut File, path: &Path) -> Result<std::result::Result<Header, Unusable>> {
+/// A record for a new store; an error is about `path`.
+fn new_record(path: &Path, sectors: u64, below: Below) -> Result<Record> {
+    Record::new(0, sectors, below).map_err(|e| Error::io(path, "number", e))
+}
+
+/// Header and record. A damaged record of something else than a store is none.
+fn read_beginning(
+    file: &mut File,
+    path: &Path,
+) -> Result<(std::result::Result<Header, Unusable>, Option<Record>)> {
     let fail = |e| Error::io(path, "read", e);
     let mut block = [0; HEADER_BYTES];
     io::Seek::rewind(file).map_err(fail)?;
     file.read_exact(&mut block).map_err(fail)?;
-    Ok(header(&block))
+    let header = header(&block);
+    let mut bytes = [0; record::BYTES];
+    file.read_exact_at(&mut bytes, record::AT).map_err(fail)?;
+    Ok(match (header, Record::from_bytes(&bytes)) {
+        (Ok(Header::Store(_)), Err(_)) => {
+            let what = "the record of what the store was written over is damaged";
+            (Err(Unusable::Store(what)), None)
+        }
+        (header, record) => (header, record.unwrap_or(None)),
+    })
 }
 
 /// Bytes of a store that can hold every chunk of the origin.
@@ -202,7 +295,7 @@ mod tests {
             path: Some(path.to_owned()),
             size: None,
         };
-        Store::prepare(&options, 8, wipe, &[])
+        Store::prepare(&options, 8, Below::Unknown, wipe, &[])
     }
 
     /// A file as the tool `program` makes it; `None` where that is not here.

@@ -16,8 +16,12 @@ use ovbd_layers::{
 /// Bytes of the header that matter.
 pub const HEADER_BYTES: usize = 16;
 
-const MAGIC: u32 = u32::from_le_bytes(*b"SnAp");
-const VERSION: u32 = 1;
+/// First field of the header.
+pub const MAGIC: u32 = u32::from_le_bytes(*b"SnAp");
+/// Its second field, as long as nothing was lost.
+pub const VALID: u32 = 1;
+/// Its third field.
+pub const VERSION: u32 = 1;
 const EXCEPTION_BYTES: u64 = 16;
 
 /// Largest chunk that is accepted, 32 MiB: one area is in memory at a time.
@@ -69,7 +73,7 @@ pub fn header(block: &[u8; HEADER_BYTES]) -> Result<Header, Unusable> {
         MAGIC if version != VERSION => {
             Err(Unusable::Store("an exception store of an unknown version"))
         }
-        MAGIC if valid != 1 => Err(Unusable::Store(
+        MAGIC if valid != VALID => Err(Unusable::Store(
             "the snapshot is invalid: its COW device was full or failed",
         )),
         MAGIC if !chunk.is_power_of_two() || chunk > MAX_CHUNK_SECTORS => {

@@ -19,6 +19,7 @@ pub mod loops;
 pub mod mapped;
 pub mod plan;
 pub mod programs;
+pub mod record;
 pub mod running;
 pub mod storage;
 #[cfg(test)]

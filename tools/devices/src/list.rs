@@ -16,7 +16,7 @@ use ovbd_kernel::{dm::Control, Number};
 use crate::{
     check_root,
     mapped::{self, Mapped, Target},
-    running::{Role, Running},
+    running::Running,
     storage::Storage,
     users::{device_name, why_in_use},
 };
@@ -126,17 +126,16 @@ impl List {
 
 fn entry(stack: &Running, control: &Control, storage: &Storage) -> Result<Entry> {
     let mut status: HashMap<Number, Target> = HashMap::new();
-    for (role, device) in &stack.devices {
+    for (_, device) in &stack.devices {
         // A dm-linear says nothing.
-        if matches!(role, Role::Blob(_)) {
+        if device.target().is_some_and(|table| table.kind == "linear") {
             continue;
         }
         let target = device.status(control)?.into_iter().next();
         status.extend(target.map(|target| (device.number, target)));
     }
-    let of_role = |role| status.get(&stack.device(role)?.number);
     let top = stack.top();
-    let overlaybd = of_role(Role::Stack);
+    let overlaybd = stack.stack().and_then(|device| status.get(&device.number));
     let number = |position| overlaybd.and_then(|status| status.number(position));
     let layer = |(position, layer): (usize, crate::running::RunningLayer)| LayerEntry {
         path: layer.path,
@@ -159,7 +158,7 @@ fn entry(stack: &Running, control: &Control, storage: &Storage) -> Result<Entry>
         layers: stack.layers().into_iter().enumerate().map(layer).collect(),
         cow: stack
             .snapshot()
-            .and_then(|table| cow(table, of_role(Role::Cow)?)),
+            .and_then(|device| cow(device.target()?, status.get(&device.number)?)),
     })
 }
 

@@ -8,6 +8,7 @@ use std::{
     fmt::Write as _,
     fs::{self, File},
     io::Write as _,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
@@ -76,6 +77,15 @@ pub enum Step {
         path: Option<PathBuf>,
         /// Bytes of a new file; an existing one is used as it is.
         create: Option<u64>,
+        /// The first bytes of a new store. Without them dm-snapshot makes one of zeros, which has no record.
+        beginning: Option<Vec<u8>>,
+    },
+    /// Write the first bytes of a new store to a block device.
+    Begin {
+        /// The device.
+        path: PathBuf,
+        /// As in [`Step::Cow`].
+        beginning: Vec<u8>,
     },
     /// Make a device or file one that holds nothing, so that dm-snapshot takes it as new and nobody takes it for what
     /// it was.
@@ -209,6 +219,7 @@ fn print_step(step: &Step, loops: &mut Vec<String>, text: &mut String) {
             variable,
             path,
             create,
+            ..
         } => {
             loops.push(variable.clone());
             let name = match path {
@@ -227,6 +238,8 @@ fn print_step(step: &Step, loops: &mut Vec<String>, text: &mut String) {
             );
             text.write_str(if path.is_none() { "; rm $file\n" } else { "\n" })
         }
+        // dm-snapshot makes a store of zeros, and "ovbd commit" gives it a record.
+        Step::Begin { .. } => Ok(()),
         Step::Wipe { path, bytes } => {
             let path = quote(path);
             writeln!(
@@ -349,18 +362,20 @@ fn waves(steps: &[Step]) -> Vec<Vec<&Step>> {
         let at = match step {
             Step::Layer { .. } | Step::Tails { .. } => 0,
             // Nothing is written before all that may fail earlier.
-            Step::Wipe { .. } | Step::Cow { .. } => waves.len(),
+            Step::Wipe { .. } | Step::Begin { .. } | Step::Cow { .. } => waves.len(),
             Step::Map { table, .. } => {
                 let words = table.iter().flat_map(|line| &line.words);
                 let below = words.filter_map(|word| match word {
                     Word::Device(Device::Loop(variable)) => loops.get(variable.as_str()).copied(),
                     Word::Device(Device::Mapped(name)) => maps.get(name.as_str()).copied(),
-                    // A step before may have wiped it.
-                    Word::Device(Device::Path(path)) => waves.iter().position(|wave| {
+                    // A step before may have written to it.
+                    Word::Device(Device::Path(path)) => waves.iter().rposition(|wave| {
                         let mut wave = wave.iter();
-                        wave.any(
-                            |step| matches!(step, Step::Wipe { path: wiped, .. } if wiped == path),
-                        )
+                        wave.any(|step| match step {
+                            Step::Wipe { path: written, .. }
+                            | Step::Begin { path: written, .. } => written == path,
+                            _ => false,
+                        })
                     }),
                     Word::Text(_) => None,
                 });
@@ -376,7 +391,7 @@ fn waves(steps: &[Step]) -> Vec<Vec<&Step>> {
             Step::Map { name, .. } => {
                 maps.insert(name, at);
             }
-            Step::Wipe { .. } => {}
+            Step::Wipe { .. } | Step::Begin { .. } => {}
         }
         if waves.len() <= at {
             waves.resize_with(at + 1, Vec::new);
@@ -390,7 +405,7 @@ impl Step {
     /// What an error about the step is about.
     fn path(&self) -> &Path {
         match self {
-            Step::Layer { path, .. } | Step::Wipe { path, .. } => path,
+            Step::Layer { path, .. } | Step::Wipe { path, .. } | Step::Begin { path, .. } => path,
             Step::Cow { path, .. } => path.as_deref().unwrap_or(Path::new(UNNAMED_FOLDER)),
             Step::Tails { .. } => Path::new("/dev/loop-control"),
             Step::Map { name, .. } => Path::new(name),
@@ -441,9 +456,17 @@ impl Done<'_> {
                 variable,
                 path,
                 create,
+                beginning,
             } => {
-                let (attached, new) = cow(path.as_deref(), *create)?;
+                let (attached, new) = cow(path.as_deref(), *create, beginning.as_deref())?;
                 Made::Loop(variable.clone(), attached, new)
+            }
+            Step::Begin { path, beginning } => {
+                let fail = |e| Error::io(path, "write", e);
+                let file = File::options().write(true).open(path).map_err(fail)?;
+                file.write_all_at(beginning, 0).map_err(fail)?;
+                file.sync_all().map_err(fail)?;
+                Made::Nothing
             }
             Step::Wipe { path, bytes } => {
                 // Signatures further on: it knows where, and refuses what is in use.
@@ -537,7 +560,11 @@ impl Done<'_> {
 }
 
 /// Attaches the COW store, a file that is made if it is to have a size; returns its name if it is new and has one.
-fn cow(path: Option<&Path>, create: Option<u64>) -> Result<(Attached, Option<PathBuf>)> {
+fn cow(
+    path: Option<&Path>,
+    create: Option<u64>,
+    beginning: Option<&[u8]>,
+) -> Result<(Attached, Option<PathBuf>)> {
     let name = path.unwrap_or(Path::new(UNNAMED_FOLDER));
     let file = match path {
         None => tempfile::tempfile_in(name).map_err(|e| Error::io(name, "create a file in", e))?,
@@ -561,7 +588,14 @@ fn cow(path: Option<&Path>, create: Option<u64>) -> Result<(Attached, Option<Pat
             .map_err(|e| Error::io(name, "set the size of", e)),
         None => Ok(()),
     };
-    match sized.and_then(|()| attach(&file, name, true, Part::ALL)) {
+    let begun = sized.and_then(|()| match beginning {
+        Some(beginning) => file
+            .write_all_at(beginning, 0)
+            .and_then(|()| file.sync_all())
+            .map_err(|e| Error::io(name, "write", e)),
+        None => Ok(()),
+    });
+    match begun.and_then(|()| attach(&file, name, true, Part::ALL)) {
         Ok(attached) => Ok((attached, new.map(Path::to_owned))),
         Err(e) => {
             if let Some(path) = new {

@@ -3,18 +3,25 @@
 //! Running stacks, found by the UUIDs of their mapped devices.
 //!
 //! ```text
-//! NAME          OVERLAYBD-<uuid>-NAME          the stack, without --writable
-//! NAME          OVERLAYBD-COW-<uuid>-NAME      dm-snapshot over the stack, with --writable
-//! NAME-lower    OVERLAYBD-<uuid>-NAME          the stack then
-//! NAME-zfile<n> ZFILE-<uuid>-<n>-NAME          the content of layer n, if it is compressed
-//! NAME-blob<n>  OVERLAYBD-BLOB-<uuid>-<n>-NAME the blob of layer n, where one device does not give all of it
+//! NAME          OVERLAYBD-<uuid>-NAME           the stack, without --writable
+//! NAME          OVERLAYBD-TOP-<uuid>-NAME       dm-linear over the newest generation, with --writable
+//! NAME-cow<k>   OVERLAYBD-GEN-<uuid>-<k>-NAME   dm-snapshot over NAME-lower<k>: generation k
+//! NAME-lower<k> OVERLAYBD-LOWER-<uuid>-<k>-NAME the stack, or dm-linear over the generation before
+//! NAME-zfile<n> ZFILE-<uuid>-<n>-NAME           the content of layer n, if it is compressed
+//! NAME-blob<n>  OVERLAYBD-BLOB-<uuid>-<n>-NAME  the blob of layer n, where one device does not give all of it
+//! NAME-probe    OVERLAYBD-PROBE-<uuid>-NAME     a moment only: the table that NAME is about to get
 //! ```
 //!
-//! The `<uuid>` is that of the layer, of the topmost for the whole stack, in 32 digits.
+//! The `<uuid>` is that of the layer, in 32 digits; of the topmost layer at the time where the device is that of no layer.
+//!
+//! Before there were generations a writable NAME was itself the dm-snapshot, `OVERLAYBD-COW-<uuid>-NAME`, over NAME-lower,
+//! `OVERLAYBD-<uuid>-NAME`. Such a stack is known, listed and taken down.
 
 use std::{
+    cmp::Ordering,
     collections::BTreeMap,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use ovbd_image::lsmt::UuidText;
@@ -36,12 +43,20 @@ use ovbd_layers::{
 /// Longest name of a stack, so that every UUID fits into the 128 bytes that device-mapper has.
 pub const MAX_NAME: usize = 64;
 
-/// What a mapped device is for. In the order in which they can be removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// What a mapped device is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// dm-snapshot over the stack.
+    /// Tries a table.
+    Probe,
+    /// dm-linear over the newest generation.
+    Top,
+    /// dm-snapshot as the device on top, from before there were generations.
     Cow,
-    /// The stack.
+    /// A generation: dm-snapshot over its [`Role::Lower`].
+    Generation(u32),
+    /// What a generation is written over.
+    Lower(u32),
+    /// The stack, where it has no generations.
     Stack,
     /// Content of a compressed layer.
     Zfile(usize),
@@ -49,12 +64,38 @@ pub enum Role {
     Blob(usize),
 }
 
+/// In the order in which they can be removed.
+impl Ord for Role {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let place = |role: &Self| match *role {
+            Role::Probe => (0, 0, 0),
+            Role::Top => (1, 0, 0),
+            Role::Cow => (2, 0, 0),
+            // Each generation is over the one before it.
+            Role::Generation(number) => (3, u32::MAX - number, 0),
+            Role::Lower(number) => (3, u32::MAX - number, 1),
+            Role::Stack => (4, 0, 0),
+            Role::Zfile(layer) => (5, 0, layer),
+            Role::Blob(layer) => (6, 0, layer),
+        };
+        place(self).cmp(&place(other))
+    }
+}
+
+impl PartialOrd for Role {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 impl Role {
     /// Name of the device with this role in the stack `name`.
-    pub fn device_name(self, name: &str, writable: bool) -> String {
+    pub fn device_name(self, name: &str) -> String {
         match self {
-            Role::Stack if writable => format!("{name}-lower"),
-            Role::Stack | Role::Cow => name.to_owned(),
+            Role::Probe => format!("{name}-probe"),
+            Role::Top | Role::Cow | Role::Stack => name.to_owned(),
+            Role::Generation(number) => format!("{name}-cow{number}"),
+            Role::Lower(number) => format!("{name}-lower{number}"),
             Role::Zfile(layer) => format!("{name}-zfile{layer}"),
             Role::Blob(layer) => format!("{name}-blob{layer}"),
         }
@@ -62,15 +103,22 @@ impl Role {
 
     /// Whether a device of each role can be removed while the other exists.
     pub fn is_beside(self, other: Self) -> bool {
-        std::mem::discriminant(&self) == std::mem::discriminant(&other)
+        matches!(
+            (self, other),
+            (Role::Zfile(_), Role::Zfile(_)) | (Role::Blob(_), Role::Blob(_))
+        )
     }
 
     /// UUID of the device with this role in the stack `name`, for a layer of UUID `uuid`.
     pub fn device_uuid(self, name: &str, uuid: Option<UuidText>) -> String {
         let digits = uuid.unwrap_or(UuidText::NIL).as_str().replace('-', "");
         match self {
-            Role::Stack => format!("OVERLAYBD-{digits}-{name}"),
+            Role::Probe => format!("OVERLAYBD-PROBE-{digits}-{name}"),
+            Role::Top => format!("OVERLAYBD-TOP-{digits}-{name}"),
             Role::Cow => format!("OVERLAYBD-COW-{digits}-{name}"),
+            Role::Generation(number) => format!("OVERLAYBD-GEN-{digits}-{number}-{name}"),
+            Role::Lower(number) => format!("OVERLAYBD-LOWER-{digits}-{number}-{name}"),
+            Role::Stack => format!("OVERLAYBD-{digits}-{name}"),
             Role::Zfile(layer) => format!("ZFILE-{digits}-{layer}-{name}"),
             Role::Blob(layer) => format!("OVERLAYBD-BLOB-{digits}-{layer}-{name}"),
         }
@@ -78,25 +126,30 @@ impl Role {
 
     /// Role and name of the stack, from the UUID of a device.
     fn parse(uuid: &str) -> Option<(Self, &str)> {
-        let digits = |text: &str| text.len() == 32 && text.bytes().all(|c| c.is_ascii_hexdigit());
-        let part = |rest: &'_ str| -> Option<usize> { rest.parse().ok() };
+        /// What is after `<uuid>-`.
+        fn named(rest: &str) -> Option<&str> {
+            let (uuid, name) = rest.split_once('-')?;
+            let is_uuid = uuid.len() == 32 && uuid.bytes().all(|c| c.is_ascii_hexdigit());
+            is_uuid.then_some(name)
+        }
+        /// What is after `<uuid>-<number>-`, and the number.
+        fn numbered<N: FromStr>(rest: &str) -> Option<(N, &str)> {
+            let (number, name) = named(rest)?.split_once('-')?;
+            Some((number.parse().ok()?, name))
+        }
         if let Some(rest) = uuid.strip_prefix("ZFILE-") {
-            let mut words = rest.splitn(3, '-');
-            words.next().filter(|word| digits(word))?;
-            return Some((Role::Zfile(part(words.next()?)?), words.next()?));
+            return numbered(rest).map(|(layer, name)| (Role::Zfile(layer), name));
         }
         let rest = uuid.strip_prefix("OVERLAYBD-")?;
-        if let Some(rest) = rest.strip_prefix("BLOB-") {
-            let mut words = rest.splitn(3, '-');
-            words.next().filter(|word| digits(word))?;
-            return Some((Role::Blob(part(words.next()?)?), words.next()?));
+        match rest.split_once('-')? {
+            ("BLOB", rest) => numbered(rest).map(|(layer, name)| (Role::Blob(layer), name)),
+            ("GEN", rest) => numbered(rest).map(|(number, name)| (Role::Generation(number), name)),
+            ("LOWER", rest) => numbered(rest).map(|(number, name)| (Role::Lower(number), name)),
+            ("PROBE", rest) => named(rest).map(|name| (Role::Probe, name)),
+            ("TOP", rest) => named(rest).map(|name| (Role::Top, name)),
+            ("COW", rest) => named(rest).map(|name| (Role::Cow, name)),
+            _ => named(rest).map(|name| (Role::Stack, name)),
         }
-        let (role, rest) = match rest.strip_prefix("COW-") {
-            Some(rest) => (Role::Cow, rest),
-            None => (Role::Stack, rest),
-        };
-        let (uuid, name) = rest.split_once('-')?;
-        digits(uuid).then_some((role, name))
     }
 }
 
@@ -215,28 +268,47 @@ impl Running {
 
     /// The device that users of the stack see, if it was made, under whatever name it has by now.
     pub fn top(&self) -> Option<&Mapped> {
-        if let Some(device) = self.device(Role::Cow) {
+        if let Some(device) = self.device(Role::Top).or_else(|| self.device(Role::Cow)) {
             return Some(device).filter(|device| !device.table.is_empty());
         }
         let device = self.device(Role::Stack)?;
-        // That one is to get a snapshot on top.
-        let lower = Role::Stack.device_name(&self.name, true);
+        // That one was to get a snapshot on top.
+        let lower = format!("{}-lower", self.name);
         (device.name != lower && !device.table.is_empty()).then_some(device)
     }
 
-    /// The table of the stack.
-    pub fn stack(&self) -> Option<&Target> {
-        self.device(Role::Stack)?.target()
+    /// The device of the stack itself, below all generations.
+    pub fn stack(&self) -> Option<&Mapped> {
+        let mut devices = self.devices.iter();
+        // Of two, which are there for a moment, the one of the newer generation has more layers.
+        devices.find_map(|(role, device)| {
+            let is_lower = matches!(role, Role::Stack | Role::Lower(_));
+            let is_stack = device
+                .target()
+                .is_some_and(|table| table.kind == "overlaybd");
+            (is_lower && is_stack).then_some(device)
+        })
     }
 
-    /// The table of the snapshot over it.
-    pub fn snapshot(&self) -> Option<&Target> {
-        self.device(Role::Cow)?.target()
+    /// Its table.
+    fn stack_table(&self) -> Option<&Target> {
+        self.stack()?.target()
+    }
+
+    /// The snapshot that has what is written now, where the stack is writable.
+    pub fn snapshot(&self) -> Option<&Mapped> {
+        if let Some(device) = self.device(Role::Cow) {
+            return Some(device);
+        }
+        let below = self.device(Role::Top)?.target()?.device(0)?;
+        let mut devices = self.devices.iter();
+        let found = devices.find(|(_, device)| device.number == below);
+        found.map(|(_, device)| device)
     }
 
     /// The layers, bottom first.
     pub fn layers(&self) -> Vec<RunningLayer> {
-        let words = self.stack().map_or(&[][..], |stack| &stack.words);
+        let words = self.stack_table().map_or(&[][..], |stack| &stack.words);
         let count = words.first().and_then(|word| word.parse().ok());
         words
             .get(1..)
@@ -286,7 +358,17 @@ mod tests {
     #[test]
     fn uuids_tell_role_and_name() {
         let uuid = UuidText::new(b"01234567-89ab-cdef-0123-456789ABCDEF");
-        for role in [Role::Stack, Role::Cow, Role::Zfile(0), Role::Blob(254)] {
+        for role in [
+            Role::Probe,
+            Role::Top,
+            Role::Cow,
+            Role::Generation(0),
+            Role::Generation(u32::MAX),
+            Role::Lower(u32::MAX),
+            Role::Stack,
+            Role::Zfile(0),
+            Role::Blob(254),
+        ] {
             for name in ["a", "a-0", "0-a-b", "COW-x"] {
                 let text = role.device_uuid(name, uuid);
                 assert_eq!(Role::parse(&text), Some((role, name)), "{text}");

@@ -28,6 +28,7 @@ use crate::{
     mapped::{self, node},
     plan::{self, Device, Line, Step, Tail, Word},
     programs::run,
+    record::Below,
     running::{check_name, Role, Running},
     storage::Storage,
     Interrupt,
@@ -104,7 +105,7 @@ fn warn_of_volume(node: &Path, report: &dyn Report) {
     let is_label = |sector: &[u8]| sector.starts_with(b"LABELONE");
     if found.is_ok_and(|found| found.chunks(SECTOR_BYTES as usize).any(is_label)) {
         let what = "holds a physical volume of LVM, which the device below holds too: \
-                    tell LVM to leave /dev/mapper/*-lower alone (global_filter in lvm.conf)";
+                    tell LVM to leave what is below alone (global_filter in lvm.conf)";
         report.warn(&Error::new(node, what));
     }
 }
@@ -311,40 +312,57 @@ fn steps(options: &Options) -> Result<Vec<Step>> {
         words.push(blob.original_bytes.unwrap_or(blob.bytes).into());
     }
     let uuid = blobs.last().and_then(|blob| blob.trailer.uuid);
-    let stack = Role::Stack.device_name(&options.name, options.writable.is_some());
-    steps.push(Step::Map {
-        name: stack.clone(),
-        uuid: Role::Stack.device_uuid(&options.name, uuid),
-        read_only: true,
-        hidden: options.writable.is_some(),
-        table: vec![line(sectors, words)],
-    });
-    if let Some(writable) = &options.writable {
-        for blob in &blobs {
-            if cow::Store::is_same(writable, blob.file) {
-                return Err(Error::new(&blob.path, "both a layer and the COW store"));
-            }
-        }
-        let store = cow::Store::prepare(writable, sectors, options.wipe_cow, storage.loops())?;
-        steps.extend(store.steps);
+    let Some(writable) = &options.writable else {
         steps.push(Step::Map {
             name: options.name.clone(),
-            uuid: Role::Cow.device_uuid(&options.name, uuid),
-            read_only: false,
+            uuid: Role::Stack.device_uuid(&options.name, uuid),
+            read_only: true,
             hidden: false,
-            table: vec![line(
-                sectors,
-                vec![
-                    "snapshot".into(),
-                    Device::Mapped(stack).into(),
-                    store.device.into(),
-                    "P".into(),
-                    u64::from(store.chunk_sectors).into(),
-                ],
-            )],
+            table: vec![line(sectors, words)],
         });
+        return Ok(steps);
+    };
+    for blob in &blobs {
+        if cow::Store::is_same(writable, blob.file) {
+            return Err(Error::new(&blob.path, "both a layer and the COW store"));
+        }
     }
+    let below = Below::layer(uuid);
+    let store = cow::Store::prepare(writable, sectors, below, options.wipe_cow, storage.loops())?;
+    if options.parents != Parents::Ignored {
+        store.check_below(writable, below, top)?;
+    }
+    let number = store.record.map_or(0, |record| record.generation);
+    let map = |role: Role, read_only, words| Step::Map {
+        name: role.device_name(&options.name),
+        uuid: role.device_uuid(&options.name, uuid),
+        read_only,
+        hidden: role != Role::Top,
+        table: vec![line(sectors, words)],
+    };
+    let device = |role: Role| Device::Mapped(role.device_name(&options.name));
+    let (lower, generation) = (Role::Lower(number), Role::Generation(number));
+    steps.push(map(lower, true, words));
+    steps.extend(store.steps);
+    let words = snapshot(device(lower), store.device, store.chunk_sectors);
+    steps.push(map(generation, false, words));
+    steps.push(map(Role::Top, false, linear(&device(generation), 0)));
     Ok(steps)
+}
+
+/// The table of a generation. With `O` a store that is full refuses writes and keeps what it has; without, it loses all.
+fn snapshot(below: Device, store: Device, chunk_sectors: u32) -> Vec<Word> {
+    vec![
+        "snapshot".into(),
+        below.into(),
+        store.into(),
+        "PO".into(),
+        u64::from(chunk_sectors).into(),
+    ]
+}
+
+fn linear(device: &Device, start: u64) -> Vec<Word> {
+    vec!["linear".into(), device.clone().into(), start.into()]
 }
 
 /// Variable of the loop device with the last blocks of all blobs that need it.
@@ -375,7 +393,7 @@ fn layer_steps(
         Device::Loop(variable)
     };
     let mut map = |role: Role, table| {
-        let device = role.device_name(name, false);
+        let device = role.device_name(name);
         steps.push(Step::Map {
             name: device.clone(),
             uuid: role.device_uuid(name, blob.trailer.uuid),
@@ -385,8 +403,6 @@ fn layer_steps(
         });
         Device::Mapped(device)
     };
-    let linear =
-        |device: &Device, start: u64| vec!["linear".into(), device.clone().into(), start.into()];
     if let Some(tail) = tail {
         let whole = blob.sectors() - blob.block_sectors();
         let tails = Device::Loop(TAILS.to_owned());

@@ -216,13 +216,14 @@ layer1=$(losetup --find --show --read-only --direct-io=on --sector-size 512 --of
 dmsetup create a-blob1 --readonly --uuid OVERLAYBD-BLOB-{next}-1-a --table \"0 {whole} linear $layer1 0
 {whole} 1 linear $tails 0\"
 dmsetup create a-zfile1 --readonly --uuid ZFILE-{next}-1-a --table \"0 32 zfile /dev/mapper/a-blob1 {length}\"
-dmsetup create a-lower --readonly --uuid OVERLAYBD-{next}-a --table \
+dmsetup create a-lower0 --readonly --uuid OVERLAYBD-LOWER-{next}-0-a --table \
 \"0 128 overlaybd 2 $layer0 24576 /dev/mapper/a-zfile1 16384\"
 file=$(mktemp --tmpdir=/var/tmp)
 truncate -s 1048576 $file
 cow=$(losetup --find --show --direct-io=on $file); rm $file
-dmsetup create a --uuid OVERLAYBD-COW-{next}-a --table \
-\"0 128 snapshot /dev/mapper/a-lower $cow P 8\"
+dmsetup create a-cow0 --uuid OVERLAYBD-GEN-{next}-0-a --table \
+\"0 128 snapshot /dev/mapper/a-lower0 $cow PO 8\"
+dmsetup create a --uuid OVERLAYBD-TOP-{next}-a --table \"0 128 linear /dev/mapper/a-cow0 0\"
 losetup --detach $tails $layer0 $layer1 $cow
 ",
         bytes = whole * 512,
