@@ -112,7 +112,12 @@ impl List {
         if stacks.is_empty() {
             return Ok(Self(Vec::new()));
         }
-        let storage = Storage::look()?;
+        // To ask all loop devices takes longer than everything else here.
+        let is_open = |stack: &Running| stack.top().is_some_and(|device| device.opens > 0);
+        let storage = match stacks.iter().any(is_open) {
+            true => Storage::look()?,
+            false => Storage::default(),
+        };
         let entries = stacks.iter().map(|stack| entry(stack, &control, &storage));
         let entries: Result<_> = entries.collect();
         entries.map(Self)
@@ -162,9 +167,13 @@ fn entry(stack: &Running, control: &Control, storage: &Storage) -> Result<Entry>
     })
 }
 
+/// Who uses a device. Mounts, swap and devices made of it have it open.
 fn used(device: &Mapped, storage: &Storage) -> Result<Option<String>> {
+    if device.opens == 0 {
+        return Ok(None);
+    }
     let why = why_in_use(device.number, &[], storage)?;
-    Ok(why.or_else(|| (device.opens > 0).then(|| "open in a program".to_owned())))
+    Ok(why.or_else(|| Some("open in a program".to_owned())))
 }
 
 fn zfile(status: &Target) -> Option<ZfileEntry> {
