@@ -91,10 +91,17 @@ class Group:
         found = self.fields(name)["lv_tags"].split(",")
         return {name: value for name, _, value in (tag.partition("=") for tag in found) if name.startswith("ovbd.")}
 
+    def uuid(self, name):
+        """The UUID of a volume."""
+        return run("lvs", "--noheadings", "--options", "lv_uuid", f"{self.name}/{name}").strip()
+
+    def target(self, pool="pool"):
+        """The name that device-mapper has for a pool, for messages and its status."""
+        return f"{self.name.replace('-', '--')}-{pool.replace('-', '--')}-tpool"
+
     def held(self, pool="pool"):
         """Whether the pool has a metadata snapshot."""
-        name = f"{self.name.replace('-', '--')}-{pool.replace('-', '--')}-tpool"
-        return run("dmsetup", "status", name).split()[6] != "-"
+        return run("dmsetup", "status", self.target(pool)).split()[6] != "-"
 
 
 def push(name, *words):

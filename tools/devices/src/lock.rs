@@ -113,9 +113,37 @@ pub fn wait_for(
     report: &dyn Report,
     why: impl Fn() -> Error,
 ) -> Result<()> {
+    let operation = FlockOperation::NonBlockingLockExclusive;
+    wait(file, path, operation, interrupt, report, why)
+}
+
+/// As [`wait_for`], for a lock that several may have, and that keeps others from having it alone.
+///
+/// # Errors
+///
+/// As [`wait_for`].
+pub fn wait_for_shared(
+    file: &File,
+    path: &Path,
+    interrupt: &Interrupt,
+    report: &dyn Report,
+    why: impl Fn() -> Error,
+) -> Result<()> {
+    let operation = FlockOperation::NonBlockingLockShared;
+    wait(file, path, operation, interrupt, report, why)
+}
+
+fn wait(
+    file: &File,
+    path: &Path,
+    operation: FlockOperation,
+    interrupt: &Interrupt,
+    report: &dyn Report,
+    why: impl Fn() -> Error,
+) -> Result<()> {
     let mut said = false;
     loop {
-        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        match rustix::fs::flock(file, operation) {
             Ok(()) => return Ok(()),
             Err(Errno::WOULDBLOCK) => {}
             Err(e) => return Err(Error::io(path, "lock", e.into())),

@@ -7,7 +7,8 @@
 
 use std::{
     fs::File,
-    path::Path,
+    io::ErrorKind,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -22,14 +23,18 @@ use ovbd_layers::{
     error::{Error, Result},
     report::Report,
 };
+use rustix::{fs::FlockOperation, io::Errno};
 
 use crate::{
-    undo::{Action, Undo},
+    undo::{self, Action, Undo},
     Name, Volume,
 };
 
 /// How long another program's metadata snapshot is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a metadata snapshot must stay of which is not known whose it is.
+const UNKNOWN_OWNER: Duration = Duration::from_secs(15);
 
 /// Time between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -154,23 +159,48 @@ pub fn check(pool: &Volume) -> Result<Status> {
     }
 }
 
-/// One process at a time has a metadata snapshot of a pool.
-struct Reading(#[allow(dead_code)] Vec<File>);
+/// One process at a time has a metadata snapshot of a pool: that of this lock, until it is dropped.
+#[derive(Debug)]
+pub struct Lock(#[allow(dead_code)] Vec<File>);
 
-impl Reading {
+impl Lock {
+    /// Waits for the lock of a pool, and for that of thin-send-recv where it is there.
     fn wait(pool: &Volume, interrupt: &Interrupt, report: &dyn Report) -> Result<Self> {
-        let folder = Path::new(FOLDER);
-        lock::make_folder(folder)?;
-        let own = folder.join(format!("pool-{}.lock", pool.uuid));
-        let file = lock::open_file(&own)?;
-        wait_for(&file, &own, &pool.name, interrupt, report)?;
-        let mut files = vec![file];
+        let own = Self::wait_for_ours(pool, interrupt, report)?;
+        let mut files = own.0;
         let other = Path::new(NEIGHBOUR_LOCK);
-        if let Ok(file) = File::open(other) {
-            wait_for(&file, other, &pool.name, interrupt, report)?;
-            files.push(file);
+        match File::open(other) {
+            Ok(file) => {
+                wait_for(&file, other, &pool.name, interrupt, report)?;
+                files.push(file);
+            }
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::io(other, "open", e)),
         }
         Ok(Self(files))
+    }
+
+    fn wait_for_ours(pool: &Volume, interrupt: &Interrupt, report: &dyn Report) -> Result<Self> {
+        let (file, path) = Self::open(&pool.uuid)?;
+        wait_for(&file, &path, &pool.name, interrupt, report)?;
+        Ok(Self(vec![file]))
+    }
+
+    /// The lock of the pool with this UUID; `None` if another process has it.
+    pub(crate) fn try_take(uuid: &str) -> Result<Option<Self>> {
+        let (file, path) = Self::open(uuid)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Self(vec![file]))),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(e) => Err(Error::io(&path, "lock", e.into())),
+        }
+    }
+
+    fn open(uuid: &str) -> Result<(File, PathBuf)> {
+        let folder = Path::new(FOLDER);
+        lock::make_folder(folder)?;
+        let path = folder.join(format!("pool-{uuid}.lock"));
+        Ok((lock::open_file(&path)?, path))
     }
 }
 
@@ -222,10 +252,11 @@ pub fn with_metadata<T>(
     patience: Duration,
     read: impl FnOnce(&Path) -> Result<T>,
 ) -> Result<T> {
-    let _turn = Reading::wait(pool, interrupt, report)?;
+    let _lock = Lock::wait(pool, interrupt, report)?;
     let device = target(pool);
     wait_for_others(pool, &device, interrupt, report, patience)?;
     let noted = Action::Reserved {
+        pool: pool.uuid.clone(),
         device: device.clone(),
         root: None,
     };
@@ -241,6 +272,7 @@ pub fn with_metadata<T>(
     };
     let root = status(&device)?.and_then(|status| status.held_root);
     let noted = Action::Reserved {
+        pool: pool.uuid.clone(),
         device: device.clone(),
         root,
     };
@@ -251,20 +283,100 @@ pub fn with_metadata<T>(
     result
 }
 
-/// Whether the metadata snapshot in block `held` is still there after some time.
+/// Releases the metadata snapshot that a dead process has left, in block `root` if that is known; says whether it did. The
+/// caller has the pool's lock, so no other process of ours has one.
 ///
 /// # Errors
 ///
-/// As [`status`].
-pub(crate) fn stays(device: &str, held: u64, time: Duration) -> Result<bool> {
+/// Somebody reads the metadata: it may be theirs. And those of [`status`].
+pub(crate) fn release_left(device: &str, root: Option<u64>) -> Result<bool> {
+    let Some(held) = status(device)?.and_then(|status| status.held_root) else {
+        return Ok(false);
+    };
+    // Somebody else's by now.
+    if root.is_some_and(|ours| ours != held) {
+        return Ok(false);
+    }
+    // Killed before it was noted where it is. Nobody had one when we began, so it is ours, unless somebody else took one
+    // since: whoever lives reads the metadata, and releases it soon.
     let start = Instant::now();
-    while status(device)?.is_some_and(|status| status.held_root == Some(held)) {
+    let time = root.map_or(UNKNOWN_OWNER, |_| Duration::ZERO);
+    loop {
+        if is_read(device)? {
+            let what = format!(
+                "a program that was killed has left a metadata snapshot, it seems, but another program reads the \
+                 metadata now: it stays in block {held}"
+            );
+            return Err(Error::new(&dm::node(device), what));
+        }
+        if status(device)?.and_then(|status| status.held_root) != Some(held) {
+            return Ok(false);
+        }
         if start.elapsed() >= time {
-            return Ok(true);
+            break;
         }
         thread::sleep(PAUSE);
     }
-    Ok(false)
+    message(device, "release_metadata_snap")?;
+    Ok(true)
+}
+
+/// Whether somebody has the device with the metadata open, besides the pool.
+fn is_read(device: &str) -> Result<bool> {
+    let name = device.strip_suffix("-tpool").unwrap_or(device);
+    let node = dm::node(&format!("{name}_tmeta"));
+    let Some(number) = block_number(&node) else {
+        return Err(Error::new(
+            &node,
+            "there is no such device: who reads the metadata is not known",
+        ));
+    };
+    let found = control(&node)?.table(Id::Number(number));
+    let found = found.map_err(|e| Error::io(&node, "look at", e))?;
+    Ok(found.is_none_or(|(info, _)| info.opens > 1))
+}
+
+/// What [`release`] found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// The pool has no metadata snapshot, or is not active.
+    Nothing,
+    /// It was released.
+    Released,
+    /// It stays, and what is to be said of it.
+    Left(String),
+}
+
+/// Releases the metadata snapshot of a pool, whosever it is, if that is `forced`; else says what there is. What dead processes
+/// noted was taken back before ([`crate::undo::recover`]). Waits for a process of ours that has one.
+///
+/// # Errors
+///
+/// An interrupt, and the kernel's.
+pub fn release(
+    pool: &Volume,
+    forced: bool,
+    interrupt: &Interrupt,
+    report: &dyn Report,
+) -> Result<Held> {
+    let _lock = Lock::wait_for_ours(pool, interrupt, report)?;
+    let device = target(pool);
+    let Some(held) = status(&device)?.and_then(|status| status.held_root) else {
+        return Ok(Held::Nothing);
+    };
+    if forced {
+        message(&device, "release_metadata_snap")?;
+        return Ok(Held::Released);
+    }
+    let now = match is_read(&device)? {
+        true => "a program reads it now",
+        false => "no program reads it now",
+    };
+    Ok(Held::Left(format!(
+        "has a metadata snapshot (block {held}) that is in no notes of ovbd: another program's, or of one that was killed \
+         before a reboot; {now}; it stays (\"ovbd lvm recover --force {}\" releases it)",
+        pool.name
+    )))
 }
 
 /// Releases the metadata snapshot however this ends.
@@ -306,6 +418,11 @@ fn wait_for_others(
         let Some(root) = check(pool)?.held_root else {
             return Ok(());
         };
+        // It may be that of a process that died since we began.
+        let found = undo::recover_pool(&pool.uuid, &())?;
+        if !found.done.is_empty() {
+            continue;
+        }
         if start.elapsed() >= patience {
             let what = format!(
                 "another program holds a metadata snapshot of the pool (block {root}, field 7 of \"dmsetup status \

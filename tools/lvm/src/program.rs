@@ -68,20 +68,37 @@ pub fn run_into<S: AsRef<OsStr>>(
 /// In the environment of every program that is run: by which process.
 const STARTED_BY: &str = "OVBD_STARTED_BY";
 
-/// Whether a program runs that the process `id` started, which is gone itself perhaps. What LVM leaves running for long does
-/// not count.
-pub fn runs_for(id: u32) -> bool {
-    let wanted = format!("{STARTED_BY}={id}");
+/// Number of this process, and when it was started, in ticks since the boot: no other one has both.
+pub fn this_process() -> String {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name, which may have any characters, is in parentheses; of what follows the start is the 20th.
+    let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let start = rest.split_whitespace().nth(19).unwrap_or("0");
+    format!("{}.{start}", std::process::id())
+}
+
+/// Whether a program runs that `process` started, which is gone itself perhaps. What LVM leaves running for long does not
+/// count, nor what another user runs: everybody may have anything in the environment.
+pub fn runs_for(process: &str) -> bool {
+    let wanted = format!("{STARTED_BY}={process}");
+    let own = rustix::process::geteuid().as_raw().to_string();
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     processes.map(|entry| entry.path()).any(|process| {
         let Ok(environment) = std::fs::read(process.join("environ")) else {
             return false;
         };
-        let name = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
-        !matches!(name.trim_end(), "dmeventd" | "lvmpolld")
-            && environment
-                .split(|byte| *byte == 0)
-                .any(|word| word == wanted.as_bytes())
+        if !environment
+            .split(|byte| *byte == 0)
+            .any(|word| word == wanted.as_bytes())
+        {
+            return false;
+        }
+        let status = std::fs::read_to_string(process.join("status")).unwrap_or_default();
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+        let name = field("Name:").unwrap_or_default().trim();
+        // The real, the effective and the saved user, and that for files: of a setuid program they differ.
+        let mut users = field("Uid:").unwrap_or_default().split_whitespace();
+        !matches!(name, "dmeventd" | "lvmpolld") && users.all(|user| user == own)
     })
 }
 
@@ -91,7 +108,7 @@ fn command<S: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = S
         .args(arguments)
         .env("LC_ALL", "C")
         .env("LVM_SUPPRESS_FD_WARNINGS", "1")
-        .env(STARTED_BY, std::process::id().to_string())
+        .env(STARTED_BY, this_process())
         .stdin(Stdio::null())
         // A Ctrl-C is for us alone: what was begun is completed, then undone.
         .process_group(0);
@@ -143,15 +160,50 @@ mod tests {
 
     #[test]
     fn programs_that_run_are_seen() {
-        let id = std::process::id();
         let mut child = command("sleep", ["60"]).spawn().unwrap();
         let start = std::time::Instant::now();
-        while !runs_for(id) {
+        while !runs_for(&this_process()) {
             assert!(start.elapsed().as_secs() < 30);
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(!runs_for(u32::MAX));
+        assert!(!runs_for("4294967295.0"));
+        assert!(!this_process().ends_with(".0"));
+    }
+
+    /// Whoever knows the number of a process can have it in an environment of their own.
+    #[test]
+    fn programs_of_other_users_do_not_count() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: only root runs programs as another user");
+            return;
+        }
+        let run = |user: u32| {
+            Command::new("sleep")
+                .arg("60")
+                .env(STARTED_BY, "another.1")
+                .uid(user)
+                .spawn()
+                .unwrap()
+        };
+        let mut others = run(65534);
+        // Once it is another program, it has its environment.
+        let start = std::time::Instant::now();
+        let environment = format!("/proc/{}/environ", others.id());
+        while !std::fs::read(&environment)
+            .is_ok_and(|text| text.windows(9).any(|w| w == b"another.1"))
+        {
+            assert!(start.elapsed().as_secs() < 30);
+        }
+        assert!(!runs_for("another.1"));
+        let mut own = run(0);
+        while !runs_for("another.1") {
+            assert!(start.elapsed().as_secs() < 60);
+        }
+        for child in [&mut others, &mut own] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
     }
 
     #[test]

@@ -6,9 +6,10 @@
 use ovbd_layers::error::Result;
 
 use crate::{
+    partial::{self, Mark},
     program,
     tags::{self, Tags},
-    undo::{self, Action, Undo},
+    undo::{Action, Undo},
     volume::{Name, Volume},
 };
 
@@ -16,6 +17,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Made {
     name: Name,
+    mark: Mark,
     noted: Option<(Undo, u64)>,
 }
 
@@ -90,26 +92,30 @@ impl Made {
     }
 
     fn make(name: &Name, undo: &Undo, words: &[&str]) -> Result<Self> {
+        let mark = Mark::new()?;
         let number = undo.note(Action::Made {
-            name: name.to_string(),
-            // Known by its tag: it has it from the first moment.
-            uuid: String::new(),
+            mark: mark.as_str().to_owned(),
         })?;
-        let tag = ["--yes", "--addtag", tags::PARTIAL];
-        let words = tag.iter().chain(words);
-        if let Err(e) = program::run(&name.path(), "lvcreate", words) {
-            undo.forget(number);
-            return Err(e);
-        }
-        Ok(Self {
+        let made = Self {
             name: name.clone(),
+            mark,
             noted: Some((undo.clone(), number)),
-        })
+        };
+        let tag = made.mark.tag();
+        let tag = ["--yes", "--addtag", &tag];
+        // Where it fails there may be a volume all the same: it could not be activated. What is dropped looks for it.
+        program::run(&name.path(), "lvcreate", tag.iter().chain(words))?;
+        Ok(made)
     }
 
     /// Its name.
     pub fn name(&self) -> &Name {
         &self.name
+    }
+
+    /// What it is known by, whatever its name.
+    pub fn mark(&self) -> &Mark {
+        &self.mark
     }
 
     /// It is complete, and stays.
@@ -126,7 +132,7 @@ impl Drop for Made {
             return;
         };
         // Where it cannot be removed the note stays.
-        if undo::remove(&self.name).is_ok() {
+        if partial::remove_marked(&self.mark).is_ok() {
             undo.forget(number);
         }
     }
@@ -226,15 +232,12 @@ pub fn is_unchanged(volume: &Volume) -> bool {
     !volume.writable && volume.tags.is_image()
 }
 
-/// Removes a read-only snapshot of ours that is an image, or one that is not complete, if it is so still.
+/// Removes a read-only snapshot of ours that is an image, if it is so still.
 ///
 /// # Errors
 ///
 /// LVM's: it is in use.
 pub fn remove(volume: &Volume) -> Result<()> {
-    if volume.tags.is_partial() {
-        return undo::remove(&volume.name);
-    }
     let path = volume.name.path();
     let tag = volume.tags.get(tags::MANIFEST).unwrap_or_default();
     // LVM itself looks that it is the volume that was meant.

@@ -3,8 +3,6 @@
 //! What the tags of a volume say about its image. LVM allows letters, digits and `_+.-/=!:&#` in them, which is enough
 //! for digests and for names of images without a digest.
 
-use std::collections::BTreeMap;
-
 /// Digest of the manifest.
 pub const MANIFEST: &str = "ovbd.manifest";
 /// Registry and repository, or image layout.
@@ -17,55 +15,50 @@ pub const CHAIN: &str = "ovbd.chain";
 pub const UUID: &str = "ovbd.uuid";
 /// Digest of the layer whose file the volume holds.
 pub const LAYER: &str = "ovbd.layer";
-/// There while the volume is being made; it holds nothing of use.
+/// There while the volume is being made; it holds nothing of use. Its value is a [`crate::partial::Mark`].
 pub const PARTIAL: &str = "ovbd.partial";
 
 /// The tags of a volume that are ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tags {
-    values: BTreeMap<String, String>,
+    /// Names and values, as LVM has them.
+    list: Vec<(String, String)>,
 }
 
 impl Tags {
-    /// Takes ours out of a list as LVM prints it. Of two with one name neither is believed.
+    /// Takes ours out of a list as LVM prints it.
     pub fn parse(list: &str) -> Self {
-        let mut values = BTreeMap::new();
-        let mut twice = Vec::new();
-        for tag in list.split(',').filter(|tag| tag.starts_with("ovbd.")) {
-            let (name, value) = tag.split_once('=').unwrap_or((tag, ""));
-            if values.insert(name.to_owned(), value.to_owned()).is_some() {
-                twice.push(name.to_owned());
-            }
+        let ours = list.split(',').filter(|tag| tag.starts_with("ovbd."));
+        let parts = ours.map(|tag| tag.split_once('=').unwrap_or((tag, "")));
+        let owned = parts.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Self {
+            list: owned.collect(),
         }
-        for name in twice {
-            values.remove(&name);
-        }
-        Self { values }
     }
 
-    /// The value of a tag.
+    /// The value of a tag. Of two with one name neither is believed.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.values.get(name).map(String::as_str)
+        let mut values = self.list.iter().filter(|(found, _)| found == name);
+        let (_, value) = values.next()?;
+        values.next().is_none().then_some(value)
     }
 
     /// Whether the volume is still being made.
     pub fn is_partial(&self) -> bool {
-        self.values.contains_key(PARTIAL)
+        self.list.iter().any(|(name, _)| name == PARTIAL)
     }
 
     /// Whether the volume is an image, complete.
     pub fn is_image(&self) -> bool {
-        self.values.contains_key(MANIFEST) && !self.is_partial()
+        self.get(MANIFEST).is_some() && !self.is_partial()
     }
 
     /// All of them, as LVM has them.
     pub fn all(&self) -> impl Iterator<Item = String> + '_ {
-        self.values
-            .iter()
-            .map(|(name, value)| match value.as_str() {
-                "" => name.clone(),
-                value => format!("{name}={value}"),
-            })
+        self.list.iter().map(|(name, value)| match value.as_str() {
+            "" => name.clone(),
+            value => format!("{name}={value}"),
+        })
     }
 }
 
@@ -95,6 +88,10 @@ mod tests {
         let tags = Tags::parse("ovbd.chain=a,ovbd.chain=b,ovbd.tag=t");
         assert_eq!(tags.get(CHAIN), None);
         assert_eq!(tags.get(TAG), Some("t"));
+        // All of them can be taken away.
+        assert_eq!(tags.all().count(), 3);
+        let twice = Tags::parse("ovbd.partial=a,ovbd.partial=b,ovbd.manifest=sha256:c");
+        assert!(twice.is_partial() && !twice.is_image());
     }
 
     #[test]

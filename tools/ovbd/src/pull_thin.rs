@@ -14,7 +14,7 @@ use ovbd_layers::{
     units,
 };
 use ovbd_lvm::{
-    difference,
+    difference, partial,
     pool::{self, Turn},
     program,
     snapshot::{self, Made},
@@ -122,7 +122,7 @@ pub fn run(
 ) -> Result<ExitCode> {
     check_root()?;
     let interrupt = Interrupt::install()?;
-    for said in undo::recover(report)? {
+    for said in undo::recover(report)?.done {
         report.note(said);
     }
     let undo = Undo::begin()?;
@@ -284,7 +284,8 @@ fn find_image(volumes: &Volumes, whole: &Name, part: &Name, known: &Known) -> Re
             Ok(true)
         }
         Some(volume) if volume.tags.is_partial() => {
-            undo::remove(part)?;
+            // Who makes it has the right to the name, which is ours now.
+            partial::remove(volume)?;
             Ok(false)
         }
         Some(_) => {

@@ -18,6 +18,8 @@ use ovbd_layers::{
 use ovbd_lvm::{
     active::Active,
     difference::{self, Context},
+    partial,
+    pool::Turn,
     snapshot::{self, Made},
     tags,
     undo::{self, Undo},
@@ -107,7 +109,7 @@ pub fn run(push: &Push, name: Name, place: &Place, report: &Report) -> Result<Ex
         }
     }
     let interrupt = Interrupt::install()?;
-    for said in undo::recover(report)? {
+    for said in undo::recover(report)?.done {
         report.note(said);
     }
     let undo = Undo::begin()?;
@@ -116,8 +118,9 @@ pub fn run(push: &Push, name: Name, place: &Place, report: &Report) -> Result<Ex
     let (new, made) = match &options.snapshot {
         None => (volumes.get(&name)?.clone(), None),
         Some(given) => {
-            let volume = volumes.get(&name)?;
-            let made = take_snapshot(&volumes, volume, given, &undo)?;
+            // One after the other, so that two get names that differ.
+            let _turn = Turn::wait(&name, &interrupt, report)?;
+            let made = take_snapshot(&Volumes::of_group(&name.vg)?, &name, given, &undo)?;
             let new = Volumes::of_group(&name.vg)?.get(made.name())?.clone();
             report.note(format_args!("{name}: snapshot {} (read-only)", new.name));
             (new, Some(made))
@@ -182,14 +185,14 @@ pub fn run(push: &Push, name: Name, place: &Place, report: &Report) -> Result<Ex
         });
     }
     interrupt.check(&new.name.path())?;
-    let (name_made, path) = (
-        made.as_ref().map(|made| made.name().clone()),
+    let (mark, path) = (
+        made.as_ref().map(|made| made.mark().clone()),
         folder.0.path().to_owned(),
     );
     let _watch = Watch::begin(&interrupt, move || {
-        if let Some(name) = &name_made {
+        if let Some(mark) = &mark {
             // The note stays where it cannot be removed.
-            let _ = undo::remove(name);
+            let _ = partial::remove_marked(mark);
         }
         let _ = std::fs::remove_dir_all(&path);
     });
@@ -274,7 +277,7 @@ fn check_kind(volumes: &Volumes, volume: &Volume, options: &VolumeOptions) -> Re
     Ok(())
 }
 
-fn take_snapshot(volumes: &Volumes, volume: &Volume, given: &str, undo: &Undo) -> Result<Made> {
+fn take_snapshot(volumes: &Volumes, volume: &Name, given: &str, undo: &Undo) -> Result<Made> {
     let name = match given {
         "" => {
             let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -283,9 +286,13 @@ fn take_snapshot(volumes: &Volumes, volume: &Volume, given: &str, undo: &Undo) -
                 .chars()
                 .filter(|c| c.is_ascii_digit() || *c == 'T')
                 .collect();
-            volume.name.sibling(format!("{}.{time}", volume.name.lv))
+            let first = volume.sibling(format!("{}.{time}", volume.lv));
+            let more = (1..).map(|n| volume.sibling(format!("{}.{n}", first.lv)));
+            let mut names = std::iter::once(first.clone()).chain(more);
+            let free = names.find(|name| volumes.find(name).is_none());
+            free.unwrap_or(first)
         }
-        given => volume.name.sibling(given),
+        given => volume.sibling(given),
     };
     if !ovbd_lvm::volume::is_name(&name.lv) {
         return Err(name.error("LVM allows no such name").into());
@@ -294,7 +301,7 @@ fn take_snapshot(volumes: &Volumes, volume: &Volume, given: &str, undo: &Undo) -
         let what = "exists: give the snapshot another name (--snapshot=NAME), or push this one without --snapshot";
         return Err(name.error(what).into());
     }
-    Ok(Made::snapshot(&volume.name, &name, undo)?)
+    Ok(Made::snapshot(volume, &name, undo)?)
 }
 
 /// The snapshot below, whose image is on the registry.
@@ -458,10 +465,12 @@ impl Work<'_> {
                     .into());
             }
         }
-        let active = Active::new(self.new, context.undo)?;
+        let activate =
+            |volume: &Volume| Active::new(volume, context.undo, context.interrupt, context.report);
+        let active = activate(self.new)?;
         let base = match self.base {
             Some(base) if base.volume.uuid != self.new.uuid => {
-                Some((&base.volume, Active::new(&base.volume, context.undo)?))
+                Some((&base.volume, activate(&base.volume)?))
             }
             // It was pushed before: nothing is new.
             _ => None,

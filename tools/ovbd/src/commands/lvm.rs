@@ -8,7 +8,11 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use ovbd_devices::{check_root, Interrupt};
 use ovbd_layers::units;
-use ovbd_lvm::{pool, snapshot, tags, undo, Name, Volume, Volumes};
+use ovbd_lvm::{
+    partial::{self, Found},
+    pool::{self, Held},
+    snapshot, tags, undo, Name, Volume, Volumes,
+};
 use serde_json::json;
 
 use crate::report::Report;
@@ -16,8 +20,9 @@ use crate::report::Report;
 /// Show which logical volume is which image, and tidy up.
 ///
 /// "status" lists the volumes that are images. "recover" takes back what programs left that were killed: volumes that they
-/// activated, their metadata snapshots of pools, volumes that are not complete. Every push and pull does that as well.
-/// "prune" removes old snapshots.
+/// activated, their metadata snapshots of pools, volumes that are not complete. Every push and pull does that as well, but
+/// for volumes from before a reboot. What "recover" cannot tell the owner of stays, and is said with the option that removes
+/// it. "prune" removes old snapshots.
 ///
 /// Example: ovbd lvm prune --keep 3 vg/web
 #[derive(Debug, Args)]
@@ -47,15 +52,16 @@ pub struct Status {
     pub vg: Option<String>,
 }
 
-/// Take back what programs left that were killed
+/// Take back what programs left that were killed; exit status 1 if something stays
 #[derive(Debug, Args)]
 pub struct Recover {
-    /// Release the metadata snapshot of the pool, whoever holds it
-    #[arg(long, requires = "pool")]
+    /// Release the metadata snapshot of the pool, whoever holds it; remove the volume that is not complete, unless a
+    /// process that lives makes it
+    #[arg(long, requires = "name")]
     pub force: bool,
-    /// The pool
-    #[arg(value_name = "VG/POOL")]
-    pub pool: Option<Name>,
+    /// The pool, or the volume that is not complete
+    #[arg(value_name = "VG/LV")]
+    pub name: Option<Name>,
 }
 
 /// Remove snapshots of a volume that were pushed, but the newest
@@ -129,52 +135,79 @@ impl Status {
 
 impl Recover {
     fn run(self, report: &Report) -> Result<ExitCode> {
-        let mut done = undo::recover(report)?;
-        if let Some(name) = self.pool.filter(|_| self.force) {
-            let volumes = Volumes::of_group(&name.vg)?;
-            let pool = volumes.get(&name)?;
-            let device = pool::target(pool);
-            if pool::status(&device)?.is_some_and(|status| status.held_root.is_some()) {
-                pool::message(&device, "release_metadata_snap")?;
-                done.push(format!("{name}: metadata snapshot released"));
+        let interrupt = Interrupt::install()?;
+        let found = undo::recover(report)?;
+        let (mut done, mut kept) = (found.done, found.kept);
+        let forced = self.name.as_ref().filter(|_| self.force);
+        let volumes = match &self.name {
+            Some(name) => Volumes::of_group(&name.vg)?,
+            None => Volumes::all()?,
+        };
+        let mut left = |name: &Name, what: String| {
+            kept += 1;
+            report.warning(&name.error(what).into());
+        };
+        for found in partial::remove_left(&volumes, forced, false)? {
+            match found {
+                Found::Removed(name) => done.push(format!("{name}: removed, it was not complete")),
+                Found::Left(name, what) => left(&name, what),
             }
         }
-        report.print(&done.into_iter().map(|line| line + "\n").collect::<String>())
+        if let Some(name) = &self.name {
+            let volume = volumes.get(name)?;
+            if volume.is_pool() {
+                match pool::release(volume, self.force, &interrupt, report)? {
+                    Held::Nothing => {}
+                    Held::Released => done.push(format!("{name}: metadata snapshot released")),
+                    Held::Left(what) => left(name, what),
+                }
+            } else if !volume.tags.is_partial() {
+                let what = "neither a thin pool nor a volume that is not complete";
+                return Err(name.error(what).into());
+            }
+        }
+        report.print(&done.into_iter().map(|line| line + "\n").collect::<String>())?;
+        Ok(match kept {
+            0 => ExitCode::SUCCESS,
+            _ => ExitCode::FAILURE,
+        })
     }
 }
 
 impl Prune {
     fn run(self, report: &Report) -> Result<ExitCode> {
         let _interrupt = Interrupt::install()?;
-        undo::recover(report)?;
+        if !self.dry_run {
+            undo::recover(report)?;
+        }
         let volumes = Volumes::of_group(&self.volume.vg)?;
         volumes.get(&self.volume)?;
+        let mut text = String::new();
+        for found in partial::remove_left(&volumes, None, self.dry_run)? {
+            match found {
+                Found::Removed(name) => text += &format!("{name}\n"),
+                Found::Left(name, what) => report.warning(&name.error(what).into()),
+            }
+        }
         let mut snapshots: Vec<&Volume> = volumes
             .iter()
             .filter(|volume| volume.origin.as_ref() == Some(&self.volume))
-            .filter(|volume| volume.tags.is_image() || volume.tags.is_partial())
+            .filter(|volume| volume.tags.is_image())
             .collect();
         snapshots.sort_by_key(|volume| std::cmp::Reverse((volume.time, volume.thin_id)));
-        let being_made = undo::being_made();
         let mut kept: Vec<&str> = Vec::new();
-        let mut text = String::new();
         for volume in snapshots {
-            if being_made.contains(&volume.name.to_string()) {
-                continue;
-            }
             let repo = volume.tags.get(tags::REPO).unwrap_or_default();
             let count = kept.iter().filter(|other| **other == repo).count();
-            if !volume.tags.is_partial() {
-                if count < self.keep {
-                    kept.push(repo);
-                    continue;
-                }
-                // What it holds may be nowhere else.
-                if volume.writable {
-                    let what = "can be written to, so it may hold more than its image: not removed";
-                    report.warning(&volume.name.error(what).into());
-                    continue;
-                }
+            if count < self.keep {
+                kept.push(repo);
+                continue;
+            }
+            // What it holds may be nowhere else.
+            if volume.writable {
+                let what = "can be written to, so it may hold more than its image: not removed";
+                report.warning(&volume.name.error(what).into());
+                continue;
             }
             if volume.open {
                 report.warning(&volume.name.error("is in use: not removed").into());
