@@ -35,14 +35,14 @@ def set_up_lvm():
 class Group:
     """A volume group on a loop device over a sparse file, removed when the scope `devices` is left."""
 
-    def __init__(self, devices, name, megabytes):
+    def __init__(self, devices, name, megabytes, *options):
         self.name = name
         file = SCRATCH / f"{name}.pv"
         with open(file, "wb") as pv:
             pv.truncate(megabytes * MIB)
         device = run("losetup", "--show", "--find", file).strip()
         devices.undo(lambda: run("losetup", "--detach", device))
-        run("vgcreate", "--quiet", name, device)
+        run("vgcreate", "--quiet", *options, name, device)
         devices.undo(lambda: run("vgchange", "--activate", "n", name))
 
     def pool(self, name, megabytes, *options):

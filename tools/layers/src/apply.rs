@@ -46,19 +46,65 @@ struct Piece {
     data: bool,
 }
 
-/// Bytes of aligned blocks of `block` bytes in which the layers have data: as much as a device needs that has nothing of it.
-pub fn blocks_with_data(stack: &Stack, block: u64) -> u64 {
+/// What a device needs that maps blocks as they are written, a thin volume: at most, as it has nothing or shares all it has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needed {
+    /// Blocks that are written to, with data or zeros.
+    pub written: u64,
+    /// Blocks that are mapped anew, or not any more: those and the discarded ones.
+    pub mapped: u64,
+}
+
+/// What [`apply`] needs of blocks of `block` bytes, where the target is `blank`, or discards blocks of `discards` bytes.
+pub fn needed(stack: &Stack, block: u64, blank: bool, discards: Option<u64>) -> Needed {
+    let mut needed = Needed::default();
     let mut next = 0;
-    let mut count = 0;
+    let mut write = |start: u64, end: u64| {
+        let first = (start / block).max(next);
+        let end = end.div_ceil(block);
+        needed.written += end.saturating_sub(first);
+        next = next.max(end);
+    };
+    let mut zero = |start: u64, end: u64, write: &mut dyn FnMut(u64, u64)| {
+        let (first, last) = whole_blocks(start, end, discards).unwrap_or((end, end));
+        if start < first {
+            write(start, first);
+        }
+        if last < end {
+            write(last, end);
+        }
+        needed.mapped += (last - first).div_ceil(block);
+    };
+    let mut zeros: Option<(u64, u64)> = None;
     for mapping in stack.mappings(0, stack.sectors()) {
-        if let Source::Data { .. } = mapping.source() {
-            let first = (mapping.start() * SECTOR_BYTES / block).max(next);
-            let end = (mapping.end() * SECTOR_BYTES).div_ceil(block);
-            count += end.saturating_sub(first);
-            next = next.max(end);
+        let (start, end) = (mapping.start() * SECTOR_BYTES, mapping.end() * SECTOR_BYTES);
+        match (mapping.source(), &mut zeros) {
+            (Source::Zero { .. }, _) if blank => continue,
+            (Source::Zero { .. }, Some((_, last))) if *last == start => *last = end,
+            (source, open) => {
+                if let Some((start, end)) = open.take() {
+                    zero(start, end, &mut write);
+                }
+                match source {
+                    Source::Data { .. } => write(start, end),
+                    Source::Zero { .. } => zeros = Some((start, end)),
+                    Source::Hole => {}
+                }
+            }
         }
     }
-    count.saturating_mul(block)
+    if let Some((start, end)) = zeros {
+        zero(start, end, &mut write);
+    }
+    needed.mapped += needed.written;
+    needed
+}
+
+/// The first and the end of the whole blocks of `block` bytes in a range, if there are any.
+fn whole_blocks(start: u64, end: u64, block: Option<u64>) -> Option<(u64, u64)> {
+    let block = block?;
+    let (first, last) = (start.next_multiple_of(block), end / block * block);
+    (first < last).then_some((first, last))
 }
 
 /// Writes all that the layers of `stack` hold to `target`, and flushes it. Where none of them owns anything the device stays
@@ -174,13 +220,7 @@ impl Zeros<'_> {
         let Some((start, end)) = self.open.take() else {
             return Ok(());
         };
-        // The blocks that are whole in it.
-        let inner = self.target.discards.and_then(|block| {
-            let first = start.next_multiple_of(block);
-            let last = end / block * block;
-            (first < last).then_some((first, last))
-        });
-        let Some((first, last)) = inner else {
+        let Some((first, last)) = whole_blocks(start, end, self.target.discards) else {
             return self.zero(start, end, done);
         };
         let discarded = ovbd_kernel::discard(self.target.file, first, last - first);
@@ -244,14 +284,25 @@ mod tests {
         let pair = Pair {
             new: &file,
             old: None,
-            ranges: &ranges,
+            ranges: &ranges.into_iter().collect(),
             always: false,
         };
         let written =
             delta::write(pair, folder.path(), &Options::default(), &(), &|| Ok(())).unwrap();
         let paths = [LayerPath::Sealed(written.layers[0].0.clone())];
         let stack = Stack::open(&paths, Parents::Ignored).unwrap();
-        assert_eq!(blocks_with_data(&stack, 64 << 10), 64 << 10);
+        // Zeros of two blocks of 4 KiB, and data in one.
+        let needed = |block: u64, blank, discards| {
+            let found = needed(&stack, block, blank, discards);
+            (found.written, found.mapped)
+        };
+        assert_eq!(needed(4096, true, None), (1, 1));
+        assert_eq!(needed(4096, false, None), (3, 3));
+        assert_eq!(needed(4096, false, Some(4096)), (1, 3));
+        // They are no whole block of 64 KiB: what is around them is shared.
+        assert_eq!(needed(64 << 10, false, Some(64 << 10)), (2, 2));
+        assert_eq!(needed(2 << 20, false, None), (2, 2));
+        assert_eq!(needed(4 << 20, false, None), (1, 1), "both are in one");
         let target = folder.path().join("target");
         fs::write(&target, vec![7_u8; 3 << 20]).unwrap();
         let file = File::options()

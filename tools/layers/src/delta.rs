@@ -19,6 +19,7 @@ use crate::{
     layer_writer::{blank_sectors, segments_of, LayerWriter, MAX_SEGMENTS},
     output::{Output, Rules},
     pipeline::{self, Pool},
+    ranges::{self, Ranges},
     report::Report,
     zeros::GRANULE_BYTES,
 };
@@ -61,7 +62,7 @@ pub struct Pair<'a> {
     /// The device that the layers below give, where any range is [`Known::Changed`].
     pub old: Option<&'a DirectFile>,
     /// Ranges in order, without overlap. What is in none is as in the layers below.
-    pub ranges: &'a [Range],
+    pub ranges: &'a Ranges,
     /// Write a layer also where nothing differs: it has another size.
     pub always: bool,
 }
@@ -112,22 +113,21 @@ fn write_with(
     check: &(dyn Fn() -> Result<()> + Sync),
 ) -> Result<Written> {
     check_ranges(&pair)?;
-    let pieces = pieces(pair.ranges);
-    report.expect(pieces.iter().flatten().map(|range| range.bytes).sum());
+    let mut pieces = Pieces::of(pair.ranges);
+    report.expect(pair.ranges.totals().all);
     let comparer = Comparer {
         pair,
         buffers: Pool::default(),
     };
     let mut written = Written::default();
     let mut parent = options.parent(None);
-    let mut next = 0;
     loop {
         let path = folder.join(written.layers.len().to_string());
         let output = Output::create_file(&path, Rules::default())?;
-        let first = next == 0;
+        let first = written.layers.is_empty();
         let one = one_layer(
             &comparer,
-            &pieces[next..],
+            pieces.clone(),
             &output,
             &path,
             options,
@@ -136,7 +136,9 @@ fn write_with(
             report,
             check,
         )?;
-        next += one.pieces;
+        for _ in 0..one.pieces {
+            pieces.next();
+        }
         written.counts.read += one.counts.read;
         written.counts.data += one.counts.data;
         written.counts.zeroed += one.counts.zeroed;
@@ -145,7 +147,7 @@ fn write_with(
             written.layers.push((path, one.uuid));
             parent = one.uuid;
         }
-        if next == pieces.len() {
+        if pieces.is_over() {
             return Ok(written);
         }
     }
@@ -153,19 +155,20 @@ fn write_with(
 
 fn check_ranges(pair: &Pair<'_>) -> Result<()> {
     let granule = GRANULE_BYTES as u64;
-    let mut at = 0;
-    for range in pair.ranges {
-        let end = range.start.checked_add(range.bytes);
-        let end = end.filter(|end| {
-            range.start >= at
-                && range.start % granule == 0
-                && (end % granule == 0 || *end == pair.new.bytes())
-                && *end <= pair.new.bytes()
-        });
-        at = end.ok_or_else(|| {
-            Error::new(pair.new.path(), "a range that is not on the device").at_byte(range.start)
-        })?;
-        let covered = pair.old.is_some_and(|old| old.bytes() >= at);
+    let not_there =
+        |start| Error::new(pair.new.path(), "a range that is not on the device").at_byte(start);
+    if let Some(start) = pair.ranges.defect() {
+        return Err(not_there(start));
+    }
+    for range in pair.ranges.iter() {
+        let end = range.start + range.bytes;
+        let is_there = range.start % granule == 0
+            && (end % granule == 0 || end == pair.new.bytes())
+            && end <= pair.new.bytes();
+        if !is_there {
+            return Err(not_there(range.start));
+        }
+        let covered = pair.old.is_some_and(|old| old.bytes() >= end);
         if range.known == Known::Changed && !covered {
             let what = "a range that the older device does not have";
             return Err(Error::new(pair.new.path(), what).at_byte(range.start));
@@ -175,29 +178,47 @@ fn check_ranges(pair: &Pair<'_>) -> Result<()> {
 }
 
 /// The ranges in portions.
-fn pieces(ranges: &[Range]) -> Vec<Vec<Range>> {
-    let mut pieces = Vec::new();
-    let mut open: Vec<Range> = Vec::new();
-    let mut room = PIECE_BYTES;
-    for range in ranges {
-        let mut rest = *range;
-        while rest.bytes > 0 {
-            let zeroed = rest.known == Known::Zeroed;
-            let bytes = rest.bytes.min(if zeroed { ZEROED_BYTES } else { room });
-            open.push(Range { bytes, ..rest });
-            rest.start += bytes;
-            rest.bytes -= bytes;
+#[derive(Clone)]
+struct Pieces<'a> {
+    ranges: ranges::Iter<'a>,
+    /// What is left of the range that is next.
+    rest: Option<Range>,
+}
+
+impl<'a> Pieces<'a> {
+    fn of(ranges: &'a Ranges) -> Self {
+        let mut ranges = ranges.iter();
+        let rest = ranges.next();
+        Self { ranges, rest }
+    }
+
+    fn is_over(&self) -> bool {
+        self.rest.is_none()
+    }
+}
+
+impl Iterator for Pieces<'_> {
+    type Item = Vec<Range>;
+
+    fn next(&mut self) -> Option<Vec<Range>> {
+        let mut piece = Vec::new();
+        let mut room = PIECE_BYTES;
+        while let Some(range) = self.rest.filter(|_| room > 0) {
+            let zeroed = range.known == Known::Zeroed;
+            let bytes = range.bytes.min(if zeroed { ZEROED_BYTES } else { room });
+            piece.push(Range { bytes, ..range });
             room = if zeroed { 0 } else { room - bytes };
-            if room == 0 {
-                pieces.push(std::mem::take(&mut open));
-                room = PIECE_BYTES;
-            }
+            self.rest = match bytes == range.bytes {
+                true => self.ranges.next(),
+                false => Some(Range {
+                    start: range.start + bytes,
+                    bytes: range.bytes - bytes,
+                    ..range
+                }),
+            };
         }
+        (!piece.is_empty()).then_some(piece)
     }
-    if !open.is_empty() {
-        pieces.push(open);
-    }
-    pieces
 }
 
 /// What is to be stored of a piece.
@@ -349,7 +370,7 @@ struct One {
 #[allow(clippy::too_many_arguments)]
 fn one_layer(
     comparer: &Comparer<'_>,
-    pieces: &[Vec<Range>],
+    pieces: Pieces<'_>,
     output: &Output,
     path: &Path,
     options: &Options,
@@ -366,8 +387,7 @@ fn one_layer(
         parent_uuid,
     };
     let mut layer = LayerWriter::new(blob, path, &first)?;
-    let range = pieces.first().and_then(|piece| piece.first());
-    if let Some(range) = range.filter(|range| range.start == 0) {
+    if let Some(range) = pieces.rest.filter(|range| range.start == 0) {
         layer.set_blank(comparer.blank(range.known)?);
     }
     let mut hash = ContentHash::default();
@@ -375,11 +395,11 @@ fn one_layer(
     let (mut taken, mut segments) = (0, 0);
     let mut full = false;
     pipeline::run(
-        pieces.iter(),
+        pieces,
         Ok,
         |piece| {
             check()?;
-            comparer.compare(piece)
+            comparer.compare(&piece)
         },
         |changes| {
             full = full || (taken > 0 && segments + changes.segments() > most);
@@ -489,7 +509,7 @@ mod tests {
             let pair = Pair {
                 new: &new,
                 old: Some(&old),
-                ranges,
+                ranges: &ranges.iter().copied().collect(),
                 always: old.bytes() != new.bytes(),
             };
             let folder = self.folder.path();
@@ -506,6 +526,7 @@ mod tests {
                 bytes: old.bytes(),
                 known: Known::WasZero,
             }];
+            let all = Ranges::from_iter(all);
             let pair = Pair {
                 new: &old,
                 old: None,
@@ -606,7 +627,7 @@ mod tests {
             let pair = Pair {
                 new: &new,
                 old: Some(&old),
-                ranges,
+                ranges: &ranges.iter().copied().collect(),
                 always: false,
             };
             write(pair, &folder, &Options::default(), &(), &|| Ok(())).unwrap()
@@ -630,7 +651,7 @@ mod tests {
             let pair = Pair {
                 new: &new,
                 old: Some(&old),
-                ranges: &ranges,
+                ranges: &ranges.iter().copied().collect(),
                 always: false,
             };
             let result = write(
@@ -651,7 +672,7 @@ mod tests {
         let pair = Pair {
             new: &new,
             old: Some(&old),
-            ranges: &[range(0, 1024, Known::Changed)],
+            ranges: &Ranges::from_iter([range(0, 1024, Known::Changed)]),
             always: false,
         };
         let folder = devices.folder.path().join("none");

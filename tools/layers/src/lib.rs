@@ -35,6 +35,7 @@ pub mod output;
 pub mod overwrite;
 pub mod parents;
 pub mod pipeline;
+pub mod ranges;
 pub mod report;
 pub mod signature;
 pub mod source;

@@ -305,7 +305,7 @@ fn large_differences_do_not_start_at_sector_0() {
         let pair = Pair {
             new: &new,
             old: old.as_ref(),
-            ranges: &[range],
+            ranges: &[range].into_iter().collect(),
             always: true,
         };
         let out = tempdir_in(folder.path()).unwrap();

@@ -2,11 +2,7 @@
 
 //! In which ranges two volumes differ, as the metadata of their pool or a COW store says.
 
-use std::{
-    fs::File,
-    io::{BufReader, Seek},
-    path::Path,
-};
+use std::{io::BufRead, path::Path};
 
 use ovbd_devices::{
     exceptions::{read_exceptions, read_header, Header},
@@ -16,9 +12,9 @@ use ovbd_image::lsmt::SECTOR_BYTES;
 use ovbd_kernel::dm::{Control, Id};
 use ovbd_layers::{
     block_device::block_number,
-    delta::Range,
     direct::{DirectFile, ALIGNMENT},
     error::{Error, Result},
+    ranges::Ranges,
     report::Report,
 };
 
@@ -50,7 +46,7 @@ pub fn thin(
     old: Option<&Volume>,
     new: &Volume,
     context: Context<'_>,
-) -> Result<Vec<Range>> {
+) -> Result<Ranges> {
     pool::check(pool)?;
     let id = thin_id(new)?;
     let external = external_origin(new)?;
@@ -59,21 +55,15 @@ pub fn thin(
         new: new.bytes,
         external: external.is_some(),
     };
-    let ranges = match old {
-        None if sizes.external => {
-            let all = thin_xml::Mapped {
-                chunk_bytes: pool.chunk_bytes,
-                ranges: Vec::new(),
-            };
-            return Ok(changes::whole(&all, sizes));
-        }
+    match old {
+        None if sizes.external => Ok(changes::Whole::new(sizes).finish()),
         None => {
-            let id = id.to_string();
-            let text = dump(pool, "thin_dump", &["-m", "--dev-id", &id], context)?;
-            let mapped = thin_xml::dump(BufReader::new(text), thin_id(new)?);
-            let mapped = mapped.map_err(|what| new.name.error(what))?;
-            check_chunks(pool, mapped.chunk_bytes)?;
-            changes::whole(&mapped, sizes)
+            let mut found = changes::Whole::new(sizes);
+            let words = ["-m", "--dev-id", &id.to_string()];
+            ask(pool, new, "thin_dump", &words, context, |text| {
+                thin_xml::dump(text, id, |chunk, chunks| found.add(chunk, chunks))
+            })?;
+            Ok(found.finish())
         }
         Some(old) => {
             sizes.old = old.bytes;
@@ -84,17 +74,18 @@ pub fn thin(
                 );
                 return Err(new.name.error(what));
             }
+            let mut found = changes::Thin::new(sizes);
             let (left, right) = (thin_id(old)?, id);
             let words = [left.to_string(), right.to_string()];
             let words = ["-m", "--thin1", &words[0], "--thin2", &words[1]];
-            let text = dump(pool, "thin_delta", &words, context)?;
-            let delta = thin_xml::delta(BufReader::new(text), left, right);
-            let delta = delta.map_err(|what| new.name.error(what))?;
-            check_chunks(pool, delta.chunk_bytes)?;
-            changes::thin(&delta, sizes)
+            ask(pool, new, "thin_delta", &words, context, |text| {
+                thin_xml::delta(text, left, right, |chunk, difference, chunks| {
+                    found.add(chunk, difference, chunks);
+                })
+            })?;
+            Ok(found.finish())
         }
-    };
-    Ok(ranges)
+    }
 }
 
 fn thin_id(volume: &Volume) -> Result<u32> {
@@ -103,22 +94,17 @@ fn thin_id(volume: &Volume) -> Result<u32> {
         .ok_or_else(|| volume.name.error("not a thin volume"))
 }
 
-fn check_chunks(pool: &Volume, bytes: u64) -> Result<()> {
-    if bytes == pool.chunk_bytes {
-        return Ok(());
-    }
-    Err(pool.name.error(format!(
-        "its metadata has chunks of {bytes} bytes, and LVM says {}",
-        pool.chunk_bytes
-    )))
-}
-
-/// What a program prints of the metadata, in a file without a name.
-fn dump(pool: &Volume, program: &str, words: &[&str], context: Context<'_>) -> Result<File> {
+/// Has a program print of the metadata of a pool, and reads it as it comes. `read` returns the bytes of a chunk.
+fn ask(
+    pool: &Volume,
+    volume: &Volume,
+    program: &str,
+    words: &[&str],
+    context: Context<'_>,
+    read: impl FnOnce(&mut dyn BufRead) -> std::result::Result<u64, String>,
+) -> Result<()> {
     let subject = pool.name.path();
-    let fail = |e| Error::io(&subject, "make a temporary file", e);
-    let mut file = tempfile::tempfile().map_err(fail)?;
-    pool::with_metadata(
+    let found = pool::with_metadata(
         pool,
         context.undo,
         context.interrupt,
@@ -127,11 +113,17 @@ fn dump(pool: &Volume, program: &str, words: &[&str], context: Context<'_>) -> R
         |metadata| {
             let metadata = metadata.to_string_lossy();
             let words = words.iter().copied().chain([&*metadata]);
-            program::run_into(&subject, program, words, &file)
+            program::run_and_read(&subject, program, words, read)
         },
     )?;
-    file.rewind().map_err(fail)?;
-    Ok(file)
+    let bytes = found.map_err(|what| volume.name.error(what))?;
+    if bytes == pool.chunk_bytes {
+        return Ok(());
+    }
+    Err(pool.name.error(format!(
+        "its metadata has chunks of {bytes} bytes, and LVM says {}",
+        pool.chunk_bytes
+    )))
 }
 
 /// The device that a thin volume shows where it has no chunks of its own: the third word of its table.
@@ -157,7 +149,7 @@ pub fn external_origin(volume: &Volume) -> Result<Option<String>> {
 /// # Errors
 ///
 /// An invalid snapshot, a COW store that is damaged, and those of reading.
-pub fn classic(old: &Volume, new: &Volume) -> Result<Vec<Range>> {
+pub fn classic(old: &Volume, new: &Volume) -> Result<Ranges> {
     for volume in [old, new] {
         if volume.invalid {
             let what = "the snapshot is invalid: it was full, and lost what it held";
@@ -168,7 +160,7 @@ pub fn classic(old: &Volume, new: &Volume) -> Result<Vec<Range>> {
     let store = DirectFile::open(&path)?;
     let sectors = match read_header(&store)? {
         // Nothing was written to the origin since.
-        Header::New => return Ok(Vec::new()),
+        Header::New => return Ok(Ranges::default()),
         Header::Store(sectors) => sectors,
     };
     if u64::from(sectors) * SECTOR_BYTES < ALIGNMENT as u64 {

@@ -135,6 +135,20 @@ pub fn target(pool: &Volume) -> String {
     pool.part("-tpool")
 }
 
+/// Bytes of a block of the metadata of a pool.
+pub const METADATA_BLOCK: u64 = 4096;
+
+/// Blocks of metadata that are taken at most where `mapped` chunks of a volume of `chunks` are mapped anew, or not any more.
+pub fn metadata_blocks(mapped: u64, chunks: u64) -> u64 {
+    // A leaf has room for 252 mappings and is half full at least, but for the last; of those that a snapshot shares with
+    // its origin each one that changes is copied. What is above them, and the space maps, are a few blocks.
+    const LEAF: u64 = 100;
+    const OTHERS: u64 = 32;
+    let new = mapped.div_ceil(LEAF);
+    let copied = mapped.min(chunks.div_ceil(LEAF));
+    new + copied + OTHERS
+}
+
 /// Refuses a pool of which nothing can be read as it is now. It is active.
 ///
 /// # Errors
@@ -448,6 +462,14 @@ fn wait_for_others(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn metadata_is_bounded_by_what_changes_and_by_the_volume() {
+        assert_eq!(metadata_blocks(0, 1 << 20), 32);
+        // Scattered: each chunk is in another leaf.
+        assert_eq!(metadata_blocks(10, 1 << 20), 1 + 10 + 32);
+        assert_eq!(metadata_blocks(10_000, 20_000), 100 + 200 + 32);
+    }
 
     #[test]
     fn states() {

@@ -4,14 +4,16 @@
 
 use std::{
     ffi::OsStr,
-    fs::File,
-    io::ErrorKind,
+    io::{BufRead, BufReader, ErrorKind, Read},
     os::unix::process::CommandExt,
     path::Path,
     process::{Command, Stdio},
 };
 
 use ovbd_layers::error::{Error, Result};
+
+/// Bytes of what a program says on stderr that are kept.
+const MAX_STDERR: u64 = 64 << 10;
 
 /// Characters of what a program said on stderr that an error shows.
 const MAX_SAID: usize = 1000;
@@ -43,25 +45,69 @@ pub fn run<S: AsRef<OsStr>>(
     }
 }
 
-/// Runs a program with its output in `file`; errors are about `subject`.
+/// What a program of LVM ends with that does not know an option, before it has done anything.
+const WRONG_USAGE: i32 = 3;
+
+/// As [`run`], for options that not every version has; false if this one does not know them, and nothing was done.
 ///
 /// # Errors
 ///
 /// As [`run`].
-pub fn run_into<S: AsRef<OsStr>>(
+pub fn run_if_known<S: AsRef<OsStr>>(
     subject: &Path,
     program: &str,
     arguments: impl IntoIterator<Item = S>,
-    file: &File,
-) -> Result<()> {
-    let to = file
-        .try_clone()
-        .map_err(|e| Error::io(subject, "open a temporary file", e))?;
-    let output = command(program, arguments).stdout(to).output();
+) -> Result<bool> {
+    let output = command(program, arguments).output();
     let output = output.map_err(|e| not_run(subject, program, e))?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(failed(subject, program, &output.stderr)),
+    match output.status.code() {
+        Some(0) => Ok(true),
+        Some(WRONG_USAGE) => Ok(false),
+        _ => Err(failed(subject, program, &output.stderr)),
+    }
+}
+
+/// Runs a program and has `read` read what it prints, as it comes; errors are about `subject`. Returns what `read` returns,
+/// unless the program failed.
+///
+/// # Errors
+///
+/// As [`run`].
+pub fn run_and_read<S: AsRef<OsStr>, T>(
+    subject: &Path,
+    program: &str,
+    arguments: impl IntoIterator<Item = S>,
+    read: impl FnOnce(&mut dyn BufRead) -> T,
+) -> Result<T> {
+    let mut command = command(program, arguments);
+    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|e| not_run(subject, program, e))?;
+    let fail = |e| Error::io(subject, &format!("run {program}"), e);
+    let (output, errors) = (child.stdout.take(), child.stderr.take());
+    let (result, said) = std::thread::scope(|scope| {
+        // It could not go on if nobody took what it says.
+        let said = scope.spawn(|| {
+            let mut said = Vec::new();
+            if let Some(mut errors) = errors {
+                let _ = errors.by_ref().take(MAX_STDERR).read_to_end(&mut said);
+                let _ = std::io::copy(&mut errors, &mut std::io::sink());
+            }
+            said
+        });
+        let output: Box<dyn Read> = match output {
+            Some(output) => Box::new(output),
+            None => Box::new(std::io::empty()),
+        };
+        let mut output = BufReader::new(output);
+        let result = read(&mut output);
+        // What is wrong with it is known when it has come to its end.
+        let drained = std::io::copy(&mut output, &mut std::io::sink());
+        (drained.map(|_| result), said.join().unwrap_or_default())
+    });
+    let status = child.wait().map_err(fail)?;
+    match status.success() {
+        true => result.map_err(fail),
+        false => Err(failed(subject, program, &said)),
     }
 }
 
@@ -204,6 +250,34 @@ mod tests {
             child.kill().unwrap();
             child.wait().unwrap();
         }
+    }
+
+    #[test]
+    fn options_that_are_not_known() {
+        let run = |code: &str| run_if_known(Path::new("vg/x"), "sh", ["-c", code]);
+        assert!(run("true").unwrap());
+        assert!(!run("exit 3").unwrap());
+        assert!(run("exit 5").is_err());
+    }
+
+    #[test]
+    fn what_a_program_prints_is_read_as_it_comes() {
+        let subject = Path::new("vg/x");
+        let run = |script: &str, most: u64| {
+            run_and_read(subject, "sh", ["-c", script], |text| {
+                let mut first = String::new();
+                text.take(most).read_to_string(&mut first).unwrap();
+                first
+            })
+        };
+        assert_eq!(run("echo text", 100).unwrap(), "text\n");
+        // It is not stopped where no more of it is wanted, however much it says.
+        let many = "head -c 300000 /dev/zero | tr '\\0' x | tee /dev/stderr; exit 0";
+        assert_eq!(run(many, 3).unwrap(), "xxx");
+        let error = run("echo text; echo '  No such' >&2; exit 5", 3).unwrap_err();
+        assert_eq!(error.to_string(), "vg/x: sh: No such");
+        let error = run_and_read(subject, "thin_missing", ["x"], |_| ()).unwrap_err();
+        assert!(error.to_string().contains("is missing"), "{error}");
     }
 
     #[test]

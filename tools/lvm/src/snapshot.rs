@@ -198,14 +198,15 @@ pub fn extend(volume: &Name, bytes: u64) -> Result<()> {
 ///
 /// LVM's.
 pub fn reduce(volume: &Name, bytes: u64) -> Result<()> {
-    let words = [
-        "--yes",
-        "--force",
-        "--size",
-        &format!("{bytes}b"),
-        &volume.to_string(),
-    ];
-    program::run(&volume.path(), "lvreduce", words).map(drop)
+    let (size, name) = (format!("{bytes}b"), volume.to_string());
+    let words = ["--yes", "--force", "--size", &size, &name];
+    // What is on it is about to be replaced. Before 2.03.17 LVM did not look, and did not know the option.
+    let ignoring = ["--fs", "ignore"].iter().chain(&words);
+    let known = program::run_if_known(&volume.path(), "lvreduce", ignoring)?;
+    if !known {
+        program::run(&volume.path(), "lvreduce", words)?;
+    }
+    Ok(())
 }
 
 /// Makes a writable thin snapshot that is activated with its group as any volume.

@@ -2,7 +2,7 @@
 
 //! What thin_delta and thin_dump of thin-provisioning-tools print: XML, of which both 0.9 and 1.x write the same.
 //!
-//! It is read as it comes and checked: ranges are in order, do not overlap and stay below 2^48 chunks.
+//! It is read as it comes, nothing of it is kept, and checked: ranges are in order, do not overlap and stay below 2^48 chunks.
 
 use std::io::BufRead;
 
@@ -36,34 +36,21 @@ pub struct Chunks {
     pub length: u64,
 }
 
-/// What thin_delta says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Delta {
-    /// Bytes of a chunk.
-    pub chunk_bytes: u64,
-    /// Ranges that at least one of the volumes has, in order.
-    pub ranges: Vec<(Difference, Chunks)>,
-}
-
-/// What thin_dump says of one volume.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mapped {
-    /// Bytes of a chunk.
-    pub chunk_bytes: u64,
-    /// Ranges that it has, in order; neighbours are one.
-    pub ranges: Vec<Chunks>,
-}
-
-/// Reads what thin_delta prints of the volumes with the numbers `left` and `right`.
+/// Reads what thin_delta prints of the volumes with the numbers `left` and `right`: `take` gets the bytes of a chunk, and
+/// every range that at least one of the volumes has, in order. Returns the bytes of a chunk, which are known without any.
 ///
 /// # Errors
 ///
-/// What is wrong with it.
-pub fn delta(input: impl BufRead, left: u32, right: u32) -> Result<Delta, String> {
-    let mut ranges: Vec<(Difference, Chunks)> = Vec::new();
+/// What is wrong with it; what was taken before is of no use then.
+pub fn delta(
+    input: impl BufRead,
+    left: u32,
+    right: u32,
+    mut take: impl FnMut(u64, Difference, Chunks),
+) -> Result<u64, String> {
     let mut order = Order::default();
     let mut seen = false;
-    let chunk_bytes = elements(input, "superblock", "diff", |element, inside| {
+    let chunk_bytes = elements(input, "superblock", "diff", |element, inside, chunk| {
         let kind = match element.name().as_ref() {
             b"diff" if !inside => {
                 if (number(element, "left")?, number(element, "right")?)
@@ -81,35 +68,29 @@ pub fn delta(input: impl BufRead, left: u32, right: u32) -> Result<Delta, String
             other => return Err(unknown(other)),
         };
         let chunks = order.next(number(element, "begin")?, number(element, "length")?)?;
-        match ranges.last_mut() {
-            Some((last, before))
-                if *last == kind && before.begin + before.length == chunks.begin =>
-            {
-                before.length += chunks.length;
-            }
-            _ => ranges.push((kind, chunks)),
-        }
+        take(chunk, kind, chunks);
         Ok(())
     })?;
     match seen {
-        true => Ok(Delta {
-            chunk_bytes,
-            ranges,
-        }),
+        true => Ok(chunk_bytes),
         false => Err("thin_delta: says nothing of the volumes".to_owned()),
     }
 }
 
-/// Reads what thin_dump prints of the volume with the number `id`.
+/// Reads what thin_dump prints of the volume with the number `id`: `take` gets the bytes of a chunk, and every range that
+/// the volume has, in order. Returns the bytes of a chunk too.
 ///
 /// # Errors
 ///
-/// What is wrong with it.
-pub fn dump(input: impl BufRead, id: u32) -> Result<Mapped, String> {
-    let mut ranges: Vec<Chunks> = Vec::new();
+/// As [`delta`].
+pub fn dump(
+    input: impl BufRead,
+    id: u32,
+    mut take: impl FnMut(u64, Chunks),
+) -> Result<u64, String> {
     let mut order = Order::default();
     let mut seen = false;
-    let chunk_bytes = elements(input, "superblock", "device", |element, inside| {
+    let chunk_bytes = elements(input, "superblock", "device", |element, inside, chunk| {
         let (begin, length) = match element.name().as_ref() {
             b"device" if !inside => {
                 if number(element, "dev_id")? != u64::from(id) {
@@ -124,18 +105,11 @@ pub fn dump(input: impl BufRead, id: u32) -> Result<Mapped, String> {
             b"single_mapping" if inside => (number(element, "origin_block")?, 1),
             other => return Err(unknown(other)),
         };
-        let chunks = order.next(begin, length)?;
-        match ranges.last_mut() {
-            Some(last) if last.begin + last.length == chunks.begin => last.length += chunks.length,
-            _ => ranges.push(chunks),
-        }
+        take(chunk, order.next(begin, length)?);
         Ok(())
     })?;
     match seen {
-        true => Ok(Mapped {
-            chunk_bytes,
-            ranges,
-        }),
+        true => Ok(chunk_bytes),
         false => Err("thin_dump: says nothing of the volume".to_owned()),
     }
 }
@@ -166,14 +140,15 @@ fn unknown(name: &[u8]) -> String {
     format!("the metadata of the pool: an unknown element \"{name}\"")
 }
 
-/// Calls `work` with every element below `outer`, and whether it is inside of `inner`; returns the bytes of a chunk.
+/// Calls `work` with every element below `outer`, whether it is inside of `inner`, and the bytes of a chunk, which are returned too.
 fn elements(
     input: impl BufRead,
     outer: &str,
     inner: &str,
-    mut work: impl FnMut(&BytesStart<'_>, bool) -> Result<(), String>,
+    mut work: impl FnMut(&BytesStart<'_>, bool, u64) -> Result<(), String>,
 ) -> Result<u64, String> {
     let bad = |e: &dyn std::fmt::Display| format!("the metadata of the pool: {e}");
+    let missing = || bad(&"the size of a chunk is missing");
     let mut reader = Reader::from_reader(input);
     reader.config_mut().check_end_names = true;
     let mut buffer = Vec::new();
@@ -194,10 +169,10 @@ fn elements(
                 chunk_bytes = Some(sectors * 512);
             }
             Event::Start(element) => {
-                work(&element, inside)?;
+                work(&element, inside, chunk_bytes.ok_or_else(missing)?)?;
                 inside = inside || element.name().as_ref() == inner.as_bytes();
             }
-            Event::Empty(element) => work(&element, inside)?,
+            Event::Empty(element) => work(&element, inside, chunk_bytes.ok_or_else(missing)?)?,
             Event::End(element) => {
                 if element.name().as_ref() == inner.as_bytes() {
                     inside = false;
@@ -210,7 +185,7 @@ fn elements(
             _ => return Err(bad(&"not the XML that was expected")),
         }
     }
-    chunk_bytes.ok_or_else(|| bad(&"the size of a chunk is missing"))
+    chunk_bytes.ok_or_else(missing)
 }
 
 /// The number in an attribute.
@@ -230,11 +205,27 @@ mod tests {
     const DELTA: &str = include_str!("../tests/recorded/thin_delta.xml");
     const DUMP: &str = include_str!("../tests/recorded/thin_dump.xml");
 
+    type Found<T> = Result<(u64, Vec<T>), String>;
+
+    fn delta(text: &[u8], left: u32, right: u32) -> Found<(Difference, Chunks)> {
+        let mut all = Vec::new();
+        let bytes = super::delta(text, left, right, |_, kind, chunks| {
+            all.push((kind, chunks))
+        })?;
+        Ok((bytes, all))
+    }
+
+    fn dump(text: &[u8], id: u32) -> Found<Chunks> {
+        let mut all = Vec::new();
+        let bytes = super::dump(text, id, |_, chunks| all.push(chunks))?;
+        Ok((bytes, all))
+    }
+
     #[test]
     fn a_recorded_delta() {
-        let found = delta(DELTA.as_bytes(), 1, 2).unwrap();
-        assert_eq!(found.chunk_bytes, 64 << 10);
-        let kinds: Vec<_> = found.ranges.iter().map(|(kind, _)| *kind).collect();
+        let (bytes, ranges) = delta(DELTA.as_bytes(), 1, 2).unwrap();
+        assert_eq!(bytes, 64 << 10);
+        let kinds: Vec<_> = ranges.iter().map(|(kind, _)| *kind).collect();
         for kind in [
             Difference::Same,
             Difference::Different,
@@ -248,9 +239,9 @@ mod tests {
 
     #[test]
     fn a_recorded_dump() {
-        let found = dump(DUMP.as_bytes(), 2).unwrap();
-        assert_eq!(found.chunk_bytes, 64 << 10);
-        assert!(found.ranges.len() > 1);
+        let (bytes, ranges) = dump(DUMP.as_bytes(), 2).unwrap();
+        assert_eq!(bytes, 64 << 10);
+        assert!(ranges.len() > 1);
         assert!(dump(DUMP.as_bytes(), 3).is_err());
     }
 
@@ -262,7 +253,7 @@ mod tests {
         }
     }
 
-    fn small(ranges: &str) -> Result<Delta, String> {
+    fn small(ranges: &str) -> Found<(Difference, Chunks)> {
         let text = format!(
             "<superblock data_block_size=\"128\">\n<diff left=\"1\" right=\"2\">\n{ranges}</diff></superblock>"
         );
@@ -291,21 +282,10 @@ mod tests {
             let text = format!(
                 "<superblock data_block_size=\"{sectors}\"><diff left=\"1\" right=\"2\"></diff></superblock>"
             );
-            delta(text.as_bytes(), 1, 2).map(|found| found.chunk_bytes)
+            delta(text.as_bytes(), 1, 2).map(|(bytes, _)| bytes)
         };
         assert_eq!(chunks(128), Ok(64 << 10));
         assert_eq!(chunks(1 << 21), Ok(1 << 30));
         assert!(chunks(0).is_err() && chunks(1).is_err() && chunks(1 << 22).is_err());
-    }
-
-    #[test]
-    fn neighbours_are_one() {
-        let found =
-            small("<same begin=\"0\" length=\"1\"/><same begin=\"1\" length=\"2\"/>").unwrap();
-        let whole = Chunks {
-            begin: 0,
-            length: 3,
-        };
-        assert_eq!(found.ranges, [(Difference::Same, whole)]);
     }
 }

@@ -253,6 +253,71 @@ mod tests {
         assert_ne!(chain([&a, &b]), chain([&b, &a]));
     }
 
+    /// The image of these layers, whose configuration has other digests of their content.
+    fn image(layers: Vec<Descriptor>, ids: Vec<Digest>) -> Image {
+        let config = json!({
+            "architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": ids},
+        });
+        let config = config.to_string().into_bytes();
+        let descriptor = Descriptor::of(OCI_CONFIG, &config);
+        let manifest = Manifest::new(MediaType::OciManifest, descriptor, layers);
+        let bytes = manifest.to_bytes();
+        let descriptor = Descriptor::of(MediaType::OciManifest.name(), &bytes);
+        Image::new(&"test", descriptor, bytes, manifest, config).unwrap()
+    }
+
+    fn layer(number: usize) -> Descriptor {
+        let digest = Digest::of(number.to_string().as_bytes());
+        let mut layer = Descriptor::new(OCI_LAYER, digest.clone(), 4096);
+        for (name, value) in [
+            (BLOB_DIGEST, digest.to_string()),
+            (BLOB_SIZE, "4096".to_owned()),
+            (VERSION, VERSION_VALUE.to_owned()),
+        ] {
+            layer.annotations.insert(name.to_owned(), value);
+        }
+        layer
+    }
+
+    /// Nobody compares the configuration with blobs that are not compressed: whoever writes one could give a base the chain
+    /// of another.
+    #[test]
+    fn a_chain_is_of_the_blobs_and_not_of_what_a_configuration_says() {
+        let (a, b) = (layer(0), layer(1));
+        let other = vec![Digest::of(b"x"), Digest::of(b"y")];
+        let found = chain_of(&image(vec![a.clone(), b.clone()], other)).unwrap();
+        assert_eq!(found, chain([&a.digest, &b.digest]));
+    }
+
+    #[test]
+    fn an_image_that_nobody_reads_is_not_made() {
+        let layers: Vec<Descriptor> = (0..MAX_LAYERS - 1).map(layer).collect();
+        let ids = layers.iter().map(|layer| layer.digest.clone()).collect();
+        let base = image(layers, ids);
+        let documents = |count: usize| {
+            let new = (0..count).map(|n| NewLayer {
+                digest: Digest::of(format!("new {n}").as_bytes()),
+                bytes: 4096,
+                made_of: None,
+            });
+            let composition = Composition {
+                base: Some((None, &base)),
+                new: new.collect(),
+                virtual_bytes: 1 << 20,
+                source: "thin",
+                fs_type: None,
+                docker_types: false,
+                config: None,
+            };
+            composition
+                .documents()
+                .map(|(manifest, _)| manifest.layers.len())
+        };
+        assert_eq!(documents(1).unwrap(), MAX_LAYERS);
+        let error = documents(2).unwrap_err().to_string();
+        assert!(error.contains("would have 256 layers"), "{error}");
+    }
+
     #[test]
     fn times() {
         for (seconds, text) in [

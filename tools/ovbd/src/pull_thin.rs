@@ -7,7 +7,7 @@ use std::{fmt, fs::File, path::Path, process::ExitCode, str::FromStr};
 use anyhow::{Context as _, Result};
 use ovbd_devices::{check_root, Interrupt};
 use ovbd_layers::{
-    apply::{apply, blocks_with_data, Target},
+    apply::{apply, needed, Target},
     layer::{Layer, LayerPath},
     parents,
     stack::Stack,
@@ -362,7 +362,12 @@ impl Work<'_> {
         };
         let mut uuid = None;
         if let Some(stack) = &stack {
-            self.check_room(stack)?;
+            let discards =
+                match self.pool.discards && difference::external_origin(volume)?.is_none() {
+                    true => Some(self.pool.chunk_bytes).filter(|bytes| *bytes > 0),
+                    false => None,
+                };
+            self.check_room(stack, kept == 0, discards)?;
             uuid = stack.top().and_then(Layer::uuid);
             let file = File::options().read(true).write(true).open(volume.device());
             let file = file.with_context(|| format!("{part}: cannot open"))?;
@@ -370,11 +375,7 @@ impl Work<'_> {
                 file: &file,
                 path: &part.path(),
                 blank: kept == 0,
-                discards: match self.pool.discards && difference::external_origin(volume)?.is_none()
-                {
-                    true => Some(self.pool.chunk_bytes).filter(|bytes| *bytes > 0),
-                    false => None,
-                },
+                discards,
             };
             self.report.begin("writing", 0);
             let path = part.path();
@@ -491,28 +492,40 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Refuses what would fill the pool: writes to a full pool wait, and then fail.
-    fn check_room(&self, stack: &Stack) -> Result<()> {
+    /// Refuses what would fill the pool, with data or with metadata: writes to a full pool wait, and then fail.
+    fn check_room(&self, stack: &Stack, blank: bool, discards: Option<u64>) -> Result<()> {
         let Some(status) = pool::status(&pool::target(self.pool))? else {
             return Err(self.pool.name.error("the pool is not active").into());
         };
-        if status.mode != "rw" {
-            let what = format!("the pool is {}: nothing can be written to it", status.mode);
+        if status.mode != "rw" || status.needs_check {
+            let why = match status.needs_check {
+                true => "needs a check of its metadata (\"lvconvert --repair\" mends it)",
+                false => "cannot be written to",
+            };
+            let what = format!("the pool is {} and {why}", status.mode);
             return Err(self.pool.name.error(what).into());
         }
         let chunk = self.pool.chunk_bytes.max(1);
-        let (used, all) = status.data;
-        let free = all.saturating_sub(used).saturating_mul(chunk);
-        let needed = blocks_with_data(stack, chunk);
-        if needed <= free {
-            return Ok(());
+        let needed = needed(stack, chunk, blank, discards);
+        let all = stack.virtual_bytes().div_ceil(chunk);
+        let lacking = |what: &str, needed: u64, free: u64, unit: u64, how: &str| {
+            let (needed, free) = (needed.saturating_mul(unit), free.saturating_mul(unit));
+            let (needed, free) = (units::size(needed), units::size(free));
+            let what =
+                format!("the image needs {needed}{what} and the pool has {free} left ({how})");
+            Err(self.pool.name.error(what).into())
+        };
+        let free = |(used, all): (u64, u64)| all.saturating_sub(used);
+        let (data, metadata) = (free(status.data), free(status.metadata));
+        let blocks = pool::metadata_blocks(needed.mapped, all);
+        if needed.written > data {
+            return lacking("", needed.written, data, chunk, "lvextend makes it larger");
         }
-        let what = format!(
-            "the image needs {} and the pool has {} left (lvextend makes it larger)",
-            units::size(needed),
-            units::size(free)
-        );
-        Err(self.pool.name.error(what).into())
+        if blocks > metadata {
+            let how = "lvextend --poolmetadatasize makes room";
+            return lacking(" of metadata", blocks, metadata, pool::METADATA_BLOCK, how);
+        }
+        Ok(())
     }
 
     fn tag(&self, volume: &Volume, uuid: Option<String>) -> Result<()> {

@@ -17,6 +17,7 @@ use ovbd_layers::{
 };
 use ovbd_lvm::{
     active::Active,
+    changes::{self, Sizes},
     difference::{self, Context},
     partial,
     pool::Turn,
@@ -336,31 +337,40 @@ fn find_base(
             }
         };
     }
-    let origin = volumes
-        .find(source)
-        .and_then(|volume| volume.origin.clone())
-        .or_else(|| new.origin.clone());
-    let mut candidates: Vec<&Volume> = volumes
+    // What it was made of, the nearest first, and what that was made of.
+    let mut line = vec![source.clone()];
+    while let Some(origin) = line
+        .last()
+        .and_then(|name| volumes.find(name)?.origin.clone())
+        .or_else(|| new.origin.clone().filter(|_| line.len() == 1))
+        .filter(|origin| !line.contains(origin))
+    {
+        line.push(origin);
+    }
+    let place_in_line = |name: &Name| line.iter().position(|other| other == name);
+    let mut candidates: Vec<(usize, &Volume)> = volumes
         .iter()
         .filter(|volume| {
             volume.tags.is_image()
                 && volume.tags.get(tags::REPO) == Some(repo)
                 && check_comparable(volume, new).is_ok()
         })
+        .filter_map(|volume| {
+            // Itself, one that it was made of, or one that was made of such a one.
+            let own = place_in_line(&volume.name).map(|n| 2 * n);
+            let of = volume.origin.as_ref().and_then(place_in_line);
+            let distance = match volume.name == new.name {
+                true => Some(0),
+                false => own.into_iter().chain(of.map(|n| 2 * n + 1)).min(),
+            };
+            distance.map(|distance| (distance, volume))
+        })
         .collect();
-    // Those of the same origin first, of them the newest.
-    candidates.sort_by_key(|volume| {
-        let related = match () {
-            _ if volume.name == new.name => 3,
-            // Made of it, or what it was made of.
-            _ if volume.origin.as_ref() == Some(source) => 2,
-            _ if Some(&volume.name) == origin.as_ref() => 2,
-            _ if origin.is_some() && volume.origin == origin => 1,
-            _ => 0,
-        };
-        std::cmp::Reverse((related, volume.time, volume.thin_id))
+    // Of the nearest the newest.
+    candidates.sort_by_key(|(distance, volume)| {
+        (*distance, std::cmp::Reverse((volume.time, volume.thin_id)))
     });
-    for volume in candidates {
+    for (_, volume) in candidates {
         match fetch_image(push, volume, place)? {
             Some(image) => {
                 check_unchanged(volume, options)?;
@@ -478,26 +488,17 @@ impl Work<'_> {
         let old = base.as_ref().map(|(volume, _)| *volume);
         let ranges = match (self.base, self.pool, old) {
             // It was read-only, and may have been made larger.
-            (Some(base), _, None) if base.volume.bytes < self.new.bytes => vec![delta::Range {
-                start: base.volume.bytes,
-                bytes: self.new.bytes - base.volume.bytes,
-                known: delta::Known::Whole,
-            }],
-            (Some(_), _, None) => Vec::new(),
+            (Some(base), _, None) => changes::grown(Sizes {
+                old: base.volume.bytes,
+                new: self.new.bytes,
+                external: false,
+            }),
             (_, Some(pool), _) => difference::thin(pool, old, self.new, context)?,
             (_, None, Some(old)) => difference::classic(old, self.new)?,
-            (None, None, None) => vec![delta::Range {
-                start: 0,
-                bytes: self.new.bytes,
-                known: delta::Known::WasZero,
-            }],
+            (None, None, None) => changes::all(self.new.bytes),
         };
-        let changed: u64 = ranges
-            .iter()
-            .filter(|range| range.known != delta::Known::Zeroed)
-            .map(|range| range.bytes)
-            .sum();
-        let freed: u64 = ranges.iter().map(|range| range.bytes).sum::<u64>() - changed;
+        let freed = ranges.totals().zeroed;
+        let changed = ranges.totals().all - freed;
         self.report.note(format_args!(
             "changed: {} at most, discarded: {}",
             units::size(changed),
