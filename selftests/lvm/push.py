@@ -3,6 +3,7 @@
 """Snapshots of a thin volume are pushed one after the other to an image layout: what the image holds is what the snapshot
 holds, and only what changed is read and stored."""
 
+import json
 import pathlib
 import random
 import sys
@@ -66,6 +67,48 @@ def small_changes(group):
     tap.equal((set(group.all()), left(group)), (known, []), "a dry run leaves nothing")
 
 
+def checked(group):
+    """A base that somebody wrote to and made read-only again: only its content tells."""
+    vg = group.name
+    push("written", "--snapshot=written", f"{vg}/web")
+    said = push("good", "--check", "--snapshot=good", f"--base={vg}/written", f"{vg}/web")
+    tap.equal(said["data"], 0, "--check of a base that is its image")
+    run("lvchange", "--permission", "rw", f"{vg}/written")
+    run("lvchange", "--activate", "y", "--ignoreactivationskip", f"{vg}/written")
+    at = 10 * MIB + 4096
+    with open(group.node("written"), "r+b") as device:
+        device.seek(at)
+        byte = device.read(1)[0]
+        device.seek(at)
+        device.write(bytes([byte ^ 1]))
+    run("lvchange", "--activate", "n", f"{vg}/written")
+    run("lvchange", "--permission", "r", f"{vg}/written")
+    refused(group, "--check of a base that was written to", "is not its image", "--check", f"--base={vg}/written",
+            "--snapshot", f"{vg}/web")
+    status, said = ovbd_fails("push", "--check", f"--base={vg}/written", "--snapshot", f"{vg}/web", f"oci:{LAYOUT}:x")
+    tap.result(f"at byte {at}" in said, "and where it differs is said", said)
+    run("lvremove", "--yes", f"{vg}/written", f"{vg}/good")
+
+
+def status(group):
+    """What a push would read is known from metadata."""
+    push("status", "--snapshot=status", f"{group.name}/web")
+    with open(group.node("web"), "r+b") as device:
+        for chunk in (3, 4, 9):
+            device.seek(chunk * CHUNK)
+            device.write(b"changed")
+    run("blkdiscard", "--offset", str(20 * CHUNK), "--length", str(2 * CHUNK), group.node("web"))
+    run("sync")
+    listed = json.loads(ovbd("lvm", "status", "--json", "--changes", group.name))
+    found = [entry for entry in listed if entry["name"] == f"{group.name}/web"]
+    tap.equal([(entry["base"], entry["changed"]) for entry in found], [(f"{group.name}/status", 3 * CHUNK)],
+              "status says how much may have changed")
+    tap.result(found and found[0]["discarded"] in (0, CHUNK, 2 * CHUNK), "and was discarded", found)
+    said = push("changed", "--snapshot=changed", f"{group.name}/web")
+    tap.equal(said["changed"], 3 * CHUNK, "a push reads as much")
+    tap.equal(left(group), [], "status leaves nothing")
+
+
 def refusals(group):
     """What must not be pushed, or not so."""
     vg = group.name
@@ -104,6 +147,8 @@ def main():
         group.thin("web", SIZE)
         rounds(group, 6)
         small_changes(group)
+        checked(group)
+        status(group)
         refusals(group)
     tap.finish()
 

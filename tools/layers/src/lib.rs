@@ -37,6 +37,7 @@ pub mod parents;
 pub mod pipeline;
 pub mod ranges;
 pub mod report;
+pub mod same;
 pub mod signature;
 pub mod source;
 pub mod split;

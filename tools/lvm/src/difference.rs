@@ -20,7 +20,8 @@ use ovbd_layers::{
 
 use crate::{
     changes::{self, Sizes},
-    pool, program, thin_xml,
+    pool, program,
+    thin_xml::{self, Difference},
     undo::Undo,
     Volume,
 };
@@ -86,6 +87,38 @@ pub fn thin(
             Ok(found.finish())
         }
     }
+}
+
+/// How much of a thin volume may differ from an older one of its pool, in bytes of whole chunks: changed, and discarded. Only
+/// metadata is read, and neither has to be active.
+///
+/// # Errors
+///
+/// Those of [`pool::with_metadata`] and of thin_delta.
+pub fn amount(
+    pool: &Volume,
+    old: &Volume,
+    new: &Volume,
+    context: Context<'_>,
+) -> Result<(u64, u64)> {
+    pool::check(pool)?;
+    let (left, right) = (thin_id(old)?, thin_id(new)?);
+    let words = [left.to_string(), right.to_string()];
+    let words = ["-m", "--thin1", &words[0], "--thin2", &words[1]];
+    let (mut changed, mut discarded) = (0_u64, 0_u64);
+    ask(pool, new, "thin_delta", &words, context, |text| {
+        thin_xml::delta(text, left, right, |chunk, difference, chunks| {
+            let bytes = chunks.length.saturating_mul(chunk);
+            match difference {
+                Difference::Same => {}
+                Difference::LeftOnly => discarded = discarded.saturating_add(bytes),
+                Difference::Different | Difference::RightOnly => {
+                    changed = changed.saturating_add(bytes);
+                }
+            }
+        })
+    })?;
+    Ok((changed, discarded))
 }
 
 fn thin_id(volume: &Volume) -> Result<u32> {

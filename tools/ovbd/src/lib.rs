@@ -4,11 +4,13 @@
 //!
 //! What the verbs do is in [`ovbd_layers`], [`ovbd_devices`] and [`ovbd_oci`]; here is what a user types and sees.
 
+pub mod base;
 pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod documents;
 pub mod filesystem;
+pub mod layer_files;
 pub mod layer_format;
 pub mod names;
 pub mod place;

@@ -28,8 +28,8 @@ use serde_json::json;
 use crate::{
     commands::pull::{fetch, Pull},
     documents::{chain, content_of},
+    layer_files::fetch_layers,
     names::{block_layers, split_layout},
-    remote::Shown,
     report::Report,
     watch::Watch,
 };
@@ -98,14 +98,17 @@ impl FromStr for ThinTarget {
 }
 
 /// An image, and what is known of it before its layers are there.
-struct Known {
-    image: Image,
+pub struct Known {
+    /// The image.
+    pub image: Image,
     /// Identity of the content of its first layers, from one to all.
-    chains: Vec<Digest>,
-    repo: String,
-    tag: Option<String>,
+    pub chains: Vec<Digest>,
+    /// Registry and repository, or layout.
+    pub repo: String,
+    /// Tag there.
+    pub tag: Option<String>,
     /// The last part of its name.
-    short: String,
+    pub short: String,
 }
 
 /// Pulls `from` into `target`.
@@ -218,7 +221,12 @@ pub fn run(
     report.print(&answer)
 }
 
-fn look(pull: &Pull, from: &ImageSource, store: &Store) -> Result<Known> {
+/// Looks at an image, of which nothing but its documents is fetched.
+///
+/// # Errors
+///
+/// Those of the registry or layout, and an image that is none of block layers.
+pub fn look(pull: &Pull, from: &ImageSource, store: &Store) -> Result<Known> {
     let platform = pull.platform.clone().unwrap_or_else(Platform::here);
     let (image, repo, tag, short) = match from {
         ImageSource::Registry(reference) => {
@@ -418,51 +426,27 @@ impl Work<'_> {
         let _watch = Watch::begin(self.interrupt, || ());
         let subject = self.from.to_string();
         let layers = block_layers(&self.known.image, &subject)?;
-        let missing = &layers[kept..];
-        let ImageSource::Registry(reference) = self.from else {
-            let mut paths = Vec::new();
-            for layer in missing {
-                self.store.open_blob(layer.descriptor)?;
-                let path = self.store.blob_path(&layer.descriptor.digest);
-                paths.push(LayerPath::Sealed(path));
-            }
-            return Ok(paths);
-        };
-        let plain = missing
+        let plain = layers[kept..]
             .iter()
             .all(|layer| layer.kind == LayerKind::Overlaybd);
-        if kept == 0 || !plain {
-            let (_, paths) = fetch(
-                reference,
-                self.store,
-                &self.pull.transfer,
-                &self.pull.platform.clone().unwrap_or_else(Platform::here),
-                self.pull.max_size.unwrap_or(u64::MAX),
-                self.pull.parents.of_device(),
-                self.report,
-            )?;
-            return Ok(paths.into_iter().skip(kept).collect());
-        }
-        let blobs: Vec<_> = missing
-            .iter()
-            .map(|layer| layer.descriptor.clone())
-            .collect();
-        let shown = Shown::new(
+        let reference = match self.from {
+            ImageSource::Registry(reference) => Some(reference),
+            ImageSource::Layout(_) => None,
+        };
+        let Some(reference) = reference.filter(|_| kept == 0 || !plain) else {
+            let (image, transfer) = (&self.known.image, &self.pull.transfer);
+            return fetch_layers(image, kept, reference, self.store, transfer, self.report);
+        };
+        let (_, paths) = fetch(
+            reference,
+            self.store,
+            &self.pull.transfer,
+            &self.pull.platform.clone().unwrap_or_else(Platform::here),
+            self.pull.max_size.unwrap_or(u64::MAX),
+            self.pull.parents.of_device(),
             self.report,
-            "pulling",
-            missing.iter().map(|layer| {
-                let size = layer.descriptor.size;
-                let name = format!("layer {}: {}", layer.number, units::size(size));
-                (layer.descriptor.digest.clone(), name, size)
-            }),
-        );
-        let registry = Registry::to_pull(reference, self.pull.transfer.options());
-        let jobs = usize::from(self.pull.transfer.jobs);
-        ovbd_oci::fetch_blobs(&registry, self.store, &blobs, jobs, &shown)?;
-        Ok(blobs
-            .iter()
-            .map(|blob| LayerPath::Sealed(self.store.blob_path(&blob.digest)))
-            .collect())
+        )?;
+        Ok(paths.into_iter().skip(kept).collect())
     }
 
     /// Makes the volume as large as the image, to whole extents.

@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use ovbd_devices::{check_root, Interrupt};
 use ovbd_layers::{
-    build, content_hash::uuid_text, delta, direct::DirectFile, layer::LayerPath,
-    report::Report as _, units,
+    build, content_hash::uuid_text, delta, direct::DirectFile, layer::LayerPath, parents::Parents,
+    report::Report as _, same, stack::Stack, units,
 };
 use ovbd_lvm::{
     active::Active,
@@ -26,17 +26,19 @@ use ovbd_lvm::{
     undo::{self, Undo},
     Name, Volume, Volumes,
 };
-use ovbd_oci::{Digest, Image, Outgoing};
+use ovbd_oci::{Digest, Outgoing};
 use serde_json::json;
 use tempfile::TempDir;
 
 use crate::{
+    base::{find_base, Base},
     commands::{
-        images::{stored, virtual_bytes},
+        images::stored,
         push::{wrapped, Push, Shared, ToSend},
     },
-    documents::{chain, chain_of, content_of, rfc3339, Composition, NewLayer},
+    documents::{chain, content_of, rfc3339, Composition, NewLayer},
     filesystem,
+    layer_files::fetch_layers,
     names::block_layers,
     place::Place,
     report::Report,
@@ -59,6 +61,9 @@ pub struct VolumeOptions {
     /// Take a base that can be written to: nobody did since it was pushed
     #[arg(long)]
     pub trust_base: bool,
+    /// Compare the base with its image first, all of it: LVM does not know whether somebody wrote to it
+    #[arg(long, conflicts_with = "full")]
+    pub check: bool,
     /// Do all but sending: say what would be sent, and leave nothing behind
     #[arg(long)]
     pub dry_run: bool,
@@ -71,25 +76,8 @@ impl VolumeOptions {
             || self.base.is_some()
             || self.full
             || self.trust_base
+            || self.check
             || self.dry_run
-    }
-}
-
-/// What a volume is pushed on top of. The size of the volume is that of the image, where it is larger: what is behind the
-/// end of the image nobody knows.
-struct Base {
-    volume: Volume,
-    image: Image,
-}
-
-impl Base {
-    fn new(volume: &Volume, image: Image) -> Self {
-        let mut volume = volume.clone();
-        if let Some(bytes) = virtual_bytes(&image.manifest).filter(|bytes| *bytes < volume.bytes) {
-            // In whole blocks of what is compared.
-            volume.bytes = bytes & !4095;
-        }
-        Self { volume, image }
     }
 }
 
@@ -150,12 +138,15 @@ pub fn run(push: &Push, name: Name, place: &Place, report: &Report) -> Result<Ex
         )),
         None => report.note("base: none, all that the volume holds is sent"),
     }
-    let folder = Folder::make(&undo)?;
     let context = Context {
         undo: &undo,
         interrupt: &interrupt,
         report,
     };
+    if let Some(base) = base.as_ref().filter(|_| options.check) {
+        check_content(push, base, place, context, report)?;
+    }
+    let folder = Folder::make(&undo)?;
     let work = Work {
         push,
         report,
@@ -303,145 +294,6 @@ fn take_snapshot(volumes: &Volumes, volume: &Name, given: &str, undo: &Undo) -> 
         return Err(name.error(what).into());
     }
     Ok(Made::snapshot(volume, &name, undo)?)
-}
-
-/// The snapshot below, whose image is on the registry.
-fn find_base(
-    push: &Push,
-    volumes: &Volumes,
-    source: &Name,
-    new: &Volume,
-    place: &Place,
-    report: &Report,
-) -> Result<Option<Base>> {
-    let options = &push.volume;
-    let repo = &*place.repository();
-    if let Some(name) = &options.base {
-        let volume = volumes.get(name)?;
-        check_comparable(volume, new)?;
-        if volume.tags.is_partial() || volume.tags.get(tags::MANIFEST).is_none() {
-            let what = format!("was not pushed to {repo}: it is no image (--full sends all)");
-            return Err(volume.name.error(what).into());
-        }
-        if volume.tags.get(tags::REPO) != Some(repo) {
-            let other = volume.tags.get(tags::REPO).unwrap_or("nowhere");
-            let what = format!("was pushed to {other}, not to {repo} (--full sends all)");
-            return Err(volume.name.error(what).into());
-        }
-        check_unchanged(volume, options)?;
-        return match fetch_image(push, volume, place)? {
-            Some(image) => Ok(Some(Base::new(volume, image))),
-            None => {
-                let what = format!("its image is not on {repo} any more (--full sends all)");
-                Err(volume.name.error(what).into())
-            }
-        };
-    }
-    // What it was made of, the nearest first, and what that was made of.
-    let mut line = vec![source.clone()];
-    while let Some(origin) = line
-        .last()
-        .and_then(|name| volumes.find(name)?.origin.clone())
-        .or_else(|| new.origin.clone().filter(|_| line.len() == 1))
-        .filter(|origin| !line.contains(origin))
-    {
-        line.push(origin);
-    }
-    let place_in_line = |name: &Name| line.iter().position(|other| other == name);
-    let mut candidates: Vec<(usize, &Volume)> = volumes
-        .iter()
-        .filter(|volume| {
-            volume.tags.is_image()
-                && volume.tags.get(tags::REPO) == Some(repo)
-                && check_comparable(volume, new).is_ok()
-        })
-        .filter_map(|volume| {
-            // Itself, one that it was made of, or one that was made of such a one.
-            let own = place_in_line(&volume.name).map(|n| 2 * n);
-            let of = volume.origin.as_ref().and_then(place_in_line);
-            let distance = match volume.name == new.name {
-                true => Some(0),
-                false => own.into_iter().chain(of.map(|n| 2 * n + 1)).min(),
-            };
-            distance.map(|distance| (distance, volume))
-        })
-        .collect();
-    // Of the nearest the newest.
-    candidates.sort_by_key(|(distance, volume)| {
-        (*distance, std::cmp::Reverse((volume.time, volume.thin_id)))
-    });
-    for (_, volume) in candidates {
-        match fetch_image(push, volume, place)? {
-            Some(image) => {
-                check_unchanged(volume, options)?;
-                return Ok(Some(Base::new(volume, image)));
-            }
-            None => {
-                let what = format!("is no base: its image is not on {repo} any more");
-                report.warn(&volume.name.error(what));
-            }
-        }
-    }
-    if new.is_classic_snapshot() {
-        report.note(format_args!(
-            "no older snapshot of the same volume was pushed to {repo}"
-        ));
-    }
-    Ok(None)
-}
-
-/// Refuses two volumes of which LVM does not know the difference.
-fn check_comparable(old: &Volume, new: &Volume) -> Result<()> {
-    let why = match (old.is_thin(), new.is_thin()) {
-        _ if old.name.vg != new.name.vg => Some("is in another volume group"),
-        (true, true) if old.pool != new.pool => Some("is in another pool"),
-        (true, true) => None,
-        (false, false) if old.is_classic_snapshot() && new.is_classic_snapshot() => {
-            (old.origin != new.origin).then_some("is a snapshot of another volume")
-        }
-        _ => Some("is no snapshot that LVM can compare with it"),
-    };
-    match why {
-        None => Ok(()),
-        Some(why) => {
-            let what = format!(
-                "{why} than {}: what differs is not known (--full sends all)",
-                new.name
-            );
-            Err(old.name.error(what).into())
-        }
-    }
-}
-
-/// Refuses a base that may have been written to since it was pushed: metadata does not tell.
-fn check_unchanged(volume: &Volume, options: &VolumeOptions) -> Result<()> {
-    if snapshot::is_unchanged(volume) || options.trust_base {
-        return Ok(());
-    }
-    let what = "is the base and can be written to: what differs from its image is not known (--trust-base goes on if \
-                nobody wrote to it; --full sends all; --base names another)";
-    Err(volume.name.error(what).into())
-}
-
-/// The image that a volume is, as its tags say, from the registry; None if it is not there.
-fn fetch_image(push: &Push, volume: &Volume, place: &Place) -> Result<Option<Image>> {
-    let digest: Option<Digest> = volume
-        .tags
-        .get(tags::MANIFEST)
-        .and_then(|digest| digest.parse().ok());
-    let Some(digest) = digest else {
-        let what = "has a tag ovbd.manifest that is no digest (--full sends all)";
-        return Err(volume.name.error(what).into());
-    };
-    let Some(image) = place.image(&digest, &push.transfer)? else {
-        return Ok(None);
-    };
-    let chain = chain_of(&image)?.map(|chain| chain.to_string());
-    if chain.as_deref() != volume.tags.get(tags::CHAIN) {
-        let what = "its tag ovbd.chain is not of its image (--full sends all)";
-        return Err(volume.name.error(what).into());
-    }
-    Ok(Some(image))
 }
 
 /// One push.
@@ -607,6 +459,59 @@ impl Work<'_> {
             manifest,
             blobs,
         })
+    }
+}
+
+/// Refuses a base that does not hold what its image holds. Its layers are fetched where they are missing.
+fn check_content(
+    push: &Push,
+    base: &Base,
+    place: &Place,
+    context: Context<'_>,
+    report: &Report,
+) -> Result<()> {
+    let path = base.volume.name.path();
+    let (image, transfer) = (&base.image, &push.transfer);
+    let _watch = Watch::begin(context.interrupt, || ());
+    let created;
+    let (from, store) = match place {
+        Place::Layout { store, .. } => (None, store),
+        Place::Registry(reference, _) => {
+            created = push.store.create()?;
+            (Some(reference.at(&image.descriptor.digest)), &created)
+        }
+    };
+    let _guard = store.protect()?;
+    let layers = fetch_layers(image, 0, from.as_ref(), store, transfer, report)?;
+    drop(_watch);
+    let stack = Stack::open(&layers, Parents::Ignored)?;
+    let active = Active::new(
+        &base.volume,
+        context.undo,
+        context.interrupt,
+        context.report,
+    )?;
+    report.begin("checking", 0);
+    let device = DirectFile::open(base.volume.device())?;
+    let check = || context.interrupt.check(&path);
+    let found = same::first_difference(&stack, &device, report, &check)?;
+    drop(device);
+    active.end()?;
+    match found {
+        None => {
+            report.note(format_args!(
+                "{}: holds what its image holds",
+                base.volume.name
+            ));
+            Ok(())
+        }
+        Some(byte) => {
+            let what = format!(
+                "is not its image {} any more: somebody wrote to it (--full sends all; --base names another)",
+                image.descriptor.digest.short()
+            );
+            Err(ovbd_layers::Error::new(&path, what).at_byte(byte).into())
+        }
     }
 }
 
