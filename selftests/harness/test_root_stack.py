@@ -36,7 +36,9 @@ class RootStack(unittest.TestCase):
         calls = self.top / "calls"
         calls.write_text("")
         environment = {"PATH": f"{self.top}:{os.environ['PATH']}", "CALLS": str(calls),
-                       "CMDLINE": str(self.top / "cmdline")}
+                       "OVBD_CMDLINE": str(self.top / "cmdline"),
+                       # What dracut exports, which is the line itself.
+                       "CMDLINE": "root=/dev/sda ro"}
         status = subprocess.run([SCRIPT], env=environment, stderr=subprocess.DEVNULL).returncode
         return status, [call for call in calls.read_text().splitlines() if call.startswith("ovbd ")]
 
