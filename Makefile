@@ -16,7 +16,7 @@ prefix ?= /usr/local
 
 .DEFAULT_GOAL := modules
 .PHONY: modules clean test test-all selftests torture planted upstream bench bench-compare bench-track profile demo rustfmt \
-	rustfmt-check clippy clippy-tools ovbd man install deb test-packages bench-host bench-registry fuzz fuzz-smoke shell kernel-update distclean-cache help
+	rustfmt-check clippy clippy-tools ovbd man install deb test-packages bench-boot bench-host bench-registry fuzz fuzz-smoke shell kernel-update distclean-cache help
 
 ifdef KDIR
 modules clean: ## build the modules, against KDIR=<kernel build tree> or the cached stock kernel
@@ -123,8 +123,10 @@ endif
 
 deb: ## build Debian packages for the cached kernels (build/debs)
 	@$(ENTER) deb
-test-packages: ## build them twice, and install them into a fresh Debian
+test-packages: ## build them twice, install them into a fresh Debian, and boot that
 	@$(ENTER) test-packages
+bench-boot: ## instructions to boot from a stack, beside a dm-linear
+	@$(ENTER) bench-boot
 shell: ## a shell in the toolchain root
 	@$(ENTER) shell
 kernel-update: ## prepare the newest stock kernels that Debian has

@@ -11,12 +11,12 @@ import build
 import built_kernels
 import cache
 import demo
-import installed
 import kernel as kernels
 import packages
 import planted
 import root
 import selftests
+import stack_root
 import stages
 import tracked
 import upstream
@@ -106,8 +106,14 @@ def deb(_arguments):
 
 
 def test_packages(_arguments):
-    """The packages, built twice and installed."""
-    return _staged(lambda run: run.run("packages", lambda: installed.test(kernels.ensure(), packages.all_kernels(), whole=True)))
+    """The packages, built twice, installed and booted."""
+    return _staged(stages.test_packages)
+
+
+def bench_boot(_arguments):
+    """What booting from a stack costs beside a dm-linear."""
+    kernel = kernels.ensure()
+    return stack_root.bench(kernel, packages.build([kernel]))
 
 
 def run_demo(_arguments):
@@ -168,6 +174,7 @@ INSIDE = {
     "demo": run_demo,
     "deb": deb,
     "test-packages": test_packages,
+    "bench-boot": bench_boot,
     "shell": shell,
     "kernel-update": kernel_update,
 }

@@ -103,12 +103,17 @@ def expect(good, what):
         raise Unexpected(what)
 
 
+def chosen(debs, release):
+    """The two packages that a user would install."""
+    return [next(debs.glob("ovbd_*.deb")), next(debs.glob(f"dm-overlaybd-modules-{release}_*.deb"))]
+
+
 def install(top, debs, release):
-    """Installs the two packages that a user would."""
-    chosen = [next(debs.glob("ovbd_*.deb")), next(debs.glob(f"dm-overlaybd-modules-{release}_*.deb"))]
-    size = sum(path.stat().st_size for path in chosen)
+    """Installs those."""
+    paths = chosen(debs, release)
+    size = sum(path.stat().st_size for path in paths)
     expect(size <= TOGETHER_BYTES, f"the packages have {size} bytes, at most {TOGETHER_BYTES}")
-    for path in chosen:
+    for path in paths:
         (top / "tmp" / path.name).write_bytes(path.read_bytes())
     inside(top, "apt-get install -y --no-install-recommends /tmp/*.deb && rm /tmp/*.deb")
 

@@ -15,6 +15,7 @@ import installed_guest
 import kernel as kernels
 import packages
 import selftests
+import stack_root
 import tracked
 from cache import SOURCE, Failure
 from guest_process import keep_priority
@@ -218,6 +219,13 @@ def counted(*arguments, **environment):
     return Counts(*map(int, counts.groups())) if counts else Counts(failed=1)
 
 
+def test_packages(stages):
+    """All that there is about packages."""
+    stages.run("packages", lambda: installed.test(kernels.ensure(), packages.all_kernels(), whole=True))
+    stages.run("packages in a guest", lambda: installed_guest.test(kernels.ensure(), packages.DEBS))
+    stages.run("a root file system on a stack", lambda: stack_root.test(kernels.ensure(), packages.DEBS))
+
+
 def test_all(stages):
     """Everything of `test`, and what takes too long for it."""
     test(["*"], stages)
@@ -229,6 +237,5 @@ def test_all(stages):
     stages.run("transfers cut and killed", long_transfers)
     stages.run("race detector", lambda: counted("selftests", "KERNEL=kcsan", "T=races/* dm-*/io"))
     stages.run("planted bugs", lambda: counted("planted"))
-    stages.run("packages", lambda: installed.test(kernels.ensure(), packages.all_kernels(), whole=True))
-    stages.run("packages in a guest", lambda: installed_guest.test(kernels.ensure(), packages.DEBS))
+    test_packages(stages)
     stages.run("upstream", lambda: counted("upstream"))

@@ -34,8 +34,8 @@ ONLY_TICKS = ["--append", "highres=off nohz=off"]
 # What is at random differs from boot to boot.
 NOTHING_RANDOM = ["--append", "nokaslr norandmaps"]
 # The guest's clock advances by a nanosecond with every instruction, and jumps where nothing is to be done.
-COUNT_INSTRUCTIONS = ["--cpus", "1", *ONLY_TICKS, *NOTHING_RANDOM,
-                      f"--qemu-opts=-icount shift=0,sleep=off -cpu {COUNTED_CPU} -rtc base=2026-01-01,clock=vm"]
+COUNTED = ["-icount", "shift=0,sleep=off", "-cpu", COUNTED_CPU, "-rtc", "base=2026-01-01,clock=vm"]
+COUNT_INSTRUCTIONS = ["--cpus", "1", *ONLY_TICKS, *NOTHING_RANDOM, f"--qemu-opts={' '.join(COUNTED)}"]
 
 
 @functools.cache
@@ -98,15 +98,21 @@ class Guest(GuestProcess):
             self.status = status
 
 
-def boot_system(vmlinuz, initrd, append, disk, console, seconds, arguments=(), shown=lambda report: True):
+def boot_system(vmlinuz, initrd, append, disk, console, seconds, arguments=(), shown=lambda report: True, counting=False):
     """Boots a whole system from its disk with its own initrd, until it switches off; returns what it reported, the rest
-    of the lines of its console with `report: `. Those that are `shown` are printed too."""
-    accelerator = ["-accel", "kvm", "-cpu", "host"] if kvm_runs(vmlinuz) else ["-accel", "tcg"]
-    command = ["timeout", str(seconds), "qemu-system-x86_64", *accelerator, "-smp", "2", "-m", "1G", "-nodefaults",
+    of the lines of its console with `report: `. Those that are `shown` are printed too. With `counting` it has one CPU
+    and its clock counts instructions."""
+    if counting:
+        machine = ["-accel", "tcg", *COUNTED, "-smp", "1"]
+        append += " " + " ".join(word for word in ONLY_TICKS + NOTHING_RANDOM if word != "--append")
+    else:
+        machine = ["-accel", "kvm", "-cpu", "host"] if kvm_runs(vmlinuz) else ["-accel", "tcg"]
+        machine += ["-smp", "2"]
+    command = ["timeout", str(seconds), "qemu-system-x86_64", *machine, "-m", "1G", "-nodefaults",
                "-nographic", *arguments, "-serial", "stdio", "-kernel", str(vmlinuz), "-initrd", str(initrd), "-append",
                f"console=ttyS0 panic=-1 {append}", "-drive", f"file={disk},if=virtio,format=raw,cache=unsafe"]
     reports = []
-    with open(console, "w") as log:
+    with open(console, "w", buffering=1) as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                    stderr=subprocess.STDOUT, text=True, errors="replace")
         try:

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A fresh Debian with the packages whose root file system is a stack of one compressed layer: booted with the initramfs
+of initramfs-tools and with that of dracut, and what it costs beside the same file system on a dm-linear, in
+instructions.
+"""
+
+import contextlib
+
+import installed
+import vm
+from cache import SOURCE, fresh_directory
+from report import Counts
+
+RESULTS = SOURCE / "build/stack-root"
+OVBD = SOURCE / "tools/target/release/ovbd"
+SYSTEM_BYTES = 1400 << 20
+BOOT_SECONDS = 900
+REPORT = """#!/bin/sh
+say() { echo "report: $*" >/dev/console; }
+say "up $(cut -d' ' -f1 /proc/uptime)"
+say "root $(findmnt -n -o SOURCE,FSTYPE /)"
+say "table $(dmsetup table root | cut -d' ' -f3)"
+systemctl poweroff
+"""
+SERVICE = """[Unit]
+After=multi-user.target
+[Service]
+Type=oneshot
+ExecStart=/usr/local/bin/report
+[Install]
+WantedBy=multi-user.target
+"""
+# initramfs-tools: the root device as a dm-linear over a disk, where the command line says so.
+LINEAR = """#!/bin/sh
+[ "$1" != prereqs ] || { echo udev; exit 0; }
+for word in $(cat /proc/cmdline); do
+	case $word in linear=*)
+		disk=${word#linear=}
+		dmsetup create root --table "0 $(cat /sys/class/block/${disk#/dev/}/size) linear $disk 0" ;;
+	esac
+done
+"""
+APPEND = "loglevel=4 root=/dev/mapper/root ro mitigations=off "
+STACK = "ovbd=/dev/vda:base.zfile"
+WANTED = ["root /dev/mapper/root ext4", "table overlaybd"]
+
+
+@contextlib.contextmanager
+def system(kernel, debs):
+    """Disks, kernel and both initramfs below `RESULTS`, while it lasts."""
+    fresh_directory(RESULTS)
+    release = kernel.release
+    with installed.overlay(installed.fresh_system(kernel)) as top:
+        (top / "etc/initramfs-tools/scripts/local-top").mkdir(parents=True, exist_ok=True)
+        script(top / "etc/initramfs-tools/scripts/local-top/linear", LINEAR)
+        script(top / "usr/local/bin/report", REPORT)
+        (top / "etc/systemd/system/report.service").write_text(SERVICE)
+        installed.install(top, debs, release)
+        installed.inside(top, f"""
+            apt-get update
+            apt-get install -y --no-install-recommends dracut-core
+            echo fresh >/etc/hostname
+            systemd-machine-id-setup
+            systemctl enable report
+            dracut --quiet --no-hostonly --kver {release} /boot/dracut.img
+        """)
+        for name in (f"vmlinuz-{release}", f"initrd.img-{release}", "dracut.img"):
+            (RESULTS / name.removesuffix(f"-{release}")).write_bytes((top / "boot" / name).read_bytes())
+        # What is mounted in there is not part of it.
+        installed.run("sh", "-ec", f"""
+            umount "$0/proc" "$0/sys"; umount --recursive "$0/dev"
+            truncate -s {SYSTEM_BYTES} "$1/linear.img"; mkfs.ext4 -q -d "$0" "$1/linear.img"
+            mkdir "$1/files"; "$2" --quiet build -o "$1/files/base.zfile" "$1/linear.img"
+            truncate -s {SYSTEM_BYTES} "$1/stack.img"; mkfs.ext4 -q -d "$1/files" "$1/stack.img"
+            rm -r "$1/files"
+        """, top, RESULTS, OVBD)
+    try:
+        yield
+    finally:
+        for disk in RESULTS.glob("*.img"):
+            disk.unlink()
+
+
+def script(path, text):
+    """Writes a program."""
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def boot(disk, initrd, words, counting=False):
+    """Boots to the report, and returns its lines and the seconds until then."""
+    console = RESULTS / f"console-{disk}-{initrd}.log"
+    report = vm.boot_system(RESULTS / "vmlinuz", RESULTS / initrd, APPEND + words, RESULTS / disk, console, BOOT_SECONDS,
+                            ["-no-reboot"], counting=counting)
+    installed.expect(report, f"no report; the console: {console}")
+    up, *report = report
+    return report, float(up.split()[1])
+
+
+def boots(initrd):
+    """The root file system is the stack."""
+    report, _ = boot("stack.img", initrd, STACK)
+    installed.expect(report == WANTED, f"the system reported {report}")
+
+
+def test(kernel, debs):
+    """Both kinds of initramfs boot; returns the counts."""
+    counts = Counts()
+    with system(kernel, debs):
+        installed.check(counts, "boots from a stack with initramfs-tools", boots, "initrd.img")
+        installed.check(counts, "boots from a stack with dracut", boots, "dracut.img")
+    return counts
+
+
+def bench(kernel, debs):
+    """Prints what the boot costs from a stack and from a dm-linear."""
+    with system(kernel, debs):
+        _, linear = boot("linear.img", "initrd.img", "linear=/dev/vda", counting=True)
+        _, stack = boot("stack.img", "initrd.img", STACK, counting=True)
+    print(f"boot to multi-user.target, one CPU, a nanosecond for each instruction: dm-linear {linear:.2f} s, stack of one "
+          f"lz4 layer {stack:.2f} s, {stack - linear:+.2f} s")
+    return 0
