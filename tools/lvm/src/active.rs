@@ -30,92 +30,115 @@ use crate::{
 /// What is in the file of a volume that is to be deactivated by the last that uses it.
 const OURS: u8 = b'1';
 
-/// A volume that is active. One that was not before is not afterwards either.
+/// Volumes of a group that are active. One that was not before is not afterwards either.
 #[derive(Debug)]
 pub struct Active {
+    undo: Undo,
+    used: Vec<Used>,
+}
+
+/// One of them.
+#[derive(Debug)]
+struct Used {
     name: Name,
-    uuid: String,
     /// Held as long as the volume is used.
-    file: Option<Shared>,
+    file: Shared,
     /// Its note, if one of us activated it.
-    noted: Option<(Undo, u64)>,
+    noted: Option<u64>,
 }
 
 impl Active {
-    /// Activates a volume, also one that is skipped otherwise, as thin snapshots are.
+    /// Activates volumes of one group, also those that are skipped otherwise, as thin snapshots are.
     ///
     /// # Errors
     ///
-    /// LVM's, and an interrupt while another process makes it inactive.
+    /// LVM's, and an interrupt while another process makes one inactive.
     pub fn new(
-        volume: &Volume,
+        volumes: &[&Volume],
         undo: &Undo,
         interrupt: &Interrupt,
         report: &dyn Report,
     ) -> Result<Self> {
-        let file = Shared::wait(Path::new(FOLDER), &volume.uuid, |file, path| {
-            lock::wait_for_shared(file, path, interrupt, report, || {
-                let what = "waiting for another process, which makes it inactive";
-                volume.name.error(what)
-            })
-        })?;
         let mut active = Self {
-            name: volume.name.clone(),
-            uuid: volume.uuid.clone(),
-            file: None,
-            noted: None,
+            undo: undo.clone(),
+            used: Vec::new(),
         };
-        // What was known of it may have changed before it was locked.
-        let now = Volumes::of_group(&volume.name.vg)?;
-        let now = now
-            .by_uuid(&volume.uuid)
-            .filter(|now| now.name == volume.name);
-        let is_active = now
-            .ok_or_else(|| volume.name.error("is not the volume any more that it was"))?
-            .active;
-        if is_active && !file.is_ours()? {
-            active.file = Some(file);
+        let Some(first) = volumes.first() else {
             return Ok(active);
+        };
+        for volume in volumes {
+            let file = Shared::wait(Path::new(FOLDER), &volume.uuid, |file, path| {
+                lock::wait_for_shared(file, path, interrupt, report, || {
+                    let what = "waiting for another process, which makes it inactive";
+                    volume.name.error(what)
+                })
+            })?;
+            active.used.push(Used {
+                name: volume.name.clone(),
+                file,
+                noted: None,
+            });
         }
-        let number = undo.note(Action::Activated {
-            name: active.name.to_string(),
-            uuid: active.uuid.clone(),
-        })?;
-        active.noted = Some((undo.clone(), number));
-        file.set_ours(true)?;
-        active.file = Some(file);
-        if !is_active {
-            let name = active.name.to_string();
-            let words = ["--activate", "y", "--ignoreactivationskip", &name];
-            program::run(&volume.name.path(), "lvchange", words)?;
+        // What was known of them may have changed before they were locked.
+        let now = Volumes::of_group(&first.name.vg)?;
+        let mut inactive = Vec::new();
+        for (volume, used) in volumes.iter().zip(&mut active.used) {
+            let found = now.by_uuid(&volume.uuid);
+            let found = found.filter(|found| found.name == volume.name);
+            let is_active = found
+                .ok_or_else(|| volume.name.error("is not the volume any more that it was"))?
+                .active;
+            if is_active && !used.file.is_ours()? {
+                continue;
+            }
+            used.noted = Some(undo.note(Action::Activated {
+                name: volume.name.to_string(),
+                uuid: volume.uuid.clone(),
+            })?);
+            used.file.set_ours(true)?;
+            if !is_active {
+                inactive.push(volume.name.to_string());
+            }
+        }
+        if !inactive.is_empty() {
+            let words = ["--activate", "y", "--ignoreactivationskip"];
+            let words = words.into_iter().chain(inactive.iter().map(String::as_str));
+            program::run(&first.name.path(), "lvchange", words)?;
         }
         Ok(active)
     }
 
-    /// Makes it as it was before, unless another of us uses it.
+    /// Makes them as they were before, unless another of us uses them.
     ///
     /// # Errors
     ///
-    /// LVM's: somebody uses it meanwhile. It is noted still, and tried again later.
+    /// LVM's: somebody uses one meanwhile. They are noted still, and it is tried again later.
     pub fn end(mut self) -> Result<()> {
         self.deactivate()
     }
 
     fn deactivate(&mut self) -> Result<()> {
-        let (noted, file) = (self.noted.take(), self.file.take());
-        let last = file.map(Shared::last).transpose()?.flatten();
-        let Some((undo, number)) = noted else {
-            if let Some(last) = last {
-                last.remove();
+        let (mut over, mut ours) = (Vec::new(), Vec::new());
+        for used in self.used.drain(..) {
+            let last = used.file.last()?;
+            match (used.noted, last) {
+                (None, Some(last)) => last.remove(),
+                (None, None) => {}
+                // Another one uses it, and has noted it.
+                (Some(number), None) => over.push(number),
+                (Some(number), Some(last)) => {
+                    over.push(number);
+                    ours.push((used.name, last));
+                }
             }
-            return Ok(());
-        };
-        if let Some(last) = last {
-            let words = ["--activate", "n", &self.name.to_string()];
-            program::run(&self.name.path(), "lvchange", words)?;
-            last.remove();
         }
-        undo.forget(number);
+        if let Some((first, _)) = ours.first() {
+            let words = ["--activate".to_owned(), "n".to_owned()].into_iter();
+            let words = words.chain(ours.iter().map(|(name, _)| name.to_string()));
+            program::run(&first.path(), "lvchange", words)?;
+        }
+        ours.into_iter().for_each(|(_, last)| last.remove());
+        over.into_iter().for_each(|number| self.undo.forget(number));
         Ok(())
     }
 }

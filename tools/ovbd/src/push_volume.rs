@@ -102,14 +102,18 @@ pub fn run(push: &Push, name: Name, place: &Place, report: &Report) -> Result<Ex
         report.note(said);
     }
     let undo = Undo::begin()?;
+    // One snapshot after the other, so that two get names that differ.
+    let turn = match options.snapshot {
+        Some(_) => Some(Turn::wait(&name, &interrupt, report)?),
+        None => None,
+    };
     let volumes = Volumes::of_group(&name.vg)?;
     check_kind(&volumes, volumes.get(&name)?, options)?;
     let (new, made) = match &options.snapshot {
         None => (volumes.get(&name)?.clone(), None),
         Some(given) => {
-            // One after the other, so that two get names that differ.
-            let _turn = Turn::wait(&name, &interrupt, report)?;
-            let made = take_snapshot(&Volumes::of_group(&name.vg)?, &name, given, &undo)?;
+            let made = take_snapshot(&volumes, &name, given, &undo)?;
+            drop(turn);
             let new = Volumes::of_group(&name.vg)?.get(made.name())?.clone();
             report.note(format_args!("{name}: snapshot {} (read-only)", new.name));
             (new, Some(made))
@@ -327,17 +331,13 @@ impl Work<'_> {
                     .into());
             }
         }
-        let activate =
-            |volume: &Volume| Active::new(volume, context.undo, context.interrupt, context.report);
-        let active = activate(self.new)?;
-        let base = match self.base {
-            Some(base) if base.volume.uuid != self.new.uuid => {
-                Some((&base.volume, activate(&base.volume)?))
-            }
+        let old = self
+            .base
+            .map(|base| &base.volume)
             // It was pushed before: nothing is new.
-            _ => None,
-        };
-        let old = base.as_ref().map(|(volume, _)| *volume);
+            .filter(|volume| volume.uuid != self.new.uuid);
+        let both: Vec<&Volume> = [self.new].into_iter().chain(old).collect();
+        let active = Active::new(&both, context.undo, context.interrupt, context.report)?;
         let ranges = match (self.base, self.pool, old) {
             // It was read-only, and may have been made larger.
             (Some(base), _, None) => changes::grown(Sizes {
@@ -397,9 +397,6 @@ impl Work<'_> {
             units::size(counts.data),
             units::size(counts.zeroed)
         ));
-        if let Some((_, base)) = base {
-            base.end()?;
-        }
         active.end()?;
         let mut layers = Vec::new();
         for (path, _) in &written.layers {
@@ -486,7 +483,7 @@ fn check_content(
     drop(_watch);
     let stack = Stack::open(&layers, Parents::Ignored)?;
     let active = Active::new(
-        &base.volume,
+        &[&base.volume],
         context.undo,
         context.interrupt,
         context.report,
