@@ -159,6 +159,11 @@ pub fn remove_left(volumes: &Volumes, forced: Option<&Name>, dry: bool) -> Resul
     for volume in volumes.iter().filter(|volume| volume.tags.is_partial()) {
         let name = volume.name.clone();
         match Owner::of(volume, &living)? {
+            Owner::Living if forced == Some(&name) => {
+                let what =
+                    "is not complete, and stays: a process makes it, or has noted it and is gone";
+                found.push(Found::Left(name, what.to_owned()));
+            }
             Owner::Living => {}
             Owner::Unknown(why) if forced != Some(&name) => {
                 let what = format!(

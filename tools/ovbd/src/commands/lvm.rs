@@ -211,7 +211,12 @@ impl Recover {
             }
         }
         if let Some(name) = &self.name {
-            let volume = volumes.get(name)?;
+            let volume = match volumes.find(name) {
+                Some(volume) => volume,
+                // It was noted, and is gone by now.
+                None if !done.is_empty() => return said(&done, kept, report),
+                None => volumes.get(name)?,
+            };
             if volume.is_pool() {
                 match pool::release(volume, self.force, &interrupt, report)? {
                     Held::Nothing => {}
@@ -223,12 +228,17 @@ impl Recover {
                 return Err(name.error(what).into());
             }
         }
-        report.print(&done.into_iter().map(|line| line + "\n").collect::<String>())?;
-        Ok(match kept {
-            0 => ExitCode::SUCCESS,
-            _ => ExitCode::FAILURE,
-        })
+        said(&done, kept, report)
     }
+}
+
+fn said(done: &[String], kept: usize, report: &Report) -> Result<ExitCode> {
+    let text: String = done.iter().map(|line| line.clone() + "\n").collect();
+    report.print(&text)?;
+    Ok(match kept {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
 }
 
 impl Prune {
