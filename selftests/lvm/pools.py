@@ -164,6 +164,7 @@ def read_only(group):
     run("dmsetup", "load", target, input=" ".join(table) + "\n")
     run("dmsetup", "resume", "--noudevsync", target)
     tap.equal(push("ro", f"{group.name}/v.0")["layers"], 1, "when it can be written to again, it is pushed")
+    run("lvchange", "--activate", "n", f"{group.name}/v.0")
 
 
 def missing_programs(group):
@@ -231,6 +232,7 @@ def main():
         external_origin(group)
         file_systems(group)
         no_room(group)
+        read_only(group)
         missing_programs(group)
         rounded_up(group)
         another_volume(group)

@@ -274,7 +274,7 @@ fn read_beginning(
 }
 
 /// Bytes of a store that can hold every chunk of the origin.
-fn enough_for(origin_sectors: u64) -> u64 {
+pub fn enough_for(origin_sectors: u64) -> u64 {
     let chunks = origin_sectors.div_ceil(CHUNK_SECTORS.into());
     // One more than it fills, because dm-snapshot prepares the next one early.
     let areas = chunks / EXCEPTIONS_PER_CHUNK + 2;

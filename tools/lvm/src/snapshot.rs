@@ -91,6 +91,30 @@ impl Made {
         Self::make(name, undo, &words)
     }
 
+    /// Makes a volume of `bytes` at least that is to be filled, active now and not with its group.
+    ///
+    /// # Errors
+    ///
+    /// LVM's: the name is taken, the group has no room.
+    pub fn linear(name: &Name, bytes: u64, undo: &Undo) -> Result<Self> {
+        let size = format!("{bytes}b");
+        let words = [
+            "--size",
+            &size,
+            "--name",
+            &name.lv,
+            "--activate",
+            "y",
+            "--setautoactivation",
+            "n",
+            // What its extents held before is nobody's.
+            "--wipesignatures",
+            "y",
+            &name.vg,
+        ];
+        Self::make(name, undo, &words)
+    }
+
     fn make(name: &Name, undo: &Undo, words: &[&str]) -> Result<Self> {
         let mark = Mark::new()?;
         let number = undo.note(Action::Made {
@@ -231,6 +255,17 @@ pub fn writable(origin: &Name, name: &Name) -> Result<()> {
 /// Whether a volume is a thin snapshot or volume that nobody can have changed since it was tagged.
 pub fn is_unchanged(volume: &Volume) -> bool {
     !volume.writable && volume.tags.is_image()
+}
+
+/// Removes a volume that nobody uses.
+///
+/// # Errors
+///
+/// LVM's: it is in use.
+pub fn remove_unused(volume: &Volume) -> Result<()> {
+    let select = format!("lv_uuid=\"{}\"", volume.uuid);
+    let words = ["--yes", "--quiet", "--select", &select, &volume.name.vg];
+    program::run(&volume.name.path(), "lvremove", words).map(drop)
 }
 
 /// Removes a read-only snapshot of ours that is an image, if it is so still.

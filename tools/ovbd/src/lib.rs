@@ -15,6 +15,7 @@ pub mod layer_format;
 pub mod names;
 pub mod place;
 pub mod pull_thin;
+pub mod pull_vg;
 pub mod push_volume;
 pub mod remote;
 pub mod report;

@@ -23,6 +23,7 @@ use crate::{
     commands::images::{layer_count, stored, virtual_bytes},
     names::{block_layers, StoreOption},
     pull_thin::{self, ImageSource, ThinTarget},
+    pull_vg,
     remote::{Shown, Transfer},
     report::Report,
 };
@@ -42,7 +43,10 @@ const EXAMPLES: &str = "Examples:
       into another folder, slowly
 
   ovbd pull --thin vg/pool/web reg.example:5000/vm/web:mon
-      as a thin volume, of which only what vg/pool lacks is fetched and written";
+      as a thin volume, of which only what vg/pool lacks is fetched and written
+
+  ovbd pull --vg vg --up web --writable --size 2G reg.example:5000/vm/web:mon
+      its layers in volumes of vg, as they are, mapped to /dev/mapper/web; what is written is in vg/web-cow";
 
 /// Fetch an image from a registry into the store.
 ///
@@ -54,6 +58,9 @@ const EXAMPLES: &str = "Examples:
 /// With --thin the image becomes a thin volume of LVM instead: a snapshot of the volume in the pool that has most of its
 /// layers, with only the others fetched and written. It is read-only and can be the base of the next push; what is
 /// to be changed is the snapshot of it with the name given.
+///
+/// With --vg each layer is kept as it is in a volume ovbd-DIGEST of LVM, read-only and checked, without a file system; images
+/// share them. "ovbd up" maps them as it maps files. lvremove removes those that are not wanted any more.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Pull {
@@ -88,9 +95,23 @@ pub struct Pull {
     /// name: the last part of the repository]
     #[arg(long, value_name = "VG/POOL[/NAME]", conflicts_with_all = ["output", "up"])]
     pub thin: Option<ThinTarget>,
-    /// The image: [HOST[:PORT]/]REPOSITORY[:TAG][@DIGEST], or for --thin oci:DIR[:NAME] too
+    /// Keep each layer in a read-only volume of this group of LVM, which images share; --up maps the stack over them, and
+    /// with --writable a volume NAME-cow has what is written
+    #[arg(long, value_name = "VG", conflicts_with_all = ["output", "thin"], value_parser = volume_group)]
+    pub vg: Option<String>,
+    /// Room for what is written in NAME-cow, for instance 2G [default: enough for everything]
+    #[arg(long, value_name = "BYTES", requires_all = ["vg", "writable"], value_parser = units::parse)]
+    pub size: Option<u64>,
+    /// The image: [HOST[:PORT]/]REPOSITORY[:TAG][@DIGEST], or for --thin and --vg oci:DIR[:NAME] too
     #[arg(value_name = "REF")]
     pub from: ImageSource,
+}
+
+fn volume_group(text: &str) -> Result<String, String> {
+    match ovbd_lvm::volume::is_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err("LVM allows no such name".to_owned()),
+    }
 }
 
 impl Pull {
@@ -98,6 +119,9 @@ impl Pull {
     pub fn run(self, report: &Report) -> Result<ExitCode> {
         if let Some(target) = &self.thin {
             return pull_thin::run(&self, &self.from, target, report);
+        }
+        if let Some(vg) = &self.vg {
+            return pull_vg::run(&self, &self.from, vg, report);
         }
         let ImageSource::Registry(reference) = &self.from else {
             let what = "an image layout is used where it is: every verb takes its name as a LAYER";
