@@ -62,7 +62,7 @@ def main(tap):
     paste(tap, "the README's five lines", fenced("README.md", "two layers, as\nroot:"), "ovbd down disk\n")
 
     # The document leaves open what is done to the file system.
-    writing = indented("docs/stacks.rst", "with one layer more and a new store::").replace("...", "date >/mnt/written")
+    writing = indented("docs/stacks.rst", "the stack on it, while the device is in use::").replace("...", "date >/mnt/written")
     run(OVBD, "build", "-o", SCRATCH / "base.zfile", SCRATCH / "disk.img")
     out = paste(tap, "writing and committing", writing,
                 "mount -o ro /dev/mapper/disk /mnt\nls /mnt\numount /mnt\novbd down disk\n")

@@ -2,138 +2,478 @@
 
 //! Making a layer of what was written over a stack.
 //!
-//! The device is suspended, which flushes and, where a file system is mounted, freezes it. Then the COW
-//! store is complete on its device: its exceptions say which chunks were written, and only these are read. What they
-//! hold is compared with the stack below, so that the layer is that which `ovbd build --base` makes of a copy.
+//! An empty store is put on top ([`crate::freeze`]), and what was written before is frozen: its exceptions say which chunks
+//! were written, and only these are read. What they hold is compared with the stack below, so that the layer is that which
+//! `ovbd build --base` makes of a copy. Then the new store is put over the stack with that layer ([`crate::rebase`]), and
+//! the old one goes.
+//!
+//! Whatever is interrupted leaves generations above each other, which read as the device did. The next commit makes one
+//! layer of all that are frozen.
 
 use std::{
-    ops::Range,
+    fs::File,
     path::{Path, PathBuf},
 };
 
-use ovbd_image::lsmt::{Identity, UuidText, SECTOR_BYTES};
-
-use ovbd_kernel::{
-    dm::{Control, Suspend},
-    udev::{Cookie, Rules as UdevRules},
+use ovbd_image::{
+    lsmt::{Identity, UuidText},
+    merge::MAX_LAYERS,
 };
+use ovbd_kernel::{dm::Control, Number};
 
 use crate::{
-    block_writer::{self, BlockWriter},
+    block_writer::BlockWriter,
     check_root,
-    exceptions::{read_exceptions, read_header, Exception, Header},
-    hold_still::{check_elsewhere, Frozen},
+    freeze::Freezing,
+    frozen_stores::FrozenStores,
+    generations::{remove_leftovers, Chain, Generation, State},
+    hold_still::{mounts_on, Frozen},
     lock::Lock,
-    mapped::{self, node, Mapped},
+    mapped::{self, Mapper},
+    rebase::rebase,
+    record::{self, Below, Record},
     running::{check_name, Running},
-    storage::Storage,
+    storage::{is_in_memory, Storage},
+    store_files::{self, Place},
     users::device_name,
     Interrupt,
 };
 use ovbd_layers::{
     blob::Content,
     build::{finish_output, start_blob, Options},
-    direct::{Aligned, DirectFile},
     error::{Error, Result},
+    file_id::FileId,
     file_range::FileRange,
     layer::read_trailer,
     layer_writer::{LayerWriter, MAX_SEGMENTS},
     output::{Output, Rules},
+    parents::is_same,
     report::Report,
     units,
 };
 
-/// Bytes that are read at once, if a chunk is not larger.
-const READ_BYTES: u64 = 1 << 20;
+/// Which part of a commit to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Part {
+    /// All of it.
+    #[default]
+    Whole,
+    /// What follows after a new generation was begun.
+    Rest,
+}
 
-/// Writes the changes of the stack `name` to the new layer `out`. The stack stays as it is. For `assume_elsewhere` see
-/// [`Storage::assume_elsewhere`].
+/// What to commit.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// Name of the stack.
+    pub name: &'a str,
+    /// Where the next store is to be, if not beside the one that there is.
+    pub next: Option<&'a Path>,
+    /// How much of it.
+    pub part: Part,
+    /// See [`Storage::assume_elsewhere`].
+    pub assume_elsewhere: bool,
+}
+
+/// Begins a new generation and makes no layer. Returns the device of what was written until then.
 ///
 /// # Errors
 ///
-/// The stack is not writable or its snapshot invalid, `out` cannot be written, and those of reading.
-/// Nothing is left behind then.
-pub fn commit(
-    name: &str,
-    out: &Path,
-    options: &Options,
-    assume_elsewhere: bool,
+/// As [`commit`].
+pub fn snapshot(
+    request: &Request<'_>,
     interrupt: &Interrupt,
     report: &dyn Report,
-) -> Result<()> {
+) -> Result<PathBuf> {
+    let work = Work::begin(request, interrupt, report)?;
+    // Nothing is written that the device could be needed for.
+    work.freeze(Path::new("/"))?;
+    let chain = Chain::of(&Running::find(&work.control, request.name)?)?;
+    Ok(chain.newest().lower.node())
+}
+
+/// Writes what was written over a stack to the new layer `out`, and puts the stack on it. Returns whether it is.
+///
+/// # Errors
+///
+/// The stack is not writable or its snapshot invalid, `out` cannot be written, and those of reading. The device goes on,
+/// and nothing that was written is lost.
+pub fn commit(
+    request: &Request<'_>,
+    out: &Path,
+    options: &Options,
+    interrupt: &Interrupt,
+    report: &dyn Report,
+) -> Result<bool> {
     options.check().map_err(|what| Error::new(out, what))?;
-    check_root()?;
-    check_name(name)?;
-    let control = mapped::open()?;
-    let _lock = Lock::take(name, interrupt, report)?;
-    let stack = Running::find(&control, name)?;
-    let (Some(device), Some(snapshot), Some(below)) =
-        (stack.top(), stack.snapshot(), stack.stack())
-    else {
-        return Err(Error::new(
-            &node(name),
-            "not writable: up without --writable",
-        ));
-    };
-    if device.suspended {
-        let what = format!("suspended; \"dmsetup resume {name}\" goes on");
-        return Err(Error::new(&device.node(), what));
-    }
-    let cow = snapshot
-        .target()
-        .and_then(|table| table.device(1))
-        .ok_or_else(|| Error::new(&snapshot.node(), "an unknown table"))?;
-    let storage = Storage::look()?.assume_elsewhere(assume_elsewhere);
-    check_elsewhere(device, out, &storage)?;
-    let cow = PathBuf::from(device_name(cow));
+    let mut work = Work::begin(request, interrupt, report)?;
     // What is known now can only become more.
-    Store::open(&cow, device.sectors())?.runs(out)?;
-    let lower = Lower::new(&stack)?;
-    let below = FileRange::open(&below.node())?;
+    let stores = FrozenStores::open(&work.chain.generations, work.chain.top.sectors())?;
+    stores.runs(out)?;
+    let lower = Lower::new(&work.stack)?;
+    if options
+        .uuid
+        .zip(lower.uuid)
+        .is_some_and(|(new, below)| is_same(new, below))
+    {
+        return Err(Error::new(out, "the layer below has this UUID"));
+    }
+    work.check_uuid(out, options)?;
+    let inputs = work.inputs()?;
     let rules = Rules {
         replace: options.replace,
+        // A layer of the stack, or a store of it, would be gone when the stack is taken down.
+        inputs: &inputs,
         ..Rules::default()
     };
     let output = Output::create_file(out, rules)?;
-
-    let frozen = Frozen::above(device, &storage, report)?;
-    let suspended = Suspended::new(&control, device, report)?;
-    check_valid(&control, snapshot)?;
-    let store = Store::open(&cow, device.sectors())?;
-    let runs = store.runs(out)?;
-    report.expect(store.bytes());
-    let (blob, start) = start_blob(&output, out, options)?;
-    let first = Identity {
-        virtual_size: lower.virtual_size,
-        uuid: options.uuid.unwrap_or(UuidText::NIL),
-        parent_uuid: options.parent(lower.uuid),
-    };
-    let layer = LayerWriter::new(blob, out, &first)?;
-    let mut writer = BlockWriter::new(layer, below, device.sectors(), runs, MAX_SEGMENTS);
-    store.each(|sector, data| {
-        interrupt.check(out)?;
-        report.add(data.len() as u64);
-        writer.add(sector, data)
-    })?;
-    let written = writer.finish()?;
-    suspended.end()?;
-    drop(frozen);
-    if written.same > 0 {
-        let what = format!(
-            "so scattered that segments do not suffice: {} that did not change are stored too",
-            units::size(written.same)
-        );
-        report.warn(&Error::new(out, what));
+    let stays = work.why_stack_stays(out, &output)?;
+    // A file without a name would be in the layer itself. One that is elsewhere stays made.
+    let mut output = Some(output).filter(|_| stays != Some(ON_ITSELF));
+    let is_frozen = !work.chain.frozen().is_empty();
+    match request.part {
+        Part::Rest if !is_frozen => {
+            let what = "no commit was interrupted: there is one generation, which is written to";
+            return Err(Error::new(&work.chain.top.node(), what));
+        }
+        Part::Rest => {}
+        Part::Whole if is_frozen && work.is_unchanged()? => {}
+        Part::Whole => {
+            work.freeze(out)?;
+            work = work.again(request)?;
+        }
     }
-    let hash = written.content;
-    let identity = Identity {
-        uuid: options
-            .uuid
-            .unwrap_or_else(|| hash.uuid(lower.virtual_size, first.parent_uuid)),
-        ..first
+    let output = match output.take() {
+        Some(output) => output,
+        None => Output::create_file(out, rules)?,
     };
-    let end = written.layer.finish(&identity)?;
-    finish_output(output, options, start, end)
+    let (identity, start, end) = work.write(out, &output, options, &lower)?;
+    // From now on the new store is one over that layer too, whether it gets its name or not.
+    let newest = work.chain.newest().store_node();
+    let lost = || Error::new(&newest, "the store lost its record");
+    let record = Record::read(&newest)?.ok_or_else(lost)?;
+    if stays.is_none() {
+        let layer = record::number(Some(identity.uuid));
+        Record { layer, ..record }.write(&newest)?;
+    }
+    finish_output(output, options, start, end)?;
+    if let Some(why) = stays {
+        let what =
+            format!("{why}, so the stack is not put on it: the next layer has all of it too");
+        report.warn(&Error::new(out, what));
+        return Ok(false);
+    }
+    work.put_on(out, identity.uuid).map_err(|e| {
+        let what = format!(
+            "is complete, but the stack is not on it: {e} (the next layer would have all of it too)"
+        );
+        Error::new(out, what)
+    })?;
+    Ok(true)
+}
+
+/// Why a stack cannot be put on a layer, which can still be made.
+const ON_ITSELF: &str = "is on the stack itself";
+
+/// A stack that is being committed.
+struct Work<'a> {
+    control: Control,
+    name: &'a str,
+    next: Option<&'a Path>,
+    storage: Storage,
+    stack: Running,
+    chain: Chain,
+    interrupt: &'a Interrupt,
+    report: &'a dyn Report,
+    _lock: Lock,
+}
+
+impl<'a> Work<'a> {
+    /// Looks at a stack, and tidies up after commits that were interrupted.
+    fn begin(
+        request: &Request<'a>,
+        interrupt: &'a Interrupt,
+        report: &'a dyn Report,
+    ) -> Result<Self> {
+        check_root()?;
+        check_name(request.name)?;
+        let control = mapped::open()?;
+        let lock = Lock::take(request.name, interrupt, report)?;
+        let stack = Running::find(&control, request.name)?;
+        let chain = Chain::of(&stack)?;
+        let top = &chain.top;
+        if top.suspended {
+            let what = format!("suspended; \"dmsetup resume {}\" goes on", top.name);
+            return Err(Error::new(&top.node(), what));
+        }
+        for generation in &chain.generations {
+            generation.check_valid(&control)?;
+        }
+        let storage = Storage::look()?.assume_elsewhere(request.assume_elsewhere);
+        let work = Self {
+            control,
+            name: request.name,
+            next: request.next,
+            storage,
+            stack,
+            chain,
+            interrupt,
+            report,
+            _lock: lock,
+        };
+        work.tidy()?;
+        work.again(request)
+    }
+
+    /// The same after something changed.
+    fn again(self, request: &Request<'_>) -> Result<Self> {
+        let stack = Running::find(&self.control, self.name)?;
+        Ok(Self {
+            chain: Chain::of(&stack)?,
+            stack,
+            storage: Storage::look()?.assume_elsewhere(request.assume_elsewhere),
+            ..self
+        })
+    }
+
+    fn tidy(&self) -> Result<()> {
+        let mapper = Mapper::new(&self.control)?;
+        let removed = remove_leftovers(&self.control, &self.stack, &self.chain, &mapper);
+        mapper.finish()?;
+        removed?;
+        let layers: Vec<Number> = self
+            .stack
+            .layers()
+            .iter()
+            .map(|layer| layer.device)
+            .collect();
+        let needed = [self.chain.numbers(), layers].concat();
+        let devices = self.stack.devices.iter().map(|(_, device)| device);
+        mapped::make_missing_nodes(devices.filter(|device| needed.contains(&device.number)))?;
+        // A store that a layer made unneeded may have kept its name.
+        let [only] = self.chain.generations.as_slice() else {
+            return Ok(());
+        };
+        let Place::File(path) = Place::of(only.store, &self.storage).unwrap_or(Place::Unnamed)
+        else {
+            return Ok(());
+        };
+        let Some(record) = Record::read(&only.store_node())? else {
+            return Ok(());
+        };
+        if !matches!(record.below, Below::Store(_)) || record.layer.is_none() {
+            return Ok(());
+        }
+        let _stores = Lock::take_stores(self.interrupt, self.report)?;
+        // Some may have been in use until now.
+        let old = store_files::below(&path, &record, &Storage::look()?)?;
+        store_files::settle(&old, &Place::File(path))
+    }
+
+    /// Refuses a UUID that a layer of the same generations has, which was made without the stack being put on it: by it
+    /// the stores would be found to be over either.
+    fn check_uuid(&self, out: &Path, options: &Options) -> Result<()> {
+        let Some(uuid) = record::number(options.uuid) else {
+            return Ok(());
+        };
+        for generation in &self.chain.generations {
+            let record = Record::read(&generation.store_node())?;
+            if record.is_some_and(|record| record.layer == Some(uuid)) {
+                let what = "an interrupted commit made another layer with this UUID";
+                return Err(Error::new(out, what));
+            }
+        }
+        Ok(())
+    }
+
+    /// The files that the stack is made of.
+    fn inputs(&self) -> Result<Vec<PathBuf>> {
+        let layers = self.stack.layers().into_iter().map(|layer| layer.path);
+        let mut inputs: Vec<PathBuf> = layers.collect();
+        for generation in &self.chain.generations {
+            match Place::of(generation.store, &self.storage) {
+                Ok(Place::File(path) | Place::Device(path)) => inputs.push(path),
+                Ok(Place::Unnamed) | Err(_) => {}
+            }
+        }
+        // The names of files that have none any more are nobody's output.
+        inputs.retain(|path| path.exists());
+        Ok(inputs)
+    }
+
+    /// Why the stack cannot be put on the layer; `None` if it can.
+    fn why_stack_stays(&self, out: &Path, output: &Output) -> Result<Option<&'static str>> {
+        if output.is_stream() {
+            return Ok(Some("is a pipe"));
+        }
+        if self.stack.layers().len() >= MAX_LAYERS {
+            return Ok(Some("would be the 256th layer"));
+        }
+        let folder = match out.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        let below = self.storage.below_path(folder)?;
+        if below.contains(&self.chain.top.number) {
+            return Ok(Some(ON_ITSELF));
+        }
+        let kept = self.chain.generations.iter().find_map(|generation| {
+            let place = Place::of(generation.store, &self.storage).ok()?;
+            place.on_disk(&self.storage)
+        });
+        match kept {
+            Some(path) if is_in_memory(folder) => {
+                let what = format!(
+                    "would be in memory only, and what was written is on a disk, in {}",
+                    path.display()
+                );
+                Err(Error::new(out, what))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether nothing was written since the newest generation was begun.
+    fn is_unchanged(&self) -> Result<bool> {
+        let top = &self.chain.top;
+        if Frozen::is_needed(top, &self.storage)? {
+            return Ok(false);
+        }
+        // What is in memory still must be seen.
+        for mount in mounts_on(top.number, &self.storage) {
+            let point = mount.seen_from_here(&mount.point);
+            let Ok(file) = File::open(&point) else {
+                return Ok(false);
+            };
+            rustix::fs::syncfs(&file).map_err(|e| Error::io(&mount.point, "sync", e.into()))?;
+        }
+        let node = top.node();
+        let file = File::open(&node).map_err(|e| Error::io(&node, "open", e))?;
+        file.sync_all().map_err(|e| Error::io(&node, "sync", e))?;
+        Ok(self.chain.newest().state(&self.control)? == State::Empty)
+    }
+
+    /// Begins a new generation.
+    fn freeze(&self, out: &Path) -> Result<()> {
+        let _stores = Lock::take_stores(self.interrupt, self.report)?;
+        let freezing = Freezing {
+            name: self.name,
+            chain: &self.chain,
+            uuid: Lower::new(&self.stack)?.uuid,
+            next: self.next,
+            out,
+            storage: &self.storage,
+            report: self.report,
+        };
+        freezing.run(&self.control, self.interrupt)
+    }
+
+    /// Writes the layer of all that is frozen; returns what it is, its first byte and the one after it.
+    fn write(
+        &self,
+        out: &Path,
+        output: &Output,
+        options: &Options,
+        lower: &Lower,
+    ) -> Result<(Identity, u64, u64)> {
+        let frozen = self.chain.frozen();
+        for generation in frozen {
+            generation.check_valid(&self.control)?;
+        }
+        let sectors = self.chain.top.sectors();
+        let stores = FrozenStores::open(frozen, sectors)?;
+        let runs = stores.runs(out)?;
+        self.report.expect(stores.bytes());
+        let below = FileRange::open(&self.chain.stack.node())?;
+        let (blob, start) = start_blob(output, out, options)?;
+        let first = Identity {
+            virtual_size: lower.virtual_size,
+            uuid: options.uuid.unwrap_or(UuidText::NIL),
+            parent_uuid: options.parent(lower.uuid),
+        };
+        let layer = LayerWriter::new(blob, out, &first)?;
+        let mut writer = BlockWriter::new(layer, below, sectors, runs, MAX_SEGMENTS);
+        stores.each(|sector, data| {
+            self.interrupt.check(out)?;
+            self.report.add(data.len() as u64);
+            writer.add(sector, data)
+        })?;
+        let written = writer.finish()?;
+        if written.same > 0 {
+            let what = format!(
+                "so scattered that segments do not suffice: {} that did not change are stored too",
+                units::size(written.same)
+            );
+            self.report.warn(&Error::new(out, what));
+        }
+        let hash = written.content;
+        let identity = Identity {
+            uuid: options
+                .uuid
+                .unwrap_or_else(|| hash.uuid(lower.virtual_size, first.parent_uuid)),
+            ..first
+        };
+        let end = written.layer.finish(&identity)?;
+        Ok((identity, start, end))
+    }
+
+    /// Puts the newest generation over the stack with the layer, and removes those that were frozen.
+    fn put_on(&self, out: &Path, uuid: UuidText) -> Result<()> {
+        let (newest, frozen) = (self.chain.newest(), self.chain.frozen());
+        let out = std::path::absolute(out).map_err(|e| Error::io(out, "find", e))?;
+        let mut old: Vec<(Place, FileId)> = frozen
+            .iter()
+            .filter_map(|generation| self.file_of(generation))
+            .collect();
+        let oldest = match frozen.last() {
+            Some(oldest) => Record::read(&oldest.store_node())?,
+            None => None,
+        };
+        let place = Place::of(newest.store, &self.storage);
+        rebase(
+            &self.control,
+            self.name,
+            &self.chain,
+            newest,
+            &out,
+            uuid,
+            self.report,
+        )?;
+        let mapper = Mapper::new(&self.control)?;
+        let removed = frozen.iter().try_for_each(|generation| {
+            [&generation.device, &generation.lower]
+                .into_iter()
+                .try_for_each(|device| {
+                    let removed = mapper.remove(&device.name, &device.uuid);
+                    removed.map_err(|e| Error::io(&device.node(), "remove", e))
+                })
+        });
+        mapper.finish()?;
+        // The stack is on the layer. What could not be removed the next commit removes.
+        let settled = removed.and_then(|()| {
+            let _stores = Lock::take_stores(self.interrupt, self.report)?;
+            if let (Some((Place::File(path), _)), Some(record)) = (old.last(), oldest) {
+                // What an earlier one could not remove.
+                let more = store_files::below(path, &record, &Storage::look()?)?;
+                old.extend(more);
+            }
+            store_files::settle(&old, &place.unwrap_or(Place::Unnamed))
+        });
+        if let Err(e) = settled {
+            self.report.warn(&e);
+        }
+        Ok(())
+    }
+
+    /// The file of a store, if it is in one that has a name.
+    fn file_of(&self, generation: &Generation) -> Option<(Place, FileId)> {
+        let place = Place::of(generation.store, &self.storage).ok()?;
+        let Place::File(path) = &place else {
+            return None;
+        };
+        let id = FileId::at(path).ok()??;
+        Some((place, id))
+    }
 }
 
 /// What the new layer must know of the one below.
@@ -164,167 +504,5 @@ impl Lower {
             }
         }
         Ok(lower)
-    }
-}
-
-/// Refuses a snapshot that lost writes.
-fn check_valid(control: &Control, device: &Mapped) -> Result<()> {
-    let status = device.status(control)?;
-    // "<used>/<all> <metadata>", else it says what happened.
-    let state = status
-        .first()
-        .map_or_else(String::new, |target| target.words.join(" "));
-    // One that is full refused writes, and has all that it took.
-    if state.contains('/') || state == "Overflow" {
-        return Ok(());
-    }
-    let what = format!("the snapshot is {}: writes are lost", state.to_lowercase());
-    Err(Error::new(&device.node(), what))
-}
-
-/// A device that we suspended; it goes on when this is dropped.
-struct Suspended<'a> {
-    control: &'a Control,
-    device: Option<&'a Mapped>,
-    report: &'a dyn Report,
-}
-
-impl<'a> Suspended<'a> {
-    /// Suspends a device that is not: one that somebody else suspended is not ours to resume.
-    fn new(control: &'a Control, device: &'a Mapped, report: &'a dyn Report) -> Result<Self> {
-        control
-            .suspend(device.id(), Suspend::default())
-            .map_err(|e| Error::io(&device.node(), "suspend", e))?;
-        Ok(Self {
-            control,
-            device: Some(device),
-            report,
-        })
-    }
-
-    fn end(mut self) -> Result<()> {
-        match self.device.take() {
-            Some(device) => resume(self.control, device),
-            None => Ok(()),
-        }
-    }
-}
-
-fn resume(control: &Control, device: &Mapped) -> Result<()> {
-    let fail = |e| Error::io(&device.node(), "resume", e);
-    let cookie = Cookie::new().map_err(fail)?;
-    control
-        .resume(device.id(), cookie.event(UdevRules::All))
-        .map_err(fail)?;
-    cookie.wait();
-    Ok(())
-}
-
-impl Drop for Suspended<'_> {
-    fn drop(&mut self) {
-        let device = self.device.take();
-        if let Some(Err(e)) = device.map(|device| resume(self.control, device)) {
-            self.report.warn(&e);
-        }
-    }
-}
-
-/// An exception store, read past the page cache: the kernel does not write through it.
-struct Store {
-    device: DirectFile,
-    /// Sectors of the origin.
-    sectors: u64,
-    chunk_bytes: u64,
-    exceptions: Vec<Exception>,
-}
-
-impl Store {
-    fn open(path: &Path, origin_sectors: u64) -> Result<Self> {
-        let device = DirectFile::open(path)?;
-        let sectors = match read_header(&device)? {
-            Header::New => {
-                return Err(Error::new(path, "holds no exception store").at_byte(0));
-            }
-            Header::Store(sectors) => sectors,
-        };
-        Ok(Self {
-            exceptions: read_exceptions(&device, sectors, origin_sectors)?,
-            device,
-            sectors: origin_sectors,
-            chunk_bytes: u64::from(sectors) * SECTOR_BYTES,
-        })
-    }
-
-    /// The blocks that were written. More than a layer can have, each run stored whole, are refused.
-    fn runs(&self, out: &Path) -> Result<Vec<Range<u64>>> {
-        let chunk = self.chunk_bytes / SECTOR_BYTES;
-        let chunks = self.exceptions.iter();
-        let chunks = chunks.map(|found| found.origin * chunk..(found.origin + 1) * chunk);
-        let runs = block_writer::runs(chunks, self.sectors);
-        let segments = block_writer::segments(&runs);
-        if segments <= MAX_SEGMENTS {
-            return Ok(runs);
-        }
-        let what = format!(
-            "what was written takes {segments} segments, of at most {MAX_SEGMENTS} in a layer \
-             (ovbd build --base makes one of a copy of the device)"
-        );
-        Err(Error::new(out, what))
-    }
-
-    /// Bytes of all chunks.
-    fn bytes(&self) -> u64 {
-        self.exceptions.len() as u64 * self.chunk_bytes
-    }
-
-    /// Calls `work` with the content of all chunks, in the order of the origin, and the sector of the
-    /// origin at which it belongs.
-    fn each(&self, mut work: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
-        let most = (READ_BYTES / self.chunk_bytes).max(1) as usize;
-        let mut buffer = Aligned::new(most * self.chunk_bytes as usize);
-        let mut rest = self.exceptions.as_slice();
-        while let Some(first) = rest.first() {
-            // Chunks that follow each other on both sides are one read.
-            let count = (1..rest.len().min(most))
-                .find(|i| {
-                    let (i, far) = (&rest[*i], *i as u64);
-                    i.origin != first.origin + far || i.stored != first.stored + far
-                })
-                .unwrap_or(rest.len().min(most));
-            let bytes = buffer.bytes(count * self.chunk_bytes as usize);
-            self.device.read(bytes, first.stored * self.chunk_bytes)?;
-            work(first.origin * (self.chunk_bytes / SECTOR_BYTES), bytes)?;
-            rest = &rest[count..];
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn too_many_places_are_known_before_anything_is_read() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let store = |distance: u64, count: u64| Store {
-            device: DirectFile::open(file.path()).unwrap(),
-            sectors: 1 << 40,
-            chunk_bytes: 65536,
-            exceptions: (0..count)
-                .map(|i| Exception {
-                    origin: i * distance,
-                    stored: i + 2,
-                })
-                .collect(),
-        };
-        let check = |distance, count| store(distance, count).runs(Path::new("out"));
-        assert!(check(1, 0).is_ok());
-        assert!(check(2, MAX_SEGMENTS).is_ok());
-        // Those that follow each other are one segment.
-        assert!(check(1, MAX_SEGMENTS + 1).is_ok());
-        let error = check(2, MAX_SEGMENTS + 1).unwrap_err().to_string();
-        let segments = format!("takes {} segments", MAX_SEGMENTS + 1);
-        assert!(error.contains(&segments), "{error}");
     }
 }

@@ -12,8 +12,9 @@ use std::{
 use crate::{
     exceptions::{header, Header, Unusable, HEADER_BYTES, MAGIC, VALID, VERSION},
     loops::Loop,
-    plan::{Device, Step, WIPE_BYTES},
+    plan::{Device, Step, UNNAMED_FOLDER, WIPE_BYTES},
     record::{self, Below, Record},
+    recovery, store_files,
 };
 use ovbd_layers::{
     error::{Error, Result},
@@ -43,6 +44,8 @@ pub struct Options {
 /// A store that can be used.
 #[derive(Debug)]
 pub struct Store {
+    /// Its file or device; the folder of one without a name.
+    pub path: PathBuf,
     /// What must be done first.
     pub steps: Vec<Step>,
     /// The device, once that is done.
@@ -69,45 +72,71 @@ pub fn beginning(chunk_sectors: u32, record: &Record) -> Vec<u8> {
 const VARIABLE: &str = "cow";
 
 impl Store {
-    /// Looks at the store for a stack of `origin_sectors`. `below` goes into the record of a new one. `wipe` allows to
-    /// overwrite what is not a store.
+    /// Looks at the store for a stack of `origin_sectors`, or at the stores, newest first: an interrupted commit leaves
+    /// several. `below` says what they are to be over, which `any_stack` does not demand. `wipe` allows to overwrite what
+    /// is not a store.
     ///
     /// # Errors
     ///
-    /// It is too small, in use, invalid, or holds something else, and those of reading.
+    /// One is too small, in use, invalid, holds something else, or is over another stack, and those of reading.
     pub fn prepare(
         options: &Options,
         origin_sectors: u64,
         below: Below,
+        any_stack: bool,
         wipe: bool,
         loops: &[Loop],
-    ) -> Result<Self> {
+    ) -> Result<Vec<Self>> {
         let path = options.path.as_deref();
-        let found = match path.map(fs::metadata) {
-            None => None,
-            Some(Ok(found)) => Some(found),
-            Some(Err(e)) if e.kind() == io::ErrorKind::NotFound => None,
-            Some(Err(e)) => return Err(Error::io(path.unwrap_or(Path::new("")), "look up", e)),
+        let later = match path {
+            Some(path) => store_files::later(path)?,
+            None => Vec::new(),
         };
-        let (Some(path), Some(found)) = (path, found) else {
-            return Self::new_file(path, options.size, origin_sectors, below);
+        if let (Some(path), [first, ..]) = (path, later.as_slice()) {
+            if wipe {
+                let what = format!("is part of what is written to {}", path.display());
+                return Err(Error::new(first, what));
+            }
+        }
+        let found = match path {
+            Some(path) => FileId::at(path)?,
+            None => None,
+        };
+        let is_there = found.is_some() || !later.is_empty();
+        let Some(path) = path.filter(|_| is_there) else {
+            let store = Self::new_file(path, options.size, origin_sectors, below)?;
+            return Ok(vec![store]);
         };
         if options.size.is_some() {
             return Err(Error::new(path, "exists, so --size does not apply"));
         }
-        let is_device = found.file_type().is_block_device();
-        if !is_device && !found.is_file() {
-            return Err(Error::new(
-                path,
-                "neither a regular file nor a block device",
-            ));
+        let first = found.map(|_| path.to_owned());
+        let mut stores = Vec::new();
+        for path in first.iter().chain(&later) {
+            let new = new_record(path, origin_sectors, below)?;
+            stores.push(Self::existing(path, wipe, new, loops)?);
         }
-        if let Some(user) = loops.iter().find(|user| user.is_on(FileId::of(&found))) {
-            let node = user.node.display();
-            return Err(Error::new(path, format!("in use by {node}")));
+        let mut known = Vec::new();
+        for store in &stores {
+            match store.record {
+                Some(record) => known.push((store.path.clone(), record)),
+                // A store of dmsetup, or of before there were records.
+                None if stores.len() == 1 => return Ok(stores),
+                None => {
+                    let what = format!(
+                        "says nothing of what it was written over, and there is {} (move one of them)",
+                        later[0].display()
+                    );
+                    return Err(Error::new(&store.path, what));
+                }
+            }
         }
-        let new = new_record(path, origin_sectors, below)?;
-        Self::existing(path, is_device, wipe, new)
+        let order = recovery::order(&known, below, any_stack)?;
+        let mut stores: Vec<Option<Self>> = stores.into_iter().map(Some).collect();
+        Ok(order
+            .into_iter()
+            .filter_map(|at| stores[at].take())
+            .collect())
     }
 
     fn new_file(
@@ -125,6 +154,7 @@ impl Store {
         }
         let record = new_record(path.unwrap_or(Path::new("-")), origin_sectors, below)?;
         Ok(Self {
+            path: path.unwrap_or(Path::new(UNNAMED_FOLDER)).to_owned(),
             steps: vec![Step::Cow {
                 variable: VARIABLE.to_owned(),
                 path: path.map(Path::to_owned),
@@ -137,7 +167,17 @@ impl Store {
         })
     }
 
-    fn existing(path: &Path, is_device: bool, wipe: bool, new: Record) -> Result<Self> {
+    fn existing(path: &Path, wipe: bool, new: Record, loops: &[Loop]) -> Result<Self> {
+        let found = fs::metadata(path).map_err(|e| Error::io(path, "look up", e))?;
+        let is_device = found.file_type().is_block_device();
+        if !is_device && !found.is_file() {
+            let what = "neither a regular file nor a block device";
+            return Err(Error::new(path, what));
+        }
+        if let Some(user) = loops.iter().find(|user| user.is_on(FileId::of(&found))) {
+            let node = user.node.display();
+            return Err(Error::new(path, format!("in use by {node}")));
+        }
         let mut file = match is_device {
             true => overwrite::open_exclusively(path)?,
             false => {
@@ -184,6 +224,10 @@ impl Store {
             true => Some(new),
             false => found,
         };
+        let variable = match record.map(|record| record.generation) {
+            None | Some(0) => VARIABLE.to_owned(),
+            Some(generation) => format!("{VARIABLE}{generation}"),
+        };
         let device = if is_device {
             steps.extend(beginning.map(|beginning| Step::Begin {
                 path: path.to_owned(),
@@ -192,58 +236,20 @@ impl Store {
             Device::Path(path.to_owned())
         } else {
             steps.push(Step::Cow {
-                variable: VARIABLE.to_owned(),
+                variable: variable.clone(),
                 path: Some(path.to_owned()),
                 create: None,
                 beginning,
             });
-            Device::Loop(VARIABLE.to_owned())
+            Device::Loop(variable)
         };
         Ok(Self {
+            path: path.to_owned(),
             steps,
             device,
             chunk_sectors,
             record,
         })
-    }
-
-    /// Refuses a store that was not written over the stack with `top` above it, of which `below` says what it is. One
-    /// that does not say what it was written over is taken.
-    ///
-    /// # Errors
-    ///
-    /// That one.
-    pub fn check_below(&self, options: &Options, below: Below, top: Option<&Path>) -> Result<()> {
-        let Some(record) = &self.record else {
-            return Ok(());
-        };
-        let path = options.path.as_deref().unwrap_or(Path::new("-"));
-        let refuse = |what: String| {
-            let what = format!("{what} (--ignore-parents goes on)");
-            Err(Error::new(path, what))
-        };
-        let is_known = below != Below::Unknown && record.below != Below::Unknown;
-        let is_layer = record
-            .layer
-            .is_some_and(|layer| below == Below::Layer(layer));
-        match record.below {
-            wanted if wanted == below || is_layer || !is_known => Ok(()),
-            wanted => {
-                let wanted = match (wanted, record.layer) {
-                    (_, Some(uuid)) | (Below::Layer(uuid), None) => format!("the layer {uuid}"),
-                    (Below::Store(uuid), None) => format!("the store {uuid}"),
-                    (Below::Unknown, None) => "something else".to_owned(),
-                };
-                let top = top.unwrap_or(Path::new("-")).display();
-                refuse(format!("written over {wanted}, which is not {top}"))
-            }
-        }
-    }
-
-    /// Whether the store is to be in `file`.
-    pub fn is_same(options: &Options, file: FileId) -> bool {
-        let path = options.path.as_deref();
-        path.is_some_and(|path| FileId::at(path).is_ok_and(|found| found == Some(file)))
     }
 }
 
@@ -295,7 +301,8 @@ mod tests {
             path: Some(path.to_owned()),
             size: None,
         };
-        Store::prepare(&options, 8, Below::Unknown, wipe, &[])
+        let mut stores = Store::prepare(&options, 8, Below::Unknown, false, wipe, &[])?;
+        Ok(stores.remove(0))
     }
 
     /// A file as the tool `program` makes it; `None` where that is not here.

@@ -39,7 +39,8 @@ pub fn check_elsewhere(device: &Mapped, out: &Path, storage: &Storage) -> Result
         );
         Err(Error::new(path, what))
     };
-    for path in needed(out)? {
+    // What the user named is named first.
+    for path in std::iter::once(folder(out).to_owned()).chain(needed(out)?) {
         let below = match storage.below_path(&path) {
             Ok(below) => below,
             // Removed since it was opened; only OUT's folder must be there.
@@ -50,6 +51,15 @@ pub fn check_elsewhere(device: &Mapped, out: &Path, storage: &Storage) -> Result
             return refuse(&path);
         }
     }
+    check_no_swap(device, storage)
+}
+
+/// Refuses a device with swap on it: memory may be needed while it is suspended.
+///
+/// # Errors
+///
+/// That one; or it cannot be told.
+pub fn check_no_swap(device: &Mapped, storage: &Storage) -> Result<()> {
     for swap in storage.swaps() {
         if storage.below_path(swap)?.contains(&device.number) {
             let what = format!(
@@ -101,6 +111,26 @@ fn needed(out: &Path) -> Result<BTreeSet<PathBuf>> {
     Ok(paths)
 }
 
+/// Kinds of file systems whose freezing brings all that was written to the disk, past its cache.
+const FLUSHED_BY_FREEZING: [&str; 5] = ["btrfs", "ext2", "ext3", "ext4", "xfs"];
+
+/// Whether a device has no other users than one file system on it, whose freezing brings all that was written to the
+/// disk. Nothing is needed of such a device while it is suspended by the ioctl that also resumes it.
+pub fn is_only_mounted(device: &Mapped, storage: &Storage) -> bool {
+    let mut mounts = mounts_on(device.number, storage).peekable();
+    // A file system has its device open once, however often it is mounted.
+    mounts.peek().is_some()
+        && device.opens == 1
+        && mounts.all(|mount| FLUSHED_BY_FREEZING.contains(&mount.kind.as_str()))
+}
+
+/// The mounts of what is on a device itself.
+pub fn mounts_on(device: Number, storage: &Storage) -> impl Iterator<Item = &Mount> {
+    let family = storage.family(device);
+    let mounts = storage.mounts().iter();
+    mounts.filter(move |mount| family.iter().any(|device| mount.is_on(*device)))
+}
+
 /// File systems that are frozen until this is dropped.
 pub struct Frozen<'a> {
     files: Vec<(PathBuf, File)>,
@@ -126,6 +156,32 @@ impl<'a> Frozen<'a> {
             frozen.freeze(&group)?;
         }
         Ok(frozen)
+    }
+
+    /// Whether there is something to freeze.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be told where a file system is.
+    pub fn is_needed(device: &Mapped, storage: &Storage) -> Result<bool> {
+        Ok(device.opens > 0 && !above(device.number, storage)?.is_empty())
+    }
+
+    /// Where what [`Frozen::above`] would freeze is mounted, as seen from here.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be told where a file system is.
+    pub fn points_above(device: &Mapped, storage: &Storage) -> Result<Vec<PathBuf>> {
+        if device.opens == 0 {
+            return Ok(Vec::new());
+        }
+        let groups = above(device.number, storage)?;
+        let points = groups.iter().filter_map(|group| {
+            let mount = group.first()?;
+            Some(mount.seen_from_here(&mount.point))
+        });
+        Ok(points.collect())
     }
 
     /// Freezes one file system through any of its mounts.

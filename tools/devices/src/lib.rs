@@ -12,16 +12,23 @@ pub mod cow;
 pub mod direct_io;
 pub mod down;
 pub mod exceptions;
+mod freeze;
+mod frozen_stores;
+pub mod generations;
 mod hold_still;
+mod layer_place;
 pub mod list;
 pub mod lock;
 pub mod loops;
 pub mod mapped;
 pub mod plan;
 pub mod programs;
+mod rebase;
 pub mod record;
+mod recovery;
 pub mod running;
 pub mod storage;
+mod store_files;
 #[cfg(test)]
 #[path = "../../layers/tests/common/programs.rs"]
 mod test_programs;

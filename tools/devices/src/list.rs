@@ -15,6 +15,7 @@ use ovbd_kernel::{dm::Control, Number};
 
 use crate::{
     check_root,
+    generations::Chain,
     mapped::{self, Mapped, Target},
     running::Running,
     storage::Storage,
@@ -49,6 +50,8 @@ pub struct Entry {
     pub layers: Vec<LayerEntry>,
     /// Where writes go.
     pub cow: Option<CowEntry>,
+    /// Generations below, newest first: what was written before, and is in no layer of the stack.
+    pub frozen: Vec<CowEntry>,
 }
 
 /// A layer of a running stack.
@@ -148,6 +151,11 @@ fn entry(stack: &Running, control: &Control, storage: &Storage) -> Result<Entry>
         owned_bytes: number(4 + position).unwrap_or(0) * SECTOR_BYTES,
         zfile: layer.zfile.and_then(|number| zfile(status.get(&number)?)),
     };
+    // What is not understood is none of them.
+    let chain = Chain::of(stack).ok();
+    let frozen = chain.iter().flat_map(|chain| chain.frozen());
+    let frozen =
+        frozen.filter_map(|one| cow(one.device.target()?, status.get(&one.device.number)?));
     Ok(Entry {
         name: stack.name.clone(),
         device: top.map(|device| device.node()),
@@ -164,6 +172,7 @@ fn entry(stack: &Running, control: &Control, storage: &Storage) -> Result<Entry>
         cow: stack
             .snapshot()
             .and_then(|device| cow(device.target()?, status.get(&device.number)?)),
+        frozen: frozen.collect(),
     })
 }
 
@@ -244,6 +253,10 @@ impl fmt::Display for Entry {
                 "valid" => writeln!(f, "  writes: {used} of {bytes}: {path}")?,
                 state => writeln!(f, "  writes: {state}: {path}")?,
             }
+        }
+        for one in &self.frozen {
+            let (used, path) = (size(one.used_bytes), one.path.display());
+            writeln!(f, "  frozen: {used}, {}: {path}", one.state)?;
         }
         Ok(())
     }

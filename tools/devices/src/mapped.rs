@@ -236,10 +236,10 @@ impl<'a> Mapper<'a> {
             .control
             .create(name, uuid)
             .map_err(|e| Error::io(&path, "create", e))?;
-        let result = self
-            .control
-            .load(id, table, read_only)
-            .and_then(|()| self.control.resume(id, self.cookie.event(rules)));
+        let result = self.control.load(id, table, read_only).and_then(|()| {
+            let event = self.cookie.event(rules);
+            self.control.resume(id, dm::Suspend::default(), event)
+        });
         if let Err(e) = result {
             let error = Error::io(&path, "map", e);
             let error = match lock(&self.log).reason(number) {
@@ -253,6 +253,58 @@ impl<'a> Mapper<'a> {
         }
         lock(&self.made).push((name.to_owned(), number));
         Ok(number)
+    }
+
+    /// Gives a device that is in use another table. `how` it is suspended for as long as that takes.
+    ///
+    /// # Errors
+    ///
+    /// Those of the ioctls. The device goes on with the table that it had then.
+    pub fn reload(
+        &self,
+        name: &str,
+        uuid: &str,
+        table: &[Line],
+        read_only: bool,
+        how: dm::Suspend,
+        rules: Rules,
+    ) -> Result<()> {
+        let path = node(name);
+        let id = Id::Uuid(uuid);
+        let fail = |action, e| {
+            let error = Error::io(&path, action, e);
+            // The number is not needed: nothing else is loaded by us now.
+            match lock(&self.log).reason(Number(0, 0)) {
+                Some(reason) => Error::new(&path, format!("{} ({reason})", error.what())),
+                None => error,
+            }
+        };
+        self.control
+            .load(id, table, read_only)
+            .map_err(|e| fail("load a table for", e))?;
+        let result = loop {
+            match self.control.resume(id, how, self.cookie.event(rules)) {
+                // A signal while it waited for I/O that is under way. The table is loaded still.
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                result => break result,
+            }
+        };
+        result.map_err(|e| {
+            let error = fail("replace the table of", e);
+            // With no table loaded it goes on with its own.
+            let _ = self.control.clear(id);
+            let event = self.cookie.event(rules);
+            match self.control.resume(id, dm::Suspend::default(), event) {
+                Ok(()) => error,
+                Err(e) => {
+                    let what = format!(
+                        "{}, and it is suspended: {e} (dmsetup resume {name})",
+                        error.what()
+                    );
+                    Error::new(&path, what)
+                }
+            }
+        })
     }
 
     /// Removes a device; one that is in use is tried for a while.
@@ -305,6 +357,20 @@ impl<'a> Mapper<'a> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Makes the nodes of devices where they are missing and udev does not make them: who made the devices may have died
+/// before that.
+///
+/// # Errors
+///
+/// A node cannot be made.
+pub fn make_missing_nodes<'a>(devices: impl IntoIterator<Item = &'a Mapped>) -> Result<()> {
+    if udev::is_running() {
+        return Ok(());
+    }
+    let mut devices = devices.into_iter();
+    devices.try_for_each(|device| make_node(&device.node(), device.number))
 }
 
 fn make_node(path: &Path, number: Number) -> Result<()> {

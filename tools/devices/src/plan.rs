@@ -18,7 +18,7 @@ use rustix::{
 };
 
 use ovbd_kernel::{
-    dm::{Control, Line as TableLine, CONTROL},
+    dm::{Control, Line as TableLine, Suspend, CONTROL},
     loops::{Attached, Part},
     udev::Rules,
     Number,
@@ -47,6 +47,8 @@ pub enum Device {
     Mapped(String),
     /// The loop device that an earlier step attached, by its variable.
     Loop(String),
+    /// One that exists.
+    Number(Number),
 }
 
 /// One step. Loop devices are known by variables, as in a shell script.
@@ -108,6 +110,16 @@ pub enum Step {
         /// Its table.
         table: Vec<Line>,
     },
+    /// Give a read-only device below others another table, which reads the same. Nothing is frozen for it. It is the
+    /// last step: it is not undone.
+    Reload {
+        /// Its name.
+        name: String,
+        /// Its UUID.
+        uuid: String,
+        /// Its table.
+        table: Vec<Line>,
+    },
 }
 
 /// The end of a file.
@@ -161,7 +173,7 @@ impl From<Device> for Word {
 pub const WIPE_BYTES: u64 = 1 << 20;
 
 /// Folder for a [`Step::Cow`] without a name: it may become large, which the one for temporary files may not.
-const UNNAMED_FOLDER: &str = "/var/tmp";
+pub const UNNAMED_FOLDER: &str = "/var/tmp";
 
 /// The steps as shell commands.
 pub fn print(steps: &[Step]) -> String {
@@ -238,6 +250,14 @@ fn print_step(step: &Step, loops: &mut Vec<String>, text: &mut String) {
             );
             text.write_str(if path.is_none() { "; rm $file\n" } else { "\n" })
         }
+        Step::Reload { name, table, .. } => {
+            let table = print_table(table);
+            writeln!(
+                text,
+                "dmsetup load {name} --readonly --table \"{table}\"\n\
+                 dmsetup resume --nolockfs {name}"
+            )
+        }
         // dm-snapshot makes a store of zeros, and "ovbd commit" gives it a record.
         Step::Begin { .. } => Ok(()),
         Step::Wipe { path, bytes } => {
@@ -256,11 +276,7 @@ fn print_step(step: &Step, loops: &mut Vec<String>, text: &mut String) {
             ..
         } => {
             let option = if *read_only { "--readonly " } else { "" };
-            let lines: Vec<String> = table
-                .iter()
-                .map(|line| format!("{} {} {}", line.start, line.sectors, line.words(in_shell)))
-                .collect();
-            let table = lines.join("\n");
+            let table = print_table(table);
             writeln!(
                 text,
                 "dmsetup create {name} {option}--uuid {uuid} --table \"{table}\""
@@ -269,6 +285,14 @@ fn print_step(step: &Step, loops: &mut Vec<String>, text: &mut String) {
     };
     // Writing to a string does not fail.
     result.unwrap_or_default();
+}
+
+fn print_table(table: &[Line]) -> String {
+    let lines: Vec<String> = table
+        .iter()
+        .map(|line| format!("{} {} {}", line.start, line.sectors, line.words(in_shell)))
+        .collect();
+    lines.join("\n")
 }
 
 fn quote(path: &Path) -> String {
@@ -281,6 +305,7 @@ fn in_shell(device: &Device) -> String {
     match device {
         Device::Mapped(name) => node(name).to_string_lossy().into_owned(),
         Device::Loop(variable) => format!("${variable}"),
+        Device::Number(number) => number.to_string(),
         Device::Path(path) => match path.to_str() {
             Some(plain) if plain.chars().all(is_plain) => plain.to_owned(),
             // Neither the shell nor device-mapper splits a number.
@@ -363,6 +388,7 @@ fn waves(steps: &[Step]) -> Vec<Vec<&Step>> {
             Step::Layer { .. } | Step::Tails { .. } => 0,
             // Nothing is written before all that may fail earlier.
             Step::Wipe { .. } | Step::Begin { .. } | Step::Cow { .. } => waves.len(),
+            Step::Reload { .. } => waves.len(),
             Step::Map { table, .. } => {
                 let words = table.iter().flat_map(|line| &line.words);
                 let below = words.filter_map(|word| match word {
@@ -377,7 +403,7 @@ fn waves(steps: &[Step]) -> Vec<Vec<&Step>> {
                             _ => false,
                         })
                     }),
-                    Word::Text(_) => None,
+                    Word::Text(_) | Word::Device(Device::Number(_)) => None,
                 });
                 below.max().map_or(0, |below| below + 1)
             }
@@ -391,7 +417,7 @@ fn waves(steps: &[Step]) -> Vec<Vec<&Step>> {
             Step::Map { name, .. } => {
                 maps.insert(name, at);
             }
-            Step::Wipe { .. } | Step::Begin { .. } => {}
+            Step::Wipe { .. } | Step::Begin { .. } | Step::Reload { .. } => {}
         }
         if waves.len() <= at {
             waves.resize_with(at + 1, Vec::new);
@@ -408,7 +434,7 @@ impl Step {
             Step::Layer { path, .. } | Step::Wipe { path, .. } | Step::Begin { path, .. } => path,
             Step::Cow { path, .. } => path.as_deref().unwrap_or(Path::new(UNNAMED_FOLDER)),
             Step::Tails { .. } => Path::new("/dev/loop-control"),
-            Step::Map { name, .. } => Path::new(name),
+            Step::Map { name, .. } | Step::Reload { name, .. } => Path::new(name),
         }
     }
 }
@@ -478,6 +504,17 @@ impl Done<'_> {
                 file.sync_all().map_err(fail)?;
                 Made::Nothing
             }
+            Step::Reload { name, uuid, table } => {
+                let table = self.resolve(table)?;
+                tracing::debug!(name, ?table, "reload");
+                let how = Suspend {
+                    skip_freeze: true,
+                    ..Suspend::default()
+                };
+                self.mapper
+                    .reload(name, uuid, &table, true, how, Rules::Hidden)?;
+                Made::Nothing
+            }
             Step::Map {
                 name,
                 uuid,
@@ -518,6 +555,7 @@ impl Done<'_> {
             }
             Device::Loop(variable) => self.loops.get(variable).map(|attached| attached.number),
             Device::Path(path) => block_number(path),
+            Device::Number(number) => Some(*number),
         };
         let mut lines = Vec::new();
         for line in table {

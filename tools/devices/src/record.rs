@@ -5,7 +5,12 @@
 //! dm-snapshot keeps 16 bytes in the first chunk of a store, and writes that chunk only when it makes the store and when
 //! the store becomes invalid. The record is at byte 512 of it. A store that dm-snapshot made itself has none.
 
-use std::{fs::File, io::Read};
+use std::{
+    fs::File,
+    io::Read,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::Path,
+};
 
 use uuid::Uuid;
 use zerocopy::{
@@ -15,6 +20,11 @@ use zerocopy::{
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use ovbd_image::lsmt::UuidText;
+use ovbd_layers::{
+    direct::Aligned,
+    error::{Error, Result as LayersResult},
+};
+use rustix::fs::OFlags;
 
 /// Bytes of the header of a store and of its record each.
 pub const BYTES: usize = 512;
@@ -143,6 +153,56 @@ impl Record {
             layer: Some(layer).filter(|layer| !layer.is_nil()),
         }))
     }
+}
+
+impl Record {
+    /// That of the store in a file or on a device, read past the page cache where it is a device: the kernel does not
+    /// write through it. `None` where there is none.
+    ///
+    /// # Errors
+    ///
+    /// It is damaged, and the system's.
+    pub fn read(path: &Path) -> LayersResult<Option<Self>> {
+        let file = direct(path, false)?;
+        let mut buffer = Aligned::new(BYTES);
+        let block = buffer.bytes(BYTES);
+        file.read_exact_at(block, AT)
+            .map_err(|e| Error::io(path, "read", e).at_byte(AT))?;
+        let mut bytes = [0; BYTES];
+        bytes.copy_from_slice(block);
+        Self::from_bytes(&bytes).map_err(|Damaged| {
+            let what = "the record of what the store was written over is damaged";
+            Error::new(path, what).at_byte(AT)
+        })
+    }
+
+    /// Writes it to the device of a store that is in use, and to its disk. dm-snapshot's own sector stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// The system's; a device with blocks larger than sectors is one.
+    pub fn write(&self, device: &Path) -> LayersResult<()> {
+        let file = direct(device, true)?;
+        let mut buffer = Aligned::new(BYTES);
+        let block = buffer.bytes(BYTES);
+        block.copy_from_slice(&self.to_bytes());
+        file.write_all_at(block, AT)
+            .and_then(|()| file.sync_data())
+            .map_err(|e| Error::io(device, "write", e).at_byte(AT))
+    }
+}
+
+/// Opens a device to be read, or written, past its page cache.
+fn direct(path: &Path, write: bool) -> LayersResult<File> {
+    let mut options = File::options();
+    options.read(true).write(write);
+    let is_device = std::fs::metadata(path)
+        .is_ok_and(|found| std::os::unix::fs::FileTypeExt::is_block_device(&found.file_type()));
+    // A file is what a loop device writes to, by whatever way.
+    if is_device {
+        options.custom_flags(OFlags::DIRECT.bits() as i32);
+    }
+    options.open(path).map_err(|e| Error::io(path, "open", e))
 }
 
 impl Below {

@@ -325,9 +325,11 @@ impl<'a> Walk<'a> {
 }
 
 /// Whether a file is in memory only.
-fn is_in_memory(path: &Path) -> bool {
+pub fn is_in_memory(path: &Path) -> bool {
     const TMPFS: u64 = 0x0102_1994;
-    rustix::fs::statfs(path).is_ok_and(|found| found.f_type as u64 == TMPFS)
+    const RAMFS: u64 = 0x8584_58f6;
+    let kind = rustix::fs::statfs(path).map(|found| found.f_type as u64);
+    kind.is_ok_and(|kind| kind == TMPFS || kind == RAMFS)
 }
 
 /// A number that grows from mount to mount and is never used again; `None` where another mount hides it, or the kernel

@@ -10,23 +10,18 @@
 //! file, and dm-zfile is told where the blob begins. What is not compressed is mapped sector by sector: its loop device
 //! then goes by way of the page cache.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    os::unix::fs::{FileTypeExt, OpenOptionsExt},
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, path::Path};
 
-use ovbd_image::lsmt::{topmost_size, Trailer, SECTOR_BYTES};
-use ovbd_kernel::{dm::Control, loops::Part, Number};
-use rustix::fs::OFlags;
+use ovbd_image::lsmt::{topmost_size, SECTOR_BYTES};
+use ovbd_kernel::dm::Control;
 
 use crate::{
-    check_root, cow, direct_io, in_parallel,
+    check_root, cow, in_parallel,
+    layer_place::{layer_steps, line, linear, LayerPlace, TAILS},
     lock::Lock,
     loops,
     mapped::{self, node},
-    plan::{self, Device, Line, Step, Tail, Word},
+    plan::{self, Device, Step, Word},
     programs::run,
     record::Below,
     running::{check_name, Role, Running},
@@ -34,12 +29,11 @@ use crate::{
     Interrupt,
 };
 use ovbd_layers::{
-    blob::{Blob, Content},
     error::{Error, Result},
     file_id::FileId,
     file_range::FileRange,
-    layer::{read_header, read_trailer, LayerPath},
-    parents::{self, Ancestry, Parents},
+    layer::LayerPath,
+    parents::{self, Parents},
     report::Report,
     stack::check_count,
 };
@@ -119,154 +113,6 @@ pub fn dry_run(options: &Options) -> Result<String> {
     Ok(plan::print(&steps(options)?))
 }
 
-/// What a layer is and where its blob is.
-struct LayerPlace {
-    path: PathBuf,
-    /// The file that was opened under this name.
-    file: FileId,
-    /// Whether it is on a block device that dm-linear can start at any sector of.
-    is_device: bool,
-    /// Bytes of the blocks of the loop device.
-    block_bytes: u32,
-    file_bytes: u64,
-    /// First byte of the blob in the file.
-    start: u64,
-    /// Bytes of the blob.
-    bytes: u64,
-    /// Bytes of the uncompressed blob, if it is compressed.
-    original_bytes: Option<u64>,
-    trailer: Trailer,
-}
-
-impl LayerPlace {
-    fn open(layer: &LayerPath) -> Result<Self> {
-        let path = match layer {
-            LayerPath::Sealed(path) => path,
-            LayerPath::Writable { data, .. } => {
-                return Err(Error::new(
-                    data,
-                    "a writable pair cannot be mapped, only a sealed layer",
-                ))
-            }
-        };
-        let opened = Blob::open(path)?;
-        if matches!(opened.content, Content::Zfile(_)) && !opened.is_layer()? {
-            return Err(Error::new(path, "a ZFile that holds no layer"));
-        }
-        read_header(&opened.content)?;
-        let trailer = read_trailer(&opened.content)?;
-        let input = opened.content.input();
-        let found = input.file().metadata();
-        let found = found.map_err(|e| Error::io(path, "look up", e))?;
-        // Layers are made of sectors of 512 bytes, wrappers too. A disk with larger ones gets a loop device, as a file
-        // does.
-        let is_device = found.file_type().is_block_device()
-            && rustix::fs::ioctl_blksszget(input.file())
-                .map_err(|e| Error::io(path, "find the block size of", e.into()))?
-                <= SECTOR_BYTES as u32;
-        let original_bytes = match &opened.content {
-            Content::Plain(_) => None,
-            Content::Zfile(zfile) => Some(zfile.geometry().original_bytes()),
-        };
-        let block_bytes = match original_bytes {
-            Some(_) if !is_device => direct_io::block_bytes(input.file(), path)?,
-            _ => SECTOR_BYTES as u32,
-        };
-        Ok(Self {
-            path: path.clone(),
-            file: FileId::of(&found),
-            is_device,
-            // What is smaller than a block is all tail.
-            block_bytes: match opened.file_bytes < u64::from(block_bytes) {
-                true => SECTOR_BYTES as u32,
-                false => block_bytes,
-            },
-            file_bytes: opened.file_bytes,
-            start: input.start(),
-            bytes: input.bytes(),
-            original_bytes,
-            trailer,
-        })
-    }
-
-    fn ancestry(&self) -> Ancestry<'_> {
-        Ancestry {
-            path: &self.path,
-            uuid: self.trailer.uuid,
-            parent: self.trailer.parent_uuid,
-        }
-    }
-
-    /// First byte of the file that is mapped.
-    fn first(&self) -> u64 {
-        match u64::from(self.block_bytes) > SECTOR_BYTES {
-            true => 0,
-            false => self.start,
-        }
-    }
-
-    /// Sectors from there to the end of the blob's last block.
-    fn sectors(&self) -> u64 {
-        let bytes = self.start - self.first() + self.bytes;
-        bytes.next_multiple_of(self.block_bytes.into()) / SECTOR_BYTES
-    }
-
-    /// Sectors of a block.
-    fn block_sectors(&self) -> u64 {
-        u64::from(self.block_bytes) / SECTOR_BYTES
-    }
-
-    /// Whether the last block of the blob is one that a loop device leaves out.
-    fn has_tail(&self) -> bool {
-        self.first() + self.sectors() * SECTOR_BYTES > self.file_bytes
-    }
-
-    /// The end of its file.
-    fn tail(&self) -> Tail {
-        Tail {
-            path: self.path.clone(),
-            block_bytes: self.block_bytes,
-        }
-    }
-
-    /// Refuses a layer that somebody writes to.
-    fn check_not_written(&self, storage: &Storage) -> Result<()> {
-        let fail = |what: String| Err(Error::new(&self.path, what));
-        let mut loops = storage.loops().iter();
-        if let Some(user) = loops.find(|user| !user.status.read_only && user.is_on(self.file)) {
-            return fail(format!("can be written through {}", user.node.display()));
-        }
-        let FileId::Device(device) = self.file else {
-            return Ok(());
-        };
-        let device = Number::new(device);
-        // What an overlay writes goes to another mount.
-        let mounts = storage.mounts().iter();
-        for mount in mounts.filter(|mount| !mount.read_only && mount.kind != "overlay") {
-            let below = match storage.below_mount(mount) {
-                Ok(below) => below,
-                // Nobody claims the device, so that one is on another.
-                Err(_) if is_unclaimed(&self.path) => continue,
-                Err(e) => return Err(e),
-            };
-            if below.contains(&device) {
-                return fail(format!("mounted for writing on {}", mount.point.display()));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Whether no file system and no other device has a block device for itself.
-fn is_unclaimed(path: &Path) -> bool {
-    let exclusive = OFlags::EXCL.bits() as i32;
-    let opened = fs::File::options()
-        .read(true)
-        .custom_flags(exclusive)
-        .open(path);
-    opened.is_ok()
-}
-
 /// Everything that has to be done.
 fn steps(options: &Options) -> Result<Vec<Step>> {
     check_name(&options.name)?;
@@ -322,17 +168,27 @@ fn steps(options: &Options) -> Result<Vec<Step>> {
         });
         return Ok(steps);
     };
-    for blob in &blobs {
-        if cow::Store::is_same(writable, blob.file) {
-            return Err(Error::new(&blob.path, "both a layer and the COW store"));
-        }
+    let check_no_layer = |path: &Path| match FileId::at(path)? {
+        Some(found) => match blobs.iter().find(|blob| blob.file == found) {
+            Some(blob) => Err(Error::new(&blob.path, "both a layer and the COW store")),
+            None => Ok(()),
+        },
+        None => Ok(()),
+    };
+    if let Some(path) = &writable.path {
+        check_no_layer(path)?;
     }
-    let below = Below::layer(uuid);
-    let store = cow::Store::prepare(writable, sectors, below, options.wipe_cow, storage.loops())?;
-    if options.parents != Parents::Ignored {
-        store.check_below(writable, below, top)?;
-    }
-    let number = store.record.map_or(0, |record| record.generation);
+    let stores = cow::Store::prepare(
+        writable,
+        sectors,
+        Below::layer(uuid),
+        options.parents == Parents::Ignored,
+        options.wipe_cow,
+        storage.loops(),
+    )?;
+    stores
+        .iter()
+        .try_for_each(|store| check_no_layer(&store.path))?;
     let map = |role: Role, read_only, words| Step::Map {
         name: role.device_name(&options.name),
         uuid: role.device_uuid(&options.name, uuid),
@@ -341,17 +197,23 @@ fn steps(options: &Options) -> Result<Vec<Step>> {
         table: vec![line(sectors, words)],
     };
     let device = |role: Role| Device::Mapped(role.device_name(&options.name));
-    let (lower, generation) = (Role::Lower(number), Role::Generation(number));
-    steps.push(map(lower, true, words));
-    steps.extend(store.steps);
-    let words = snapshot(device(lower), store.device, store.chunk_sectors);
-    steps.push(map(generation, false, words));
-    steps.push(map(Role::Top, false, linear(&device(generation), 0)));
+    let mut below = words;
+    // The oldest generation first.
+    for store in stores.into_iter().rev() {
+        let number = store.record.map_or(0, |record| record.generation);
+        let (lower, generation) = (Role::Lower(number), Role::Generation(number));
+        steps.push(map(lower, true, below));
+        steps.extend(store.steps);
+        let words = snapshot(device(lower), store.device, store.chunk_sectors);
+        steps.push(map(generation, false, words));
+        below = linear(&device(generation), 0);
+    }
+    steps.push(map(Role::Top, false, below));
     Ok(steps)
 }
 
 /// The table of a generation. With `O` a store that is full refuses writes and keeps what it has; without, it loses all.
-fn snapshot(below: Device, store: Device, chunk_sectors: u32) -> Vec<Word> {
+pub fn snapshot(below: Device, store: Device, chunk_sectors: u32) -> Vec<Word> {
     vec![
         "snapshot".into(),
         below.into(),
@@ -359,86 +221,6 @@ fn snapshot(below: Device, store: Device, chunk_sectors: u32) -> Vec<Word> {
         "PO".into(),
         u64::from(chunk_sectors).into(),
     ]
-}
-
-fn linear(device: &Device, start: u64) -> Vec<Word> {
-    vec!["linear".into(), device.clone().into(), start.into()]
-}
-
-/// Variable of the loop device with the last blocks of all blobs that need it.
-const TAILS: &str = "tails";
-
-/// The steps for one layer; returns the device that holds its uncompressed blob. `tail` is the sector at which its last
-/// block is among the tails.
-fn layer_steps(
-    name: &str,
-    number: usize,
-    blob: &LayerPlace,
-    tail: Option<u64>,
-    steps: &mut Vec<Step>,
-) -> Device {
-    let mut device = if blob.is_device {
-        Device::Path(blob.path.clone())
-    } else {
-        let variable = format!("layer{number}");
-        steps.push(Step::Layer {
-            variable: variable.clone(),
-            path: blob.path.clone(),
-            part: Part {
-                offset: blob.first(),
-                bytes: (blob.sectors() - tail.map_or(0, |_| blob.block_sectors())) * SECTOR_BYTES,
-                block_bytes: blob.block_bytes,
-            },
-        });
-        Device::Loop(variable)
-    };
-    let mut map = |role: Role, table| {
-        let device = role.device_name(name);
-        steps.push(Step::Map {
-            name: device.clone(),
-            uuid: role.device_uuid(name, blob.trailer.uuid),
-            read_only: true,
-            hidden: true,
-            table,
-        });
-        Device::Mapped(device)
-    };
-    if let Some(tail) = tail {
-        let whole = blob.sectors() - blob.block_sectors();
-        let tails = Device::Loop(TAILS.to_owned());
-        let table = vec![
-            line(whole, linear(&device, 0)),
-            Line {
-                start: whole,
-                ..line(blob.block_sectors(), linear(&tails, tail))
-            },
-        ];
-        device = map(Role::Blob(number), table);
-    } else if blob.is_device && blob.start > 0 {
-        let start = blob.start / SECTOR_BYTES;
-        let table = vec![line(blob.sectors(), linear(&device, start))];
-        device = map(Role::Blob(number), table);
-    }
-    if let Some(original) = blob.original_bytes {
-        let mut words = vec!["zfile".into(), device.into(), blob.bytes.into()];
-        let offset = blob.start - blob.first();
-        // The device of a wrapped blob on a block device begins with the blob.
-        if offset > 0 && !blob.is_device {
-            words.extend([2.into(), "offset".into(), offset.into()]);
-        }
-        let table = vec![line(original.div_ceil(SECTOR_BYTES), words)];
-        device = map(Role::Zfile(number), table);
-    }
-    device
-}
-
-/// A line that starts a table.
-fn line(sectors: u64, words: Vec<Word>) -> Line {
-    Line {
-        start: 0,
-        sectors,
-        words,
-    }
 }
 
 /// Refuses the name of a stack of which anything exists.
@@ -473,7 +255,7 @@ fn check_names(control: &Control, name: &str, steps: &[Step]) -> Result<()> {
 }
 
 /// The targets that the tables name.
-fn targets(steps: &[Step]) -> BTreeSet<&str> {
+pub fn targets(steps: &[Step]) -> BTreeSet<&str> {
     let tables = steps.iter().filter_map(|step| match step {
         Step::Map { table, .. } => Some(table),
         _ => None,
@@ -488,7 +270,11 @@ fn targets(steps: &[Step]) -> BTreeSet<&str> {
 }
 
 /// Loads the module of one of our targets where it is missing; device-mapper finds its own.
-fn check_target(target: &str) -> Result<()> {
+///
+/// # Errors
+///
+/// It is not there.
+pub fn check_target(target: &str) -> Result<()> {
     let module = match target {
         "overlaybd" | "zfile" => format!("dm-{target}"),
         _ => return Ok(()),

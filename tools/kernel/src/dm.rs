@@ -144,6 +144,19 @@ pub struct Suspend {
     pub skip_freeze: bool,
 }
 
+impl Suspend {
+    fn flags(self) -> u32 {
+        let mut flags = 0;
+        if self.no_flush {
+            flags |= NO_FLUSH;
+        }
+        if self.skip_freeze {
+            flags |= SKIP_LOCKFS;
+        }
+        flags
+    }
+}
+
 /// The open control device.
 #[derive(Debug)]
 pub struct Control(File);
@@ -258,13 +271,14 @@ impl Control {
         self.call(TABLE_CLEAR, header, &[]).map(drop)
     }
 
-    /// Makes a loaded table live, and a suspended device go on.
+    /// Makes a loaded table live, and a suspended device go on. One that is not suspended is for as long as it takes to
+    /// replace its table; `how` says how.
     ///
     /// # Errors
     ///
-    /// The system's.
-    pub fn resume(&self, id: Id<'_>, event: Event<'_>) -> io::Result<()> {
-        let header = header(Some(id), 0)?;
+    /// The system's. Where a table did not fit, the device stays suspended with the one that it had.
+    pub fn resume(&self, id: Id<'_>, how: Suspend, event: Event<'_>) -> io::Result<()> {
+        let header = header(Some(id), how.flags())?;
         self.call_with_event(DEV_SUSPEND, header, &[], event)
     }
 
@@ -274,14 +288,7 @@ impl Control {
     ///
     /// The system's.
     pub fn suspend(&self, id: Id<'_>, how: Suspend) -> io::Result<()> {
-        let mut flags = SUSPENDED;
-        if how.no_flush {
-            flags |= NO_FLUSH;
-        }
-        if how.skip_freeze {
-            flags |= SKIP_LOCKFS;
-        }
-        let header = header(Some(id), flags)?;
+        let header = header(Some(id), SUSPENDED | how.flags())?;
         self.call(DEV_SUSPEND, header, &[]).map(drop)
     }
 

@@ -6,7 +6,7 @@ use std::{
     ffi::OsString,
     fs::File,
     io::{self, Read, Write},
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
     sync::{
         atomic::{AtomicUsize, Ordering},
@@ -17,7 +17,7 @@ use std::{
 use anyhow::Context;
 use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
-    Args, ColorChoice, CommandFactory, FromArgMatches, Parser, ValueEnum, ValueHint,
+    Args, ColorChoice, CommandFactory, FromArgMatches, Parser, ValueEnum,
 };
 use ovbd_image::zfile::{Algorithm, Options as ZfileOptions};
 use ovbd_layers::{build, content_hash, layer::LayerPath, output, parents, units};
@@ -191,9 +191,6 @@ pub struct NewLayer {
     /// Threads.
     #[command(flatten)]
     pub threads: Threads,
-    /// The file to make, or - for standard output
-    #[arg(short, long = "output", value_name = "OUT", value_hint = ValueHint::FilePath)]
-    pub output: PathBuf,
 }
 
 impl NewLayer {

@@ -38,6 +38,9 @@ pub struct Build {
     /// The layer.
     #[command(flatten)]
     pub layer: NewLayer,
+    /// The file to make, or - for standard output
+    #[arg(short, long, value_name = "OUT", value_hint = ValueHint::FilePath)]
+    pub output: PathBuf,
     /// Raw disk image or block device, or - for standard input
     // Optional for the parser, as --base takes all names that follow it: then RAW is the last of them.
     #[arg(value_name = "RAW", required_unless_present = "base", value_hint = ValueHint::FilePath)]
@@ -64,7 +67,7 @@ impl Build {
         cli::clean_up_on_signals()?;
         self.layer
             .threads
-            .run(|| Ok(build::build(&source, &self.layer.output, &options, report)?))?;
+            .run(|| Ok(build::build(&source, &self.output, &options, report)?))?;
         Ok(ExitCode::SUCCESS)
     }
 }

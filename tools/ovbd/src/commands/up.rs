@@ -28,7 +28,8 @@ use crate::{
 /// block devices. Nothing is left behind on failure, also where the name cannot be printed.
 ///
 /// With --writable, dm-snapshot on top keeps what is written, for "ovbd commit". Without --cow it keeps it in a
-/// file in /var/tmp that goes with the device.
+/// file in /var/tmp that goes with the device. Where "ovbd commit" was interrupted, by a signal or a power cut, the file
+/// after --cow and those beside it are put together to what was written.
 ///
 /// Without a LAYER, layers and further options are those of /etc/ovbd/NAME.conf (see ovbd.conf(5)).
 #[derive(Debug, Args)]
@@ -40,6 +41,9 @@ pub struct Up {
     /// with the same layers
     #[arg(long, value_name = "FILE|DEVICE", requires = "writable", value_hint = ValueHint::FilePath)]
     pub cow: Option<PathBuf>,
+    /// Keep what is written in DIR/NAME.cow, and in files beside it: the same as --cow with that file
+    #[arg(long, value_name = "DIR", requires = "writable", conflicts_with = "cow", value_hint = ValueHint::DirPath)]
+    pub cow_dir: Option<PathBuf>,
     /// Room for what is written, for instance 500M or 2G, instead of enough for everything. The file is sparse
     #[arg(long, value_name = "BYTES", requires = "writable", value_parser = units::parse)]
     pub size: Option<u64>,
@@ -108,11 +112,14 @@ impl Up {
     fn run_with_layers(self, report: &Report) -> Result<ExitCode> {
         // Until loop devices have the files.
         let _guards = self.store.protect(&self.layers)?;
+        let beside = self
+            .cow_dir
+            .map(|dir| dir.join(format!("{}.cow", self.name)));
         let options = up::Options {
             name: self.name,
             layers: self.store.resolve(&self.layers)?,
             writable: self.writable.then_some(cow::Options {
-                path: self.cow,
+                path: self.cow.or(beside),
                 size: self.size,
             }),
             parents: Parents {

@@ -1,0 +1,208 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Commits of a device that is written to all the time: each layer has what the device had at one moment, between the
+start of its commit and its end. How long writers wait is printed, beside what `dmsetup suspend` and `resume` take."""
+
+import os
+import sys
+import time
+
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+from block_devices import read_direct
+from numbered_writes import BLOCK, SIZE, Model, Writer, moment
+from ovbd_command import MIB, existing, listed, ovbd, refused, settled
+from test_script import SCRATCH, Tap, load, run
+
+COMMITS = int(os.environ.get("OVBD_COMMITS", "40"))
+
+
+def base_layer():
+    raw, base = SCRATCH / "raw", SCRATCH / "base.layer"
+    with open(raw, "wb") as file:
+        file.truncate(SIZE)
+    ovbd("build", "--format", "lsmt", "-o", base, raw)
+    return base
+
+
+def check_under_writer(tap, base):
+    """Many commits under a writer."""
+    before = existing()
+    cow = SCRATCH / "cow"
+    device = ovbd("up", "--writable", "--cow", cow, "live", base).strip()
+    writer = Writer(device)
+    writer.start()
+    layers, wrong, copy, model = [base], [], SCRATCH / "copy", Model()
+    for number in range(COMMITS):
+        layers.append(SCRATCH / f"{number}.layer")
+        begun = writer.acknowledged
+        ovbd("commit", "-q", "--format", ("lsmt", "zfile")[number % 2], "-o", layers[-1], "live")
+        ended = writer.acknowledged + 1
+        ovbd("export", "--force", "-q", "-o", copy, *layers)
+        found = moment(copy.read_bytes(), model)
+        if not isinstance(found, int) or not begun <= found <= ended:
+            wrong.append(f"commit {number}: {found}, wanted {begun} to {ended}")
+    writer.stop()
+    tap.equal(writer.error, None, "the writer never failed")
+    tap.equal(wrong, [], f"{COMMITS} commits under a writer: each layer is of one moment of its commit")
+    tap.equal(moment(read_direct(device, 0, SIZE), model), writer.acknowledged, "the device has all that was written")
+    tap.equal([layer["path"] for layer in listed("live")["layers"]], list(map(str, layers)), "it is on all layers")
+    parts = [name for name in existing() if name.startswith("live-cow") or name.startswith("live-lower")]
+    tap.equal(parts, [f"live-cow{COMMITS}", f"live-lower{COMMITS}"], "one generation is left")
+    tap.equal(sorted(path.name for path in SCRATCH.glob("cow*")), ["cow"], "one store is left, of the first name")
+    print(f"# {writer.acknowledged} writes, the longest took {writer.longest * 1000:.1f} ms", flush=True)
+    ovbd("down", "live")
+    tap.equal(settled(before), before, "down leaves nothing")
+    refused(tap, "the store over too few layers", "written over the layer", "up", "--writable", "--cow", cow, "live",
+            *layers[:-1])
+    ovbd("up", "--writable", "--cow", cow, "live", *layers)
+    tap.equal(moment(read_direct(device, 0, SIZE), model), writer.acknowledged, "the store over all layers has the rest")
+    ovbd("down", "live")
+    cow.unlink()
+
+
+def longest_wait(device, action):
+    """Seconds that the longest write takes while something is done."""
+    writer = Writer(device)
+    writer.start()
+    while writer.acknowledged < 100:
+        time.sleep(0.01)
+    writer.longest = 0.0
+    action()
+    writer.stop()
+    return writer.longest
+
+
+def check_window(tap, base):
+    """The wait does not grow with what was written. Printed, not judged: other programs use the machine too."""
+    for size in (1, 64):
+        raw, large = SCRATCH / "large.raw", SCRATCH / "large.layer"
+        with open(raw, "wb") as file:
+            file.truncate(128 * MIB)
+        ovbd("build", "--force", "--format", "lsmt", "-o", large, raw)
+        device = ovbd("up", "--writable", "window", large).strip()
+        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", f"count={size}", "oflag=direct")
+
+        def plain():
+            run("dmsetup", "suspend", "window")
+            run("dmsetup", "resume", "window")
+        alone = longest_wait(device, plain)
+        out = SCRATCH / "window.layer"
+        wait = longest_wait(device, lambda: ovbd("commit", "--force", "-q", "-o", out, "window"))
+        tap.result(listed("window")["layers"][-1]["path"] == str(out), f"a commit of {size} MiB")
+        print(f"# {size} MiB: the longest write took {wait * 1000:.1f} ms, with dmsetup suspend and resume "
+              f"{alone * 1000:.1f} ms", flush=True)
+        ovbd("down", "window")
+        out.unlink()
+
+
+def check_refusals(tap, base):
+    cow, out = SCRATCH / "cow", SCRATCH / "out.layer"
+    device = ovbd("up", "--writable", "--cow", cow, "odd", base).strip()
+    refused(tap, "--continue of nothing", "no commit was interrupted", "commit", "--continue", "-o", out, "odd")
+    taken = SCRATCH / "cow.gen1"
+    taken.write_bytes(b"precious" * 1000)
+    refused(tap, "the name of the next store is taken", "is not what an interrupted commit", "commit", "-o", out, "odd")
+    tap.equal(taken.read_bytes(), b"precious" * 1000, "what has the name stays")
+    taken.unlink()
+    refused(tap, "no folder for the next store", "No such file", "commit", "--cow", SCRATCH / "none/cow", "-o", out,
+            "odd")
+    refused(tap, "the next store is to be a file that exists", "needs a new file", "commit", "--cow", base, "-o", out,
+            "odd")
+    run("dmsetup", "suspend", "odd")
+    refused(tap, "a suspended device", "dmsetup resume odd", "commit", "-o", out, "odd")
+    run("dmsetup", "resume", "odd")
+    table = run("dmsetup", "table", "odd")
+    run("dmsetup", "load", "odd", "--table", f"0 {SIZE // 512} zero")
+    run("dmsetup", "resume", "odd")
+    refused(tap, "a table that somebody changed", "changed by something else", "commit", "-o", out, "odd")
+    run("dmsetup", "load", "odd", "--table", table)
+    run("dmsetup", "resume", "odd")
+    # A table that was loaded, and that nobody asked for, does not become live.
+    run("dmsetup", "load", "odd", "--table", f"0 {SIZE // 512} zero")
+    with open(device, "r+b", buffering=0) as file:
+        file.write(b"x" * BLOCK)
+        os.fsync(file)
+    tap.result(not out.exists(), "no layer was made")
+    other = SCRATCH / "other-cow"
+    ovbd("commit", "--cow", other, "-o", out, "odd")
+    tap.equal((cow.exists(), listed("odd")["cow"]["path"]), (False, str(other)), "commit --cow: the store is there")
+    tap.equal(read_direct(device, 0, BLOCK), b"x" * BLOCK, "commit --cow: content")
+    ovbd("down", "odd")
+
+
+def check_snapshot_only(tap, base):
+    """A generation that is frozen and in no layer: it can be read, is listed, survives down, and becomes a layer."""
+    cow, out, copy = SCRATCH / "cow", SCRATCH / "frozen.layer", SCRATCH / "frozen.copy"
+    device = ovbd("up", "--writable", "--cow", cow, "frozen", base).strip()
+
+    def put(text):
+        with open(device, "r+b", buffering=0) as file:
+            file.write(text * BLOCK)
+            os.fsync(file)
+    put(b"1")
+    lower = ovbd("commit", "--snapshot-only", "frozen").strip()
+    put(b"2")
+    tap.equal(lower, "/dev/mapper/frozen-lower1", "--snapshot-only prints the device")
+    tap.equal((read_direct(lower, 0, BLOCK), read_direct(device, 0, BLOCK)), (b"1" * BLOCK, b"2" * BLOCK),
+              "which has what was written before")
+    entry = listed("frozen")
+    tap.equal(([one["path"] for one in entry["frozen"]], entry["cow"]["path"]), ([str(cow)], f"{cow}.gen1"),
+              "ls has both stores")
+    ovbd("down", "frozen")
+    tap.result(ovbd("up", "--dry-run", "--writable", "--cow", cow, "frozen", base).count(" snapshot ") == 2,
+               "up --dry-run shows both generations")
+    refused(tap, "--wipe-cow of a part", "is part of what is written", "up", "--writable", "--cow", cow, "--wipe-cow",
+            "frozen", base)
+    other = SCRATCH / "cow.gen7"
+    run("cp", "--sparse=always", f"{cow}.gen1", other)
+    refused(tap, "two newest stores", "several stores", "up", "--writable", "--cow", cow, "frozen", base)
+    other.unlink()
+    hidden = SCRATCH / "hidden"
+    cow.rename(hidden)
+    refused(tap, "a store that is missing", "which is missing", "up", "--writable", "--cow", cow, "frozen", base)
+    hidden.rename(cow)
+    ovbd("up", "--writable", "--cow", cow, "frozen", base)
+    tap.equal(read_direct(device, 0, BLOCK), b"2" * BLOCK, "up puts both together")
+    ovbd("commit", "--continue", "-o", out, "frozen")
+    ovbd("export", "-o", copy, base, out)
+    tap.equal((copy.read_bytes()[:BLOCK], read_direct(device, 0, BLOCK)), (b"1" * BLOCK, b"2" * BLOCK),
+              "--continue makes the layer without what was written since")
+    tap.equal([path.name for path in SCRATCH.glob("cow*")], ["cow"], "--continue: one store is left")
+    ovbd("down", "frozen")
+    ovbd("up", "--writable", "--cow", cow, "frozen", base, out)
+    tap.equal(read_direct(device, 0, BLOCK), b"2" * BLOCK, "the store over the new layer")
+    ovbd("down", "frozen")
+    cow.unlink()
+
+
+def check_device(tap, base):
+    """A store on a block device: the next one goes elsewhere."""
+    disk, out, cow = SCRATCH / "disk", SCRATCH / "device.layer", SCRATCH / "after-device"
+    with open(disk, "wb") as file:
+        file.truncate(MIB)
+    loop = run("losetup", "--find", "--show", disk).strip()
+    device = ovbd("up", "--writable", "--cow", loop, "disk", base).strip()
+    with open(device, "r+b", buffering=0) as file:
+        file.write(b"y" * BLOCK)
+        os.fsync(file)
+    refused(tap, "the store is a device", "--cow FILE", "commit", "-o", out, "disk")
+    ovbd("commit", "--cow", cow, "-o", out, "disk")
+    tap.equal(read_direct(device, 0, BLOCK), b"y" * BLOCK, "after a store on a device: content")
+    ovbd("down", "disk")
+    refused(tap, "the old store over the new layer", "written over the layer", "up", "--writable", "--cow", loop, "disk",
+            base, out)
+    ovbd("up", "--writable", "--cow", cow, "disk", base, out)
+    ovbd("down", "disk")
+    run("losetup", "--detach", loop)
+
+
+tap = Tap()
+load("loop", "dm-overlaybd", "dm-zfile")
+base = base_layer()
+check_under_writer(tap, base)
+check_window(tap, base)
+check_refusals(tap, base)
+check_snapshot_only(tap, base)
+check_device(tap, base)
+tap.equal(settled([]), [], "nothing is left")
+tap.finish()
