@@ -1,0 +1,204 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""What an incremental push and pull of a thin volume cost, in bytes, memory and time, beside pipes of the same steps.
+
+A hundredth of the blocks of a volume of OVBD_LVM_MB is changed at random. The bytes and the memory have limits; times are
+printed only, as ratios to the pipe in the same run. `make bench-lvm` runs it with a large volume.
+"""
+
+import ctypes
+import json
+import os
+import pathlib
+import random
+import re
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, f"{pathlib.Path(__file__).resolve().parents[1]}/lib")
+from block_devices import Devices
+from ovbd_command import ovbd
+from test_script import OVBD, SCRATCH, Tap, run
+from volumes import CHUNK, LAYOUT, MIB, Group, push, set_up_lvm
+
+MEGABYTES = int(os.environ.get("OVBD_LVM_MB", "128"))
+ROUNDS = int(os.environ.get("OVBD_LVM_ROUNDS", "1"))
+BLOCK = 4096
+MEMORY = 64 * MIB
+# What lz4 -1 calls.
+LZ4 = ctypes.CDLL("liblz4.so.1")
+tap = Tap()
+
+
+def figure(what, value):
+    """One line of the benchmark."""
+    print(f"# {what}: {value}", flush=True)
+
+
+def measured(*words):
+    """Runs a command; returns what it prints, the seconds it took, and the memory that it and each of its children had at most."""
+    process = subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    start, peaks = time.monotonic(), {}
+    while process.poll() is None:
+        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False)
+        for pid in [process.pid, *map(int, children.stdout.split())]:
+            try:
+                status = pathlib.Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+            except OSError:
+                continue
+            peak = re.search(r"VmHWM:\s*(\d+)", status)
+            name = re.search(r"Name:\s*(\S+)", status)[1]
+            if peak:
+                peaks[name] = max(peaks.get(name, 0), int(peak[1]) << 10)
+        time.sleep(0.002)
+    output, errors = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{words}: {errors}")
+    return output, time.monotonic() - start, peaks
+
+
+def timed(*words):
+    """Runs a command with nobody looking at it; returns what it prints and the seconds it took."""
+    start = time.monotonic()
+    return run(*words), time.monotonic() - start
+
+
+def change(node, generator, mebibytes):
+    """Overwrites a hundredth of the blocks, each with something that compresses to a half; returns where."""
+    blocks = generator.sample(range(mebibytes * MIB // BLOCK), mebibytes * MIB // BLOCK // 100)
+    descriptor = os.open(node, os.O_WRONLY)
+    for block in blocks:
+        os.pwrite(descriptor, generator.randbytes(BLOCK // 2) + bytes([generator.randrange(1, 256)]) * (BLOCK // 2), block * BLOCK)
+    os.fsync(descriptor)
+    os.close(descriptor)
+    subprocess.run(["blockdev", "--flushbufs", node], check=True)
+    return sorted(blocks)
+
+
+def delta(group, old, new):
+    """What thin_delta says: ranges of chunks that the newer snapshot has and the older one does not."""
+    ids = {row["lv_name"]: row["thin_id"] for row in json.loads(
+        run("lvs", "--reportformat", "json", "-o", "lv_name,thin_id", group.name))["report"][0]["lv"]}
+    target = group.target("pool")
+    run("dmsetup", "message", target, "0", "reserve_metadata_snap")
+    text = run("thin_delta", "-m", "--thin1", ids[old], "--thin2", ids[new],
+               f"/dev/mapper/{target.removesuffix('-tpool')}_tmeta")
+    run("dmsetup", "message", target, "0", "release_metadata_snap")
+    found = re.findall(r'<(?:different|right_only) begin="(\d+)" length="(\d+)"', text)
+    return [(int(begin) * CHUNK, int(length) * CHUNK) for begin, length in found]
+
+
+def chunks(node, ranges):
+    """The content of ranges of a device, past the page cache."""
+    run("blockdev", "--flushbufs", node)
+    descriptor = os.open(node, os.O_RDONLY)
+    for start, length in ranges:
+        for at in range(start, start + length, MIB):
+            yield at, os.pread(descriptor, min(MIB, start + length - at), at)
+    os.close(descriptor)
+
+
+def compress(data):
+    """One block as lz4 -1 has it."""
+    out = ctypes.create_string_buffer(LZ4.LZ4_compressBound(len(data)))
+    return ctypes.string_at(out, LZ4.LZ4_compress_fast(data, out, len(data), len(out), 1))
+
+
+def pipe(group, old, new):
+    """thin_delta, reading the changed chunks, compressing them as lz4 -1 does; returns seconds and bytes."""
+    out = SCRATCH / "pipe.lz4"
+    start = time.monotonic()
+    run("lvcreate", "--snapshot", "--permission", "r", "--name", new, f"{group.name}/web")
+    run("lvchange", "--activate", "y", "--ignoreactivationskip", f"{group.name}/{new}")
+    with open(out, "wb", buffering=0) as file:
+        for _, data in chunks(group.node(new), delta(group, old, new)):
+            file.write(compress(data))
+    run("lvchange", "--activate", "n", f"{group.name}/{new}")
+    taken = time.monotonic() - start
+    sent = out.stat().st_size
+    out.unlink()
+    return taken, sent
+
+
+def send_and_receive(source, old, new, target, base):
+    """What thin_send | thin_recv do: the chunks go as they are, into a snapshot of what the other side has; returns seconds,
+    bytes."""
+    start = time.monotonic()
+    run("lvcreate", "--snapshot", "--name", f"{new}r", f"{target.name}/{base}")
+    for group, name in ((source, new), (target, f"{new}r")):
+        run("lvchange", "--activate", "y", "--ignoreactivationskip", f"{group.name}/{name}")
+    descriptor = os.open(target.node(f"{new}r"), os.O_WRONLY)
+    sent = 0
+    for at, data in chunks(source.node(new), delta(source, old, new)):
+        os.pwrite(descriptor, data, at)
+        sent += len(data)
+    os.fsync(descriptor)
+    os.close(descriptor)
+    for group, name in ((source, new), (target, f"{new}r")):
+        run("lvchange", "--activate", "n", f"{group.name}/{name}")
+    return time.monotonic() - start, sent
+
+
+def alone(node, blocks):
+    """Bytes of blocks of 4 KiB, each compressed by lz4 alone."""
+    with open(node, "rb") as device:
+        def read(block):
+            device.seek(block * BLOCK)
+            return device.read(BLOCK)
+        return sum(min(BLOCK, len(compress(read(block)))) for block in blocks)
+
+
+def main():
+    set_up_lvm()
+    generator = random.Random("figures")
+    with Devices() as devices:
+        source = Group(devices, "source", MEGABYTES * 3 // 2 + 200)
+        target = Group(devices, "target", MEGABYTES * 3 // 2 + 200)
+        source.pool("pool", MEGABYTES * 5 // 4 + 40, "--chunksize", "64k")
+        target.pool("pool", MEGABYTES * 5 // 4 + 40, "--chunksize", "64k")
+        node = source.thin("web", MEGABYTES)
+        with open(node, "wb", buffering=0) as device:
+            for _ in range(MEGABYTES):
+                device.write((generator.randbytes(64) + bytes(960)) * 1024)
+        run("sync")
+        push("base", "--snapshot=base", f"{source.name}/web")
+        ovbd("pull", "--thin", f"{target.name}/pool/web", f"oci:{LAYOUT}:base")
+        received = next(name for name in target.all() if name.startswith("web."))
+        before = "base"
+        ratios, peers = [], []
+        for number in range(ROUNDS):
+            blocks = change(node, generator, MEGABYTES)
+            ours, seconds = timed(OVBD, "push", "--json", f"--snapshot=s{number}", f"--base={source.name}/{before}",
+                                  f"{source.name}/web", f"oci:{LAYOUT}:s{number}")
+            ours = json.loads(ours)
+            taken, sent = pipe(source, before, f"p{number}")
+            ratios.append(seconds / taken)
+            figure("push, seconds to those of thin_delta, reading and lz4", f"{seconds / taken:.2f}")
+            figure("sent, to that pipe", f"{ours['layer-bytes'] / sent:.3f}")
+            least = alone(node, blocks)
+            tap.result(ours["read"] <= 2 * ours["changed"], "read are no more than the changed chunks of both", ours)
+            tap.result(ours["layer-bytes"] <= 1.05 * least + (64 << 10),
+                       "sent is little more than the changed blocks, compressed", (ours["layer-bytes"], least))
+            figure("sent, to changed blocks of 4 KiB each compressed alone", f"{ours['layer-bytes'] / least:.3f}")
+            # The same once more, with somebody looking.
+            _, _, peaks = measured(OVBD, "push", "--dry-run", f"--base={source.name}/{before}", f"{source.name}/s{number}",
+                                   f"oci:{LAYOUT}:s{number}")
+            tap.result(peaks.get("ovbd", 0) <= MEMORY, "push takes little memory", peaks)
+            figure("memory of push, MiB", f"{peaks.get('ovbd', 0) / MIB:.0f}")
+            said, pulling = timed(OVBD, "pull", "--json", "--thin", f"{target.name}/pool/web", f"oci:{LAYOUT}:s{number}")
+            said = json.loads(said)
+            tap.result(said["written"] <= 1.1 * ours["data"], "written is little more than the layer maps", (said, ours))
+            figure("pull, written to what the layer maps", f"{said['written'] / ours['data']:.3f}")
+            taken, moved = send_and_receive(source, before, f"p{number}", target, received)
+            peers.append((seconds + pulling) / taken)
+            figure("push and pull, seconds to those of a pipe that sends chunks as they are", f"{peers[-1]:.2f}")
+            figure("sent, to that pipe", f"{ours['layer-bytes'] / moved:.3f}")
+            tap.equal(target.sha256(said["volume"].split("/")[1]), source.sha256(f"s{number}"), "both sides hold the same")
+            before, received = f"s{number}", said["volume"].split("/")[1]
+        figure(f"least of {ROUNDS}: push to the pipe with lz4", f"{min(ratios):.2f}")
+        figure(f"least of {ROUNDS}: push and pull to the pipe without", f"{min(peers):.2f}")
+    tap.finish()
+
+
+main()
