@@ -27,6 +27,7 @@ mod rebase;
 pub mod record;
 mod recovery;
 pub mod running;
+mod script;
 pub mod storage;
 mod store_files;
 #[cfg(test)]

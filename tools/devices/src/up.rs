@@ -25,6 +25,7 @@ use crate::{
     programs::run,
     record::Below,
     running::{check_name, Role, Running},
+    script,
     storage::Storage,
     Interrupt,
 };
@@ -110,7 +111,7 @@ fn warn_of_volume(node: &Path, report: &dyn Report) {
 ///
 /// As [`up`], as far as it shows without making anything.
 pub fn dry_run(options: &Options) -> Result<String> {
-    Ok(plan::print(&steps(options)?))
+    Ok(script::print(&steps(options)?))
 }
 
 /// Everything that has to be done.
