@@ -253,17 +253,21 @@ impl Freezing<'_> {
         Ok(())
     }
 
+    /// The device as it is now.
+    fn top_now(&self, control: &Control) -> Result<Mapped> {
+        let mut top = self.chain.top.clone();
+        let found = control.table(top.id());
+        if let Some((info, _)) = found.map_err(|e| Error::io(&top.node(), "look up", e))? {
+            top.opens = info.opens;
+        }
+        Ok(top)
+    }
+
     /// Whether one ioctl is enough.
     fn is_free(&self, control: &Control) -> Result<bool> {
         let begin = Instant::now();
         loop {
-            let mut top = self.chain.top.clone();
-            if let Some((info, _)) = control
-                .table(top.id())
-                .map_err(|e| Error::io(&top.node(), "look up", e))?
-            {
-                top.opens = info.opens;
-            }
+            let top = self.top_now(control)?;
             if is_only_mounted(&top, self.storage) {
                 return Ok(!Frozen::is_needed(&top, self.storage)?);
             }
@@ -282,7 +286,7 @@ impl Freezing<'_> {
         mapper: &Mapper<'_>,
         table: &[TableLine],
     ) -> Result<()> {
-        let top = &self.chain.top;
+        let top = &self.top_now(control)?;
         check_elsewhere(top, self.out, self.storage)?;
         let node = self.chain.newest().store_node();
         let store = File::open(&node).map_err(|e| Error::io(&node, "open", e))?;

@@ -112,7 +112,8 @@ fn needed(out: &Path) -> Result<BTreeSet<PathBuf>> {
 }
 
 /// Kinds of file systems whose freezing brings all that was written to the disk, past its cache.
-const FLUSHED_BY_FREEZING: [&str; 5] = ["btrfs", "ext2", "ext3", "ext4", "xfs"];
+/// Not Btrfs, which may be on several devices.
+const FLUSHED_BY_FREEZING: [&str; 4] = ["ext2", "ext3", "ext4", "xfs"];
 
 /// Whether a device has no other users than one file system on it, whose freezing brings all that was written to the
 /// disk. Nothing is needed of such a device while it is suspended by the ioctl that also resumes it.
