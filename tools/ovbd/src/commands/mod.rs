@@ -20,6 +20,7 @@ pub mod lvm;
 pub mod pull;
 pub mod push;
 pub mod rmi;
+pub mod seal;
 pub mod tag;
 pub mod up;
 pub mod verify;
@@ -37,6 +38,7 @@ use crate::report::Report;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Build(build::Build),
+    Seal(seal::Seal),
     Export(export::Export),
     Verify(verify::Verify),
     Info(info::Info),
@@ -85,6 +87,7 @@ impl Command {
     pub fn run(self, report: &Report) -> Result<ExitCode> {
         match self {
             Command::Build(build) => build.run(report),
+            Command::Seal(seal) => seal.run(report),
             Command::Export(export) => export.run(report),
             Command::Verify(verify) => verify.run(report),
             Command::Info(info) => info.run(report),

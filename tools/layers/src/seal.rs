@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Sealing a stack: a layer on top of it that holds nothing but the hash tree of its content, for dm-verity.
+//!
+//! The layers of the stack stay as they are. The stack with the seal on top is larger by superblock and tree, which begin
+//! where the image ends, rounded to 4 KiB. Only blocks of the tree are stored that are not in the stack already: a stack
+//! that is sealed again after a change costs what changed, times the depth of the tree.
+//!
+//! All levels go through a temporary file, as the highest comes first in the layer and is known last: memory does not
+//! depend on the size of the image. The file has 1/127 of it.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use ovbd_image::{
+    index::Source,
+    lsmt::{Identity, UuidText, SECTOR_BYTES},
+    merge::MAX_LAYERS,
+};
+use uuid::Uuid;
+
+use crate::{
+    build::{finish_output, start_blob, Options},
+    content_hash::ContentHash,
+    error::{Error, Result},
+    layer::LayerPath,
+    layer_writer::{check_size, LayerWriter},
+    output::{Output, Rules},
+    pipeline::{self, Pool},
+    report::Report,
+    stack::{Stack, StackReader, WINDOW_BYTES},
+    verity::{self, Digest, Geometry, Seal, BLOCK_BYTES, DIGEST_BYTES},
+};
+
+/// What a sealed stack is opened with.
+#[derive(Clone, Debug)]
+pub struct Sealed {
+    /// The root of the tree, which says what all of the content is.
+    pub root: Digest,
+    /// Bytes of the image, rounded to blocks: where the superblock is.
+    pub data_bytes: u64,
+}
+
+/// Makes `path`, the seal of the stack of the layers in `options.base`.
+///
+/// # Errors
+///
+/// A stack that cannot be read, that has no room for one layer more, or that is too large with a tree, and those of
+/// writing. Nothing is left behind then.
+pub fn seal(path: &Path, options: &Options, report: &dyn Report) -> Result<Sealed> {
+    options.check().map_err(|what| Error::new(path, what))?;
+    if options.base.len() >= MAX_LAYERS {
+        let what = format!("a stack has at most {MAX_LAYERS} layers, so none fits on {MAX_LAYERS}");
+        return Err(Error::new(path, what));
+    }
+    let stack = Stack::open(&options.base, options.parents)?;
+    let sealing = Sealing::new(&stack, path)?;
+    let inputs = options.base.iter().flat_map(LayerPath::files);
+    let inputs: Vec<PathBuf> = inputs.map(Path::to_owned).collect();
+    let rules = Rules {
+        replace: options.replace,
+        inputs: &inputs,
+        ..Rules::default()
+    };
+    let output = Output::create_file(path, rules)?;
+    report.expect(sealing.image_bytes);
+    let root = sealing.hash(report)?;
+    let (blob, start) = start_blob(&output, path, options)?;
+    let parent_uuid = options.parent(stack.top().and_then(|layer| layer.uuid()));
+    let mut identity = Identity {
+        virtual_size: sealing.geometry.bytes(),
+        uuid: options.uuid.unwrap_or(UuidText::NIL),
+        parent_uuid,
+    };
+    let mut layer = LayerWriter::new(blob, path, &identity)?;
+    let hash = sealing.write(&mut layer)?;
+    if layer.segments() == 0 {
+        return Err(Error::new(path, "the stack has this seal already"));
+    }
+    if options.uuid.is_none() {
+        identity.uuid = hash.uuid(identity.virtual_size, parent_uuid);
+    }
+    let end = layer.finish(&identity)?;
+    finish_output(output, options, start, end)?;
+    Ok(Sealed {
+        root,
+        data_bytes: sealing.geometry.data_bytes(),
+    })
+}
+
+/// Bytes of the image that is in a sealed stack: its superblock says so, where it must be in a stack of that size. What
+/// was written to a sealed stack, with its tree, has that size too.
+fn sealed_bytes(stack: &Stack) -> Result<Option<u64>> {
+    let Some(geometry) = Geometry::of_sealed(stack.virtual_bytes()) else {
+        return Ok(None);
+    };
+    let mut superblock = vec![0; BLOCK_BYTES];
+    stack
+        .reader()
+        .read(&mut superblock, geometry.data_bytes())?;
+    let says = verity::data_blocks(&superblock);
+    Ok((says == Some(geometry.data_blocks)).then_some(geometry.data_bytes()))
+}
+
+struct Sealing<'a> {
+    stack: &'a Stack,
+    /// The image of which there is a tree: without the seal, if the stack has one on top.
+    image_bytes: u64,
+    geometry: Geometry,
+    seal: Seal,
+    /// All levels, each block where it is in the image, less the blocks before the tree.
+    tree: File,
+    path: &'a Path,
+}
+
+impl<'a> Sealing<'a> {
+    fn new(stack: &'a Stack, path: &'a Path) -> Result<Self> {
+        let bottom = stack.layers().first().and_then(|layer| layer.uuid());
+        let bottom = bottom.and_then(|uuid| Uuid::parse_str(uuid.as_str()).ok());
+        let image_bytes = match sealed_bytes(stack)? {
+            Some(bytes) => bytes,
+            None => stack.virtual_bytes(),
+        };
+        let geometry = Geometry::new(image_bytes)
+            .ok_or_else(|| Error::new(path, "the stack has no size, or is too large"))?;
+        check_size(path, geometry.bytes())?;
+        Ok(Self {
+            stack,
+            image_bytes,
+            geometry,
+            seal: Seal::new(bottom.unwrap_or_default()),
+            tree: tempfile::tempfile()
+                .map_err(|e| Error::io(&std::env::temp_dir(), "create a file in", e))?,
+            path,
+        })
+    }
+
+    /// Byte of the temporary file where a block of the image is.
+    fn place(&self, block: u64) -> u64 {
+        (block - self.geometry.data_blocks - 1) * BLOCK_BYTES as u64
+    }
+
+    fn temporary(&self, action: &str, error: io::Error) -> Error {
+        Error::io(&std::env::temp_dir(), action, error)
+    }
+
+    /// Hashes the image and all levels into the temporary file; returns the root.
+    fn hash(&self, report: &dyn Report) -> Result<Digest> {
+        let zeros = self.seal.digests(&vec![0; WINDOW_BYTES as usize]);
+        let readers = Pool::<StackReader<'_>>::default();
+        let buffers = Pool::<Vec<u8>>::default();
+        // Digests of a window, for the blocks of the lowest level.
+        let hash = |window: u64| {
+            let start = window * WINDOW_BYTES;
+            let bytes = (self.image_bytes - start).min(WINDOW_BYTES);
+            let sectors = start / SECTOR_BYTES..(start + bytes).div_ceil(SECTOR_BYTES);
+            let mut mappings = self.stack.mappings(sectors.start, sectors.end);
+            if mappings.all(|mapping| !matches!(mapping.source(), Source::Data { .. })) {
+                let blocks = (bytes as usize).div_ceil(BLOCK_BYTES);
+                return Ok((bytes, zeros[..blocks * DIGEST_BYTES].to_vec()));
+            }
+            let mut data = buffers.take().unwrap_or_default();
+            data.resize(bytes as usize, 0);
+            let read = |reader: &mut StackReader<'_>| reader.read(&mut data, start);
+            readers.with(|| Ok(self.stack.reader()), read)?;
+            let digests = self.seal.digests(&data);
+            buffers.put(data);
+            Ok((bytes, digests))
+        };
+        let Some(&(lowest, _)) = self.geometry.levels.first() else {
+            let mut data = vec![0; self.image_bytes as usize];
+            self.stack.reader().read(&mut data, 0)?;
+            return self.root(&self.seal.digests(&data));
+        };
+        let windows = 0..self.image_bytes.div_ceil(WINDOW_BYTES);
+        let mut at = self.place(lowest);
+        pipeline::run(windows, Ok, hash, |(bytes, digests)| {
+            self.tree
+                .write_all_at(&digests, at)
+                .map_err(|e| self.temporary("write a file in", e))?;
+            at += digests.len() as u64;
+            report.add(bytes);
+            Ok(())
+        })?;
+        self.hash_levels()
+    }
+
+    /// Hashes each level into the one above it; returns the root.
+    fn hash_levels(&self) -> Result<Digest> {
+        let end = self.geometry.bytes() / BLOCK_BYTES as u64;
+        self.tree
+            .set_len(self.place(end))
+            .map_err(|e| self.temporary("set the size of a file in", e))?;
+        let above = self.geometry.levels.iter().skip(1);
+        for ((first, blocks), (above, _)) in self.geometry.levels.iter().zip(above) {
+            let mut at = self.place(*above);
+            self.each_window(*first, *blocks, |_, level| {
+                let digests = self.seal.digests(level);
+                self.tree
+                    .write_all_at(&digests, at)
+                    .map_err(|e| self.temporary("write a file in", e))?;
+                at += digests.len() as u64;
+                Ok(())
+            })?;
+        }
+        let mut root = Vec::new();
+        if let Some((highest, blocks)) = self.geometry.levels.last() {
+            self.each_window(*highest, *blocks, |_, level| {
+                root = self.seal.digests(level);
+                Ok(())
+            })?;
+        }
+        self.root(&root)
+    }
+
+    fn root(&self, digests: &[u8]) -> Result<Digest> {
+        digests
+            .try_into()
+            .map_err(|_| Error::new(self.path, "the tree has no root"))
+    }
+
+    /// Calls `take` with blocks of the tree, from `first` on, a window at most at a time.
+    fn each_window(
+        &self,
+        first: u64,
+        blocks: u64,
+        mut take: impl FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        const WINDOW_BLOCKS: u64 = WINDOW_BYTES / BLOCK_BYTES as u64;
+        let mut window = vec![0; WINDOW_BYTES as usize];
+        let mut done = 0;
+        while done < blocks {
+            let now = (blocks - done).min(WINDOW_BLOCKS);
+            let window = &mut window[..now as usize * BLOCK_BYTES];
+            self.tree
+                .read_exact_at(window, self.place(first + done))
+                .map_err(|e| self.temporary("read a file in", e))?;
+            take(first + done, window)?;
+            done += now;
+        }
+        Ok(())
+    }
+
+    /// Stores superblock and tree, as far as the stack does not hold them already.
+    fn write(&self, layer: &mut LayerWriter<'_>) -> Result<ContentHash> {
+        let mut hash = ContentHash::default();
+        let mut reader = self.stack.reader();
+        let mut below = Vec::new();
+        let mut store = |first: u64, blocks: &[u8]| {
+            let start = first * BLOCK_BYTES as u64;
+            below.resize(blocks.len(), 0);
+            reader.read(&mut below, start)?;
+            let new = blocks.chunks(BLOCK_BYTES);
+            for (block, (new, old)) in (first..).zip(new.zip(below.chunks(BLOCK_BYTES))) {
+                if new != old {
+                    layer.blocks(block * BLOCK_BYTES as u64 / SECTOR_BYTES, new, &mut hash)?;
+                }
+            }
+            Ok(())
+        };
+        let superblock = self.geometry.data_blocks;
+        store(superblock, &self.seal.superblock(&self.geometry))?;
+        let end = self.geometry.bytes() / BLOCK_BYTES as u64;
+        self.each_window(superblock + 1, end - superblock - 1, &mut store)?;
+        Ok(hash)
+    }
+}

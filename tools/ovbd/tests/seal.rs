@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Sealed stacks, beside veritysetup: the same bytes, and each takes what the other made.
+
+#[path = "../../layers/tests/common/mod.rs"]
+mod common;
+mod run;
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use common::{change, names, raw_image};
+use run::{bad, good};
+use tempfile::tempdir;
+
+const BLOCK: usize = 4096;
+
+/// What `veritysetup` prints where it succeeds; `None` where there is no such program.
+fn veritysetup(at: &Path, words: &str) -> Option<Result<String, String>> {
+    let mut command = Command::new("veritysetup");
+    command.args(words.split(' ')).current_dir(at);
+    let output = match command.stdin(Stdio::null()).output() {
+        Ok(output) => output,
+        Err(e) => {
+            println!("skipped: veritysetup: {e}");
+            return None;
+        }
+    };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Some(match output.status.success() {
+        true => Ok(text(&output.stdout)),
+        false => Err(text(&output.stderr)),
+    })
+}
+
+/// A field of what `veritysetup format` and `dump` print.
+fn field(text: &str, name: &str) -> String {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.unwrap_or_default().trim().to_owned()
+}
+
+/// The root and the bytes of the image, as `ovbd seal` prints them.
+fn sealed(said: &str) -> (String, usize) {
+    let (root, bytes) = said.trim().split_once(' ').unwrap();
+    (root.to_owned(), bytes.parse().unwrap())
+}
+
+#[test]
+fn the_tree_is_that_of_veritysetup() {
+    for bytes in [
+        512,
+        BLOCK,
+        5 * 512,
+        128 * BLOCK,
+        129 * BLOCK,
+        (70 << 20) + 512,
+    ] {
+        let folder = tempdir().unwrap();
+        let at = folder.path();
+        raw_image(&at.join("raw"), bytes as u64, bytes as u64);
+        good(at, "build -o base raw");
+        let (root, data) = sealed(&good(at, "seal base -o seal"));
+        assert_eq!(data, bytes.next_multiple_of(BLOCK));
+        assert_eq!(
+            fs::read_to_string(at.join("seal.roothash")).unwrap(),
+            root,
+            "veritysetup takes no end of line"
+        );
+        good(at, "verify base seal");
+        good(at, "export base seal -o image");
+        let image = fs::read(at.join("image")).unwrap();
+        let raw = fs::read(at.join("raw")).unwrap();
+        assert!(image[..bytes] == raw && image[bytes..data].iter().all(|byte| *byte == 0));
+
+        // It takes ours.
+        let Some(dump) = veritysetup(at, &format!("dump --hash-offset {data} image")) else {
+            return;
+        };
+        let (salt, uuid) = (
+            field(dump.as_ref().unwrap(), "Salt:"),
+            field(dump.as_ref().unwrap(), "UUID:"),
+        );
+        let verify =
+            format!("verify --root-hash-file seal.roothash --hash-offset {data} image image");
+        veritysetup(at, &verify).unwrap().unwrap();
+
+        // And makes the same.
+        fs::write(at.join("copy"), &image[..data]).unwrap();
+        let format = format!("format --salt {salt} --uuid {uuid} --hash-offset {data} copy copy");
+        let said = veritysetup(at, &format).unwrap().unwrap();
+        assert_eq!(field(&said, "Root hash:"), root);
+        assert!(
+            fs::read(at.join("copy")).unwrap() == image,
+            "{bytes}: other bytes"
+        );
+
+        // Any bit that differs is seen.
+        for place in [0, data - 1, data + BLOCK, image.len() - BLOCK] {
+            let mut damaged = image.clone();
+            if place < damaged.len() {
+                damaged[place] ^= 1;
+                fs::write(at.join("image"), damaged).unwrap();
+                assert!(
+                    veritysetup(at, &verify).unwrap().is_err(),
+                    "{bytes}: byte {place}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stack_that_is_sealed_again_stores_what_changed_of_the_tree() {
+    let folder = tempdir().unwrap();
+    let at = folder.path();
+    let bytes = 70_usize << 20;
+    raw_image(&at.join("raw"), bytes as u64, 1);
+    good(at, "build -o base raw");
+    good(at, "seal base -o seal");
+    change(&at.join("raw"), 2);
+    let new = fs::read(at.join("raw")).unwrap();
+    good(at, "build --base base seal -o next raw");
+    let (root, data) = sealed(&good(at, "seal base seal next -o again"));
+    good(at, "export base seal next again -o image");
+    let image = fs::read(at.join("image")).unwrap();
+    assert!(image[..bytes] == new);
+    if let Some(verified) = veritysetup(
+        at,
+        &format!("verify --root-hash-file again.roothash --hash-offset {data} image image"),
+    ) {
+        verified.unwrap();
+    }
+    let stored = |layer: &str| -> u64 {
+        let info: serde_json::Value =
+            serde_json::from_str(&good(at, &format!("info --json {layer}"))).unwrap();
+        info["layers"][0]["data_bytes"].as_u64().unwrap()
+    };
+    // Of 12 changes each is in at most 38 blocks, whose digests are in at most two blocks; and four blocks above.
+    let (again, all) = (stored("again"), stored("seal"));
+    println!("{again} bytes of a tree of {all}");
+    assert!(again <= 28 * BLOCK as u64 && again < all, "{again} {all}");
+
+    // What was written to the sealed device, with its tree, has its size.
+    good(at, "export base seal -o written");
+    let mut written = fs::read(at.join("written")).unwrap();
+    written[..bytes].copy_from_slice(&new);
+    fs::write(at.join("written"), written).unwrap();
+    good(at, "build --base base seal -o third written");
+    let said = good(at, "seal base seal third -o fourth");
+    assert_eq!(sealed(&said), (root, data));
+    assert_eq!(stored("fourth"), stored("again"));
+
+    assert_eq!(
+        bad(at, "seal base seal next again -o fifth", 1),
+        "ovbd: fifth: the stack has this seal already\n"
+    );
+    assert!(!names(at).contains(&"fifth".to_owned()));
+}
+
+#[test]
+fn nothing_is_replaced_unasked() {
+    let folder = tempdir().unwrap();
+    let at = folder.path();
+    raw_image(&at.join("raw"), 1 << 20, 1);
+    good(at, "build -o base raw");
+    fs::write(at.join("seal.roothash"), "precious").unwrap();
+    assert_eq!(
+        bad(at, "seal base -o seal", 1),
+        "ovbd: seal.roothash: already exists (--force replaces it)\n"
+    );
+    assert_eq!(names(at), ["base", "raw", "seal.roothash"]);
+    good(at, "seal base --force -o seal");
+    // Neither the seal nor the root hash replaces a layer.
+    bad(at, "seal base --force -o base", 1);
+    fs::copy(at.join("base"), at.join("x.roothash")).unwrap();
+    bad(at, "seal x.roothash --force -o x", 1);
+    good(at, "verify base");
+    good(at, "verify x.roothash");
+    assert!(!names(at).contains(&"x".to_owned()));
+    bad(at, "seal base -o -", 2);
+}
