@@ -10,7 +10,7 @@ import tempfile
 
 from guest_process import GuestProcess
 
-MEMORY = os.environ.get("UML_MEMORY", "1500M")
+MEMORY = os.environ.get("OVBD_UML_MEMORY", "1500M")
 # What the guest prints when the command has ended.
 EXIT = "uml-exit-status"
 INIT = """#!/bin/sh

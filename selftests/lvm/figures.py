@@ -153,10 +153,11 @@ def main():
     set_up_lvm()
     generator = random.Random("figures")
     with Devices() as devices:
-        source = Group(devices, "source", MEGABYTES * 3 // 2 + 200)
-        target = Group(devices, "target", MEGABYTES * 3 // 2 + 200)
-        source.pool("pool", MEGABYTES * 5 // 4 + 40, "--chunksize", "64k")
-        target.pool("pool", MEGABYTES * 5 // 4 + 40, "--chunksize", "64k")
+        # Each round changes the seventh part of the chunks, twice on the side that receives.
+        room = MEGABYTES + MEGABYTES * ROUNDS // 2 + 60
+        source, target = Group(devices, "source", room + 100), Group(devices, "target", room + 100)
+        source.pool("pool", room, "--chunksize", "64k")
+        target.pool("pool", room, "--chunksize", "64k")
         node = source.thin("web", MEGABYTES)
         with open(node, "wb", buffering=0) as device:
             for _ in range(MEGABYTES):
@@ -166,16 +167,17 @@ def main():
         ovbd("pull", "--thin", f"{target.name}/pool/web", f"oci:{LAYOUT}:base")
         received = next(name for name in target.all() if name.startswith("web."))
         before = "base"
-        ratios, peers = [], []
+        # Of each the least counts: the rest is what others do on the machine.
+        pushes, both, pipes, moves = [], [], [], []
         for number in range(ROUNDS):
             blocks = change(node, generator, MEGABYTES)
             ours, seconds = timed(OVBD, "push", "--json", f"--snapshot=s{number}", f"--base={source.name}/{before}",
                                   f"{source.name}/web", f"oci:{LAYOUT}:s{number}")
             ours = json.loads(ours)
             taken, sent = pipe(source, before, f"p{number}")
-            ratios.append(seconds / taken)
-            figure("push, seconds to those of thin_delta, reading and lz4", f"{seconds / taken:.2f}")
-            figure("sent, to that pipe", f"{ours['layer-bytes'] / sent:.3f}")
+            pushes.append(seconds)
+            pipes.append(taken)
+            figure("sent, to a pipe of thin_delta, reading and lz4", f"{ours['layer-bytes'] / sent:.3f}")
             least = alone(node, blocks)
             tap.result(ours["read"] <= 2 * ours["changed"], "read are no more than the changed chunks of both", ours)
             tap.result(ours["layer-bytes"] <= 1.05 * least + (64 << 10),
@@ -191,13 +193,13 @@ def main():
             tap.result(said["written"] <= 1.1 * ours["data"], "written is little more than the layer maps", (said, ours))
             figure("pull, written to what the layer maps", f"{said['written'] / ours['data']:.3f}")
             taken, moved = send_and_receive(source, before, f"p{number}", target, received)
-            peers.append((seconds + pulling) / taken)
-            figure("push and pull, seconds to those of a pipe that sends chunks as they are", f"{peers[-1]:.2f}")
-            figure("sent, to that pipe", f"{ours['layer-bytes'] / moved:.3f}")
+            both.append(seconds + pulling)
+            moves.append(taken)
+            figure("sent, to a pipe that sends chunks as they are", f"{ours['layer-bytes'] / moved:.3f}")
             tap.equal(target.sha256(said["volume"].split("/")[1]), source.sha256(f"s{number}"), "both sides hold the same")
             before, received = f"s{number}", said["volume"].split("/")[1]
-        figure(f"least of {ROUNDS}: push to the pipe with lz4", f"{min(ratios):.2f}")
-        figure(f"least of {ROUNDS}: push and pull to the pipe without", f"{min(peers):.2f}")
+        figure("push, seconds to those of the pipe with lz4", f"{min(pushes) / min(pipes):.2f}")
+        figure("push and pull, seconds to those of the pipe without", f"{min(both) / min(moves):.2f}")
     tap.finish()
 
 

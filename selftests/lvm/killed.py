@@ -17,7 +17,7 @@ from test_script import OVBD, Tap
 from volumes import LAYOUT, MIB, Group, left, set_up_lvm, write_random
 
 SIZE = 48
-MOMENTS = int(os.environ.get("OVBD_KILLS", "25"))
+MOMENTS = int(os.environ.get("OVBD_KILLS", "20"))
 tap = Tap()
 
 
