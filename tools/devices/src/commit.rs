@@ -33,7 +33,7 @@ use crate::{
     rebase::rebase,
     record::{self, Below, Record},
     running::{check_name, Running},
-    storage::{is_in_memory, Storage},
+    storage::Storage,
     store_files::{self, Place},
     users::device_name,
     Interrupt,
@@ -322,7 +322,7 @@ impl<'a> Work<'a> {
             place.on_disk(&self.storage)
         });
         match kept {
-            Some(path) if is_in_memory(folder) => {
+            Some(path) if self.storage.is_in_memory(folder) => {
                 let what = format!(
                     "would be in memory only, and what was written is on a disk, in {}",
                     path.display()

@@ -152,6 +152,47 @@ impl Storage {
         Ok(walk.devices)
     }
 
+    /// The mount that `path` is on, in a file system of this number.
+    fn mount_of(&self, path: &Path, number: Number) -> Result<Option<&Mount>> {
+        let wanted = StatxFlags::MNT_ID;
+        let status = rustix::fs::statx(CWD, path, AtFlags::empty(), wanted)
+            .map_err(|e| Error::io(path, "find the mount of", e.into()))?;
+        let id = (status.stx_mask & wanted.bits() != 0).then_some(status.stx_mnt_id);
+        // In a chroot there may be mounts that the list leaves out.
+        let mount = self.mounts.iter().find(|mount| Some(mount.id) == id);
+        Ok(mount.or_else(|| self.mounts.iter().find(|mount| mount.number == number)))
+    }
+
+    /// Whether what is written to the folder or file `path` is in memory only. An overlay is where its upper folder is;
+    /// one whose upper folder has no name here may be in memory, as that of a live system.
+    pub fn is_in_memory(&self, path: &Path) -> bool {
+        // The kernel lets an overlay be on another one, and no more.
+        const OVERLAYS: usize = 4;
+        let mut path = path.to_owned();
+        for _ in 0..OVERLAYS {
+            if is_in_memory(&path) {
+                return true;
+            }
+            let found = fs::metadata(&path).map(|found| Number::new(found.dev()));
+            let mount = found
+                .ok()
+                .and_then(|number| self.mount_of(&path, number).ok());
+            let Some(mount) = mount.flatten().filter(|mount| mount.kind == "overlay") else {
+                return false;
+            };
+            // One without an upper folder takes no file at all.
+            let Some(upper) = overlay_folders(&mount.options, |name| name == b"upperdir").pop()
+            else {
+                return false;
+            };
+            path = mount.seen_from_here(Path::new(OsStr::from_bytes(&upper)));
+            if !path.exists() {
+                return !self.assume_elsewhere;
+            }
+        }
+        !self.assume_elsewhere
+    }
+
     /// The devices of the btrfs of which `device` is one; itself where there is none.
     pub fn family(&self, device: Number) -> Vec<Number> {
         let family = self.btrfs.iter().find(|family| family.contains(&device));
@@ -227,16 +268,8 @@ impl<'a> Walk<'a> {
         if found.file_type().is_block_device() {
             return self.device(Number::new(found.rdev()));
         }
-        let wanted = StatxFlags::MNT_ID;
-        let status = rustix::fs::statx(CWD, path, AtFlags::empty(), wanted)
-            .map_err(|e| Error::io(path, "find the mount of", e.into()))?;
-        let storage = self.storage;
-        let id = (status.stx_mask & wanted.bits() != 0).then_some(status.stx_mnt_id);
         let number = Number::new(found.dev());
-        // In a chroot there may be mounts that the list leaves out.
-        let mount = storage.mounts.iter().find(|mount| Some(mount.id) == id);
-        let mount = mount.or_else(|| storage.mounts.iter().find(|mount| mount.number == number));
-        match mount {
+        match self.storage.mount_of(path, number)? {
             Some(mount) => self.mount(mount),
             None if number.0 != 0 => self.device(number),
             // The kernel has a mount of its own for files without a name.
@@ -296,7 +329,7 @@ impl<'a> Walk<'a> {
     }
 
     fn overlay(&mut self, mount: &Mount) -> Result<()> {
-        for folder in overlay_folders(&mount.options) {
+        for folder in overlay_folders(&mount.options, |_| true) {
             let path = mount.seen_from_here(Path::new(OsStr::from_bytes(&folder)));
             if !path.exists() {
                 return self.hidden_overlay(mount);
@@ -324,8 +357,8 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Whether a file is in memory only.
-pub fn is_in_memory(path: &Path) -> bool {
+/// Whether a file is in a file system in memory.
+fn is_in_memory(path: &Path) -> bool {
     const TMPFS: u64 = 0x0102_1994;
     const RAMFS: u64 = 0x8584_58f6;
     let kind = rustix::fs::statfs(path).map(|found| found.f_type as u64);
@@ -346,7 +379,7 @@ fn age(mount: &Mount) -> Option<u64> {
 }
 
 /// The folders that an overlay is made of, from its options. A backslash takes colons and commas their meaning.
-fn overlay_folders(options: &[u8]) -> Vec<Vec<u8>> {
+fn overlay_folders(options: &[u8], wanted: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
     let mut folders = Vec::new();
     for option in split(options, b',', true) {
         let Some(at) = option.iter().position(|byte| *byte == b'=') else {
@@ -354,6 +387,7 @@ fn overlay_folders(options: &[u8]) -> Vec<Vec<u8>> {
         };
         let (name, value) = (&option[..at], &option[at + 1..]);
         match name {
+            name if !wanted(name) => {}
             b"upperdir" | b"workdir" => folders.extend(split(value, 0, false)),
             b"lowerdir" | b"lowerdir+" | b"datadir+" => folders.extend(
                 // Two colons begin folders with data only.
@@ -402,7 +436,7 @@ mod tests {
     #[test]
     fn folders_of_overlays() {
         let folders = |options: &str| -> Vec<String> {
-            overlay_folders(options.as_bytes())
+            overlay_folders(options.as_bytes(), |_| true)
                 .into_iter()
                 .map(|folder| String::from_utf8(folder).unwrap())
                 .collect()
@@ -486,6 +520,24 @@ mod tests {
         // That one was mounted later.
         let later = storage.below_path(&folder.join("later")).unwrap();
         assert!(!later.is_subset(&below), "{below:?} {later:?}");
+        // Only of the hidden one it cannot be told.
+        for (name, in_memory) in [
+            ("over", true),
+            ("on-disk", false),
+            ("memory", true),
+            ("on-memory", true),
+            ("on-both", true),
+            ("later", false),
+        ] {
+            assert_eq!(
+                storage.is_in_memory(&folder.join(name)),
+                in_memory,
+                "{name}"
+            );
+        }
+        let storage = storage.assume_elsewhere(true);
+        assert!(!storage.is_in_memory(&folder.join("over")));
+        assert!(storage.is_in_memory(&folder.join("on-memory/new")));
     }
 
     #[test]
@@ -498,6 +550,12 @@ mod tests {
             mkfs.ext4 -q file; cp file another; mount -o loop file disk; mkdir disk/upper disk/work
             mount -t overlay -o lowerdir=$PWD/lower,upperdir=$PWD/disk/upper,workdir=$PWD/disk/work none over
             mount --move disk moved; rmdir disk; mount -o loop another later
+            mkdir memory on-disk on-memory on-both; mount -t tmpfs none memory; cd later; mkdir upper work; cd ../memory
+            mkdir upper work
+            overlay() { mount -t overlay -o lowerdir=$1,upperdir=$2/upper,workdir=$2/work none $3; }; cd ..
+            overlay $PWD/lower $PWD/later $PWD/on-disk; overlay $PWD/lower $PWD/memory $PWD/on-memory
+            touch on-memory/new; mkdir memory/upper2 memory/work2; mount -t overlay \
+                -o lowerdir=$PWD/on-disk,upperdir=$PWD/memory/upper2,workdir=$PWD/memory/work2 none on-both
             exec \"$0\" --exact storage::tests::a_hidden_overlay_is_on_what_is_older";
         let output = unshare()
             .args(["sh", "-c", script])

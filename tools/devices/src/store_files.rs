@@ -18,7 +18,7 @@ use crate::{
     cow::beginning,
     loops::Loop,
     record::{Below, Record},
-    storage::{is_in_memory, Storage},
+    storage::Storage,
 };
 use ovbd_layers::{
     error::{Error, Result},
@@ -75,11 +75,11 @@ impl Place {
     pub fn on_disk(self, storage: &Storage) -> Option<PathBuf> {
         match self {
             Place::Unnamed => None,
-            Place::File(path) => (!is_in_memory(&path)).then_some(path),
+            Place::File(path) => (!storage.is_in_memory(&path)).then_some(path),
             Place::Device(path) => {
                 let mut loops = storage.loops().iter();
                 let user = loops.find(|user| user.node == path);
-                let in_memory = user.is_some_and(|user| is_in_memory(&user.backing));
+                let in_memory = user.is_some_and(|user| storage.is_in_memory(&user.backing));
                 (!in_memory).then_some(path)
             }
         }
