@@ -294,7 +294,7 @@ impl LowerReads {
             return Err(E2BIG);
         }
         let added = Self::added_by_blocks(ctx, device)?;
-        let reserve = Buffer::new(step + added, true).ok_or(ENOMEM)?;
+        let reserve = Buffer::reserve(step + added).ok_or(ENOMEM)?;
         let common = COMMON.get(Common::new)?;
         let device = ctx.bdev(device)?;
         // INVARIANT: The device was opened by this instance, and nothing is queued.

@@ -89,7 +89,7 @@ impl Buffer {
     /// Allocates a buffer with room for `capacity` bytes.
     ///
     /// Without `wait` at once or not at all.
-    pub(super) fn new(capacity: usize, wait: bool) -> Option<Self> {
+    fn new(capacity: usize, wait: bool) -> Option<Self> {
         // The alignment of contiguous memory then suits any device.
         let capacity = match capacity.checked_add(MARGIN)?.checked_next_power_of_two()? {
             size if size <= CONTIGUOUS => size - MARGIN,
@@ -119,6 +119,13 @@ impl Buffer {
             }
         }
         Some(this)
+    }
+
+    /// Allocates a buffer with room for `capacity` bytes at least, and waits for it.
+    ///
+    /// Where contiguous memory is short, that is a larger one than needed, made of pages.
+    pub(super) fn reserve(capacity: usize) -> Option<Self> {
+        Self::new(capacity, true).or_else(|| Self::new(capacity.max(CONTIGUOUS), true))
     }
 
     /// Bytes for data.

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
-"""Reads while no memory can be had, or none that is contiguous, through dm-zfile over dm-overlaybd over dm-zfile: they
-end and are right. How often there are reads below says in what steps."""
+"""Tables are loaded and read while no memory can be had, or none that is contiguous: through dm-zfile over dm-overlaybd
+over dm-zfile, reads end and are right. How often there are reads below says in what steps."""
 
+import contextlib
 import mmap
 import os
 import pathlib
@@ -16,6 +17,7 @@ from debug_kernel import attribute, no_leaks, quiet_faults, require, unload
 from test_script import OVBD, SCRATCH, Tap, load, run
 
 BYTES, BLOCK = 1 << 20, 4096
+LARGE_BLOCK = 16 << 10
 
 
 def stack(devices, algorithm):
@@ -37,6 +39,37 @@ def stack(devices, algorithm):
     return content, top, middle, bottom
 
 
+@contextlib.contextmanager
+def allocations_fail():
+    """What this thread does meanwhile is what faults are injected into."""
+    fail = os.open("/proc/thread-self/make-it-fail", os.O_WRONLY)
+    os.pwrite(fail, b"1", 0)
+    try:
+        yield
+    finally:
+        os.pwrite(fail, b"0", 0)
+        os.close(fail)
+
+
+def load_in_fragmented_memory(tap, devices, algorithm):
+    """A device whose blocks want 32 KiB at once is made where there are no more than four pages in a row."""
+    content = zfile_writer.content(BYTES, LARGE_BLOCK, seed=8)
+    blob = zfile_writer.build(content, algorithm=algorithm, block=LARGE_BLOCK)
+    file = SCRATCH / f"{algorithm}.large"
+    file.write_bytes(blob + bytes(-len(blob) % 512))
+    table = f"0 {BYTES // 512} zfile {devices.loop(file)} {len(blob)}"
+    attribute("fail_page_alloc", min_order=3, probability=100)
+    try:
+        with allocations_fail():
+            large = devices.mapped("large", table)
+    except OSError as error:
+        tap.result(False, f"{algorithm}, fragmented memory: a table is loaded", error)
+        return
+    finally:
+        attribute("fail_page_alloc", min_order=0, probability=0)
+    tap.equal(pathlib.Path(large.node).read_bytes(), content, f"{algorithm}, fragmented memory: a table is loaded")
+
+
 def reads_of(device):
     """How many reads the device has had."""
     name = os.path.basename(os.path.realpath(device.node))
@@ -52,20 +85,17 @@ def piece_of(device):
 def read_all(node, content, length, wrong):
     """Reads everything with O_DIRECT, where allocations fail only during the reads themselves."""
     descriptor = os.open(node, os.O_RDONLY | os.O_DIRECT)
-    fail = os.open("/proc/thread-self/make-it-fail", os.O_WRONLY)
     with mmap.mmap(-1, length) as buffer, memoryview(buffer) as view:
         for at in range(0, BYTES, length):
             # The pages are there when they are to be filled.
             view[:] = bytes(length)
-            os.pwrite(fail, b"1", 0)
             try:
-                count = os.preadv(descriptor, [view], at)
+                with allocations_fail():
+                    count = os.preadv(descriptor, [view], at)
             except OSError as error:
                 count = error
-            os.pwrite(fail, b"0", 0)
             if count != length or view != content[at:at + length]:
                 wrong.append((at, count))
-    os.close(fail)
     os.close(descriptor)
 
 
@@ -90,6 +120,7 @@ for algorithm in ("lz4", "zstd"):
     load("loop", "dm-zfile", "dm-overlaybd")
     with no_leaks(tap, algorithm):
         with Devices() as devices:
+            load_in_fragmented_memory(tap, devices, algorithm)
             content, top, middle, bottom = stack(devices, algorithm)
             attribute("fail_page_alloc", min_order=4, probability=100)
             before, whole = reads_of(middle), reads_of(bottom)
