@@ -46,7 +46,7 @@ use ovbd_layers::{
     file_range::FileRange,
     layer::read_trailer,
     layer_writer::{LayerWriter, MAX_SEGMENTS},
-    output::{Output, Rules},
+    output::{directory, Output, Rules},
     parents::is_same,
     report::Report,
     units,
@@ -309,10 +309,7 @@ impl<'a> Work<'a> {
         if self.stack.layers().len() >= MAX_LAYERS {
             return Ok(Some("would be the 256th layer"));
         }
-        let folder = match out.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
+        let folder = directory(out);
         let below = self.storage.below_path(folder)?;
         if below.contains(&self.chain.top.number) {
             return Ok(Some(ON_ITSELF));

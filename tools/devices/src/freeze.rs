@@ -47,6 +47,7 @@ use ovbd_layers::{
     error::{Error, Result},
     file_id::FileId,
     file_range::FileRange,
+    output::directory,
     report::Report,
 };
 
@@ -162,7 +163,7 @@ impl Freezing<'_> {
     /// Refuses to put the new store on the stack itself: it would wait for itself.
     fn check_place(&self, place: &Place) -> Result<()> {
         let folder = match place {
-            Place::File(path) => folder(path),
+            Place::File(path) => directory(path),
             Place::Unnamed | Place::Device(_) => Path::new(plan::UNNAMED_FOLDER),
         };
         let below = self.storage.below_path(folder)?;
@@ -332,13 +333,6 @@ pub fn number_of(control: &Control, uuid: &str, path: &Path) -> Result<Number> {
     found
         .map(|(info, _)| info.number)
         .ok_or_else(|| Error::new(path, "what is to be below it went away"))
-}
-
-fn folder(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    }
 }
 
 /// Has a file system write what it has not written yet, so that freezing it takes less.

@@ -18,6 +18,7 @@ use ovbd_kernel::{freeze, thaw, Number};
 use crate::{mapped::Mapped, mounts::Mount, storage::Storage};
 use ovbd_layers::{
     error::{Error, Result},
+    output::directory,
     report::Report,
 };
 
@@ -40,11 +41,11 @@ pub fn check_elsewhere(device: &Mapped, out: &Path, storage: &Storage) -> Result
         Err(Error::new(path, what))
     };
     // What the user named is named first.
-    for path in std::iter::once(folder(out).to_owned()).chain(needed(out)?) {
+    for path in std::iter::once(directory(out).to_owned()).chain(needed(out)?) {
         let below = match storage.below_path(&path) {
             Ok(below) => below,
             // Removed since it was opened; only OUT's folder must be there.
-            Err(_) if !path.exists() && path != folder(out) => continue,
+            Err(_) if !path.exists() && path != directory(out) => continue,
             Err(e) => return Err(e),
         };
         if below.contains(&device.number) {
@@ -72,17 +73,10 @@ pub fn check_no_swap(device: &Mapped, storage: &Storage) -> Result<()> {
     Ok(())
 }
 
-fn folder(out: &Path) -> &Path {
-    match out.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    }
-}
-
 /// What the program may touch while the device is suspended.
 fn needed(out: &Path) -> Result<BTreeSet<PathBuf>> {
     let mut paths: BTreeSet<PathBuf> = [
-        folder(out),
+        directory(out),
         Path::new("."),
         Path::new("/"),
         Path::new("/tmp"),

@@ -23,7 +23,7 @@ use crate::{
 use ovbd_layers::{
     error::{Error, Result},
     file_id::FileId,
-    output::{Output, Rules},
+    output::{directory, Output, Rules},
     sysfs::device_name,
 };
 
@@ -116,10 +116,7 @@ pub fn name_of(path: &Path, generation: u32) -> PathBuf {
 ///
 /// The folder cannot be read.
 pub fn later(path: &Path) -> Result<Vec<PathBuf>> {
-    let folder = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
+    let folder = directory(path);
     let Some(first) = path.file_name().map(OsStrExt::as_bytes) else {
         return Ok(Vec::new());
     };
@@ -274,12 +271,12 @@ pub fn settle(old: &[(Place, FileId)], newest: &Place) -> Result<()> {
             }
             _ => remove(path)?,
         }
-        folders.extend(path.parent().map(Path::to_owned));
+        folders.push(directory(path).to_owned());
     }
     if let (Some(newest), Some(first), false) = (newest, &first, is_renamed) {
         if newest != first && FileId::at(first)?.is_none() {
             rename(newest, first)?;
-            folders.extend(first.parent().map(Path::to_owned));
+            folders.push(directory(first).to_owned());
         }
     }
     folders.dedup();
@@ -294,10 +291,6 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 fn sync_folder(folder: &Path) -> Result<()> {
-    let folder = match folder == Path::new("") {
-        true => Path::new("."),
-        false => folder,
-    };
     File::open(folder)
         .and_then(|folder| folder.sync_all())
         .map_err(|e| Error::io(folder, "sync", e))

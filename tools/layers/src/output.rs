@@ -340,7 +340,8 @@ fn forget_temporary(name: &Path) {
     names.retain(|other| other != name);
 }
 
-fn directory(path: &Path) -> &Path {
+/// The folder that a file of this name is in.
+pub fn directory(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
