@@ -27,7 +27,7 @@ use crate::{
     freeze::Freezing,
     frozen_stores::FrozenStores,
     generations::{remove_leftovers, Chain, Generation, State},
-    hold_still::{mounts_on, Frozen},
+    hold_still::Frozen,
     lock::Lock,
     mapped::{self, Mapper},
     rebase::rebase,
@@ -337,7 +337,7 @@ impl<'a> Work<'a> {
             return Ok(false);
         }
         // What is in memory still must be seen.
-        for mount in mounts_on(top.number, &self.storage) {
+        for mount in self.storage.mounts_on(top.number) {
             let point = mount.seen_from_here(&mount.point);
             let Ok(file) = File::open(&point) else {
                 return Ok(false);

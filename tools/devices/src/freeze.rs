@@ -31,7 +31,7 @@ use rustix::mm::{mlockall, munlockall, MlockAllFlags};
 use crate::{
     cow::enough_for,
     generations::{Chain, Generation},
-    hold_still::{check_elsewhere, check_no_swap, is_only_mounted, mounts_on, Frozen},
+    hold_still::{check_elsewhere, check_no_swap, is_only_mounted, Frozen},
     layer_place::{line, linear},
     mapped::{Mapped, Mapper},
     plan::{self, Device, Step},
@@ -238,7 +238,7 @@ impl Freezing<'_> {
         }];
         let begin = Instant::now();
         if self.is_free(control)? {
-            for mount in mounts_on(top.number, self.storage) {
+            for mount in self.storage.mounts_on(top.number) {
                 sync(&mount.seen_from_here(&mount.point));
             }
             let how = Suspend::default();
@@ -272,7 +272,7 @@ impl Freezing<'_> {
             if is_only_mounted(&top, self.storage) {
                 return Ok(!Frozen::is_needed(&top, self.storage)?);
             }
-            let is_mounted = mounts_on(top.number, self.storage).next().is_some();
+            let is_mounted = self.storage.mounts_on(top.number).next().is_some();
             if !is_mounted || begin.elapsed() > PATIENCE {
                 return Ok(false);
             }

@@ -112,18 +112,11 @@ const FLUSHED_BY_FREEZING: [&str; 4] = ["ext2", "ext3", "ext4", "xfs"];
 /// Whether a device has no other users than one file system on it, whose freezing brings all that was written to the
 /// disk. Nothing is needed of such a device while it is suspended by the ioctl that also resumes it.
 pub fn is_only_mounted(device: &Mapped, storage: &Storage) -> bool {
-    let mut mounts = mounts_on(device.number, storage).peekable();
+    let mut mounts = storage.mounts_on(device.number).peekable();
     // A file system has its device open once, however often it is mounted.
     mounts.peek().is_some()
         && device.opens == 1
         && mounts.all(|mount| FLUSHED_BY_FREEZING.contains(&mount.kind.as_str()))
-}
-
-/// The mounts of what is on a device itself.
-pub fn mounts_on(device: Number, storage: &Storage) -> impl Iterator<Item = &Mount> {
-    let family = storage.family(device);
-    let mounts = storage.mounts().iter();
-    mounts.filter(move |mount| family.iter().any(|device| mount.is_on(*device)))
 }
 
 /// File systems that are frozen until this is dropped.

@@ -109,6 +109,13 @@ impl Storage {
         &self.mounts
     }
 
+    /// The mounts of what is on a device itself.
+    pub fn mounts_on(&self, device: Number) -> impl Iterator<Item = &Mount> {
+        let family = self.family(device);
+        let mounts = self.mounts.iter();
+        mounts.filter(move |mount| family.iter().any(|device| mount.is_on(*device)))
+    }
+
     /// All loop devices that have a file.
     pub fn loops(&self) -> &[Loop] {
         &self.loops

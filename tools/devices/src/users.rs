@@ -17,9 +17,7 @@ pub use ovbd_layers::{block_device::block_number, sysfs::device_name};
 ///
 /// It cannot be told.
 pub fn why_in_use(device: Number, known: &[Number], storage: &Storage) -> Result<Option<String>> {
-    let family = storage.family(device);
-    let mut mounts = storage.mounts().iter();
-    if let Some(mount) = mounts.find(|mount| family.iter().any(|device| mount.is_on(*device))) {
+    if let Some(mount) = storage.mounts_on(device).next() {
         return Ok(Some(format!("mounted on {}", mount.point.display())));
     }
     let mut swaps = storage.swaps().iter();
