@@ -241,11 +241,7 @@ impl<'a> Mapper<'a> {
             self.control.resume(id, dm::Suspend::default(), event)
         });
         if let Err(e) = result {
-            let error = Error::io(&path, "map", e);
-            let error = match lock(&self.log).reason(number) {
-                Some(reason) => Error::new(&path, format!("{} ({reason})", error.what())),
-                None => error,
-            };
+            let error = self.with_reason(Error::io(&path, "map", e), number);
             // It has just been made and nobody uses it.
             let event = self.cookie.event(Rules::Hidden);
             let _ = self.control.remove(id, false, event);
@@ -253,6 +249,17 @@ impl<'a> Mapper<'a> {
         }
         lock(&self.made).push((name.to_owned(), number));
         Ok(number)
+    }
+
+    /// The same error with the reason that the kernel has logged for the device `number`, if it has any.
+    fn with_reason(&self, error: Error, number: Number) -> Error {
+        match lock(&self.log).reason(number) {
+            Some(reason) => {
+                let what = format!("{} ({reason})", error.what());
+                Error::new(error.path(), what)
+            }
+            None => error,
+        }
     }
 
     /// Gives a device that is in use another table. `how` it is suspended for as long as that takes.
@@ -271,14 +278,8 @@ impl<'a> Mapper<'a> {
     ) -> Result<()> {
         let path = node(name);
         let id = Id::Uuid(uuid);
-        let fail = |action, e| {
-            let error = Error::io(&path, action, e);
-            // The number is not needed: nothing else is loaded by us now.
-            match lock(&self.log).reason(Number(0, 0)) {
-                Some(reason) => Error::new(&path, format!("{} ({reason})", error.what())),
-                None => error,
-            }
-        };
+        // The number is not needed: nothing else is loaded by us now.
+        let fail = |action, e| self.with_reason(Error::io(&path, action, e), Number(0, 0));
         self.control
             .load(id, table, read_only)
             .map_err(|e| fail("load a table for", e))?;
