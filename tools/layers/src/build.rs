@@ -97,6 +97,39 @@ impl Options {
         self.parent_uuid.or(below).unwrap_or(UuidText::NIL)
     }
 
+    /// Refuses a base on which no layer fits; the error is about `path`.
+    ///
+    /// # Errors
+    ///
+    /// That one.
+    pub fn check_room(&self, path: &Path) -> Result<()> {
+        // The new layer is one more.
+        if self.base.len() < MAX_LAYERS {
+            return Ok(());
+        }
+        let what = format!(
+            "a stack has at most {MAX_LAYERS} layers, so none fits on a base of {}",
+            self.base.len()
+        );
+        Err(Error::new(path, what))
+    }
+
+    /// Begins a file of what is made, which replaces neither a layer of the base nor `source`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Output::create_file`].
+    pub fn create_file(&self, path: &Path, source: Option<&Path>) -> Result<Output> {
+        let base = self.base.iter().flat_map(LayerPath::files);
+        let inputs: Vec<PathBuf> = base.chain(source).map(Path::to_owned).collect();
+        let rules = Rules {
+            replace: self.replace,
+            inputs: &inputs,
+            ..Rules::default()
+        };
+        Output::create_file(path, rules)
+    }
+
     /// Checks what does not depend on any file.
     ///
     /// # Errors
@@ -139,19 +172,15 @@ pub fn build(source: &Path, path: &Path, options: &Options, report: &dyn Report)
     options.check().map_err(|what| Error::new(path, what))?;
     let raw = RawSource::open(source, options.allow_mounted)?;
     check_source(&raw, options)?;
-    // The new layer is one more.
-    if options.base.len() >= MAX_LAYERS {
-        let what = format!(
-            "a stack has at most {MAX_LAYERS} layers, so none fits on a base of {}",
-            options.base.len()
-        );
-        return Err(Error::new(path, what));
-    }
+    options.check_room(path)?;
     let base = match options.base.as_slice() {
         [] => None,
         layers => Some(Stack::open(layers, options.parents)?),
     };
-    let output = create_output(source, path, options)?;
+    let output = match path == Path::new("-") {
+        true => Output::standard()?,
+        false => options.create_file(path, (source != Path::new("-")).then_some(source))?,
+    };
     if !raw.is_stream() {
         report.expect(raw.bytes());
     }
@@ -181,21 +210,6 @@ fn check_source(raw: &RawSource, options: &Options) -> Result<()> {
         _ if raw.bytes() == 0 && !raw.is_stream() => Err(Error::new(raw.path(), "is empty")),
         _ => check_size(raw.path(), raw.bytes()),
     }
-}
-
-fn create_output(source: &Path, path: &Path, options: &Options) -> Result<Output> {
-    if path == Path::new("-") {
-        return Output::standard();
-    }
-    let base = options.base.iter().flat_map(LayerPath::files);
-    let source = (source != Path::new("-")).then_some(source);
-    let inputs: Vec<PathBuf> = base.chain(source).map(Path::to_owned).collect();
-    let rules = Rules {
-        replace: options.replace,
-        inputs: &inputs,
-        ..Rules::default()
-    };
-    Output::create_file(path, rules)
 }
 
 /// Starts the blob in `output`, which is called `path` in errors; returns it and its first byte.

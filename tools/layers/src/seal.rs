@@ -9,17 +9,11 @@
 //! All levels go through a temporary file, as the highest comes first in the layer and is known last: memory does not
 //! depend on the size of the image. The file has 1/127 of it.
 
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
-};
+use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
 
 use ovbd_image::{
     index::Source,
     lsmt::{Identity, UuidText, SECTOR_BYTES},
-    merge::MAX_LAYERS,
 };
 use uuid::Uuid;
 
@@ -27,9 +21,7 @@ use crate::{
     build::{finish_output, start_blob, Options},
     content_hash::ContentHash,
     error::{Error, Result},
-    layer::LayerPath,
     layer_writer::{check_size, LayerWriter},
-    output::{Output, Rules},
     pipeline::{self, Pool},
     report::Report,
     stack::{Stack, StackReader, WINDOW_BYTES},
@@ -53,20 +45,10 @@ pub struct Sealed {
 /// writing. Nothing is left behind then.
 pub fn seal(path: &Path, options: &Options, report: &dyn Report) -> Result<Sealed> {
     options.check().map_err(|what| Error::new(path, what))?;
-    if options.base.len() >= MAX_LAYERS {
-        let what = format!("a stack has at most {MAX_LAYERS} layers, so none fits on {MAX_LAYERS}");
-        return Err(Error::new(path, what));
-    }
+    options.check_room(path)?;
     let stack = Stack::open(&options.base, options.parents)?;
     let sealing = Sealing::new(&stack, path)?;
-    let inputs = options.base.iter().flat_map(LayerPath::files);
-    let inputs: Vec<PathBuf> = inputs.map(Path::to_owned).collect();
-    let rules = Rules {
-        replace: options.replace,
-        inputs: &inputs,
-        ..Rules::default()
-    };
-    let output = Output::create_file(path, rules)?;
+    let output = options.create_file(path, None)?;
     report.expect(sealing.image_bytes);
     let root = sealing.hash(report)?;
     let (blob, start) = start_blob(&output, path, options)?;

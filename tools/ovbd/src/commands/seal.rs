@@ -11,11 +11,7 @@ use std::{
 
 use anyhow::Result;
 use clap::{Args, ValueHint};
-use ovbd_layers::{
-    layer::LayerPath,
-    output::{Output, Rules},
-    seal::seal,
-};
+use ovbd_layers::seal::seal;
 
 use crate::{
     cli::{self, NewLayer, Parents},
@@ -74,11 +70,6 @@ impl Seal {
             );
         }
         let layers = self.store.resolve(&self.layers)?;
-        let inputs: Vec<PathBuf> = layers
-            .iter()
-            .flat_map(LayerPath::files)
-            .map(Path::to_owned)
-            .collect();
         let mut root_file = out.clone().into_os_string();
         root_file.push(".roothash");
         let root_file = PathBuf::from(root_file);
@@ -89,12 +80,7 @@ impl Seal {
         report.begin("sealing", 0);
         cli::clean_up_on_signals()?;
         // What cannot be written is known before all is read.
-        let rules = Rules {
-            replace: self.layer.force,
-            inputs: &inputs,
-            ..Rules::default()
-        };
-        let root_output = Output::create_file(&root_file, rules)?;
+        let root_output = options.create_file(&root_file, None)?;
         let sealed = self
             .layer
             .threads
