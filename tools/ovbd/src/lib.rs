@@ -16,6 +16,7 @@ pub mod names;
 pub mod place;
 pub mod pull_thin;
 pub mod pull_vg;
+pub mod pulled_volume;
 pub mod push_volume;
 pub mod remote;
 pub mod report;

@@ -14,7 +14,7 @@ use ovbd_layers::{
     units,
 };
 use ovbd_lvm::{
-    difference, partial,
+    difference,
     pool::{self, Turn},
     program,
     snapshot::{self, Made},
@@ -30,6 +30,7 @@ use crate::{
     documents::{chain, content_of},
     layer_files::fetch_layers,
     names::{block_layers, split_layout},
+    pulled_volume,
     report::Report,
     watch::Watch,
 };
@@ -44,6 +45,28 @@ pub enum ImageSource {
     Registry(Reference),
     /// A layout `oci:DIR[:NAME]`.
     Layout(String),
+}
+
+impl ImageSource {
+    /// Where its layers are, or are fetched to: the layout itself, or the store.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be opened.
+    pub fn open_store(&self, pull: &Pull) -> Result<Store> {
+        match self {
+            ImageSource::Layout(layout) => Ok(Store::open(Path::new(split_layout(layout).0))?),
+            ImageSource::Registry(_) => pull.open_store(),
+        }
+    }
+
+    /// What is fetched from, if it is a registry.
+    pub fn reference(&self) -> Option<&Reference> {
+        match self {
+            ImageSource::Registry(reference) => Some(reference),
+            ImageSource::Layout(_) => None,
+        }
+    }
 }
 
 impl FromStr for ImageSource {
@@ -129,10 +152,7 @@ pub fn run(
         report.note(said);
     }
     let undo = Undo::begin()?;
-    let store = match from {
-        ImageSource::Layout(layout) => Store::open(Path::new(split_layout(layout).0))?,
-        ImageSource::Registry(_) => pull.open_store()?,
-    };
+    let store = from.open_store(pull)?;
     // Nobody sweeps what is to be written.
     let _guard = store.protect()?;
     let known = look(pull, from, &store)?;
@@ -140,7 +160,7 @@ pub fn run(
     let name = target.pool.sibling(name);
     let digits = &known.image.descriptor.digest.hex()[..DIGITS];
     let whole = name.sibling(format!("{}.{digits}", name.lv));
-    let part = name.sibling(format!("{}.part", whole.lv));
+    let part = pulled_volume::part_of(&whole);
     for name in [&name, &whole, &part] {
         if !ovbd_lvm::volume::is_name(&name.lv) {
             return Err(name
@@ -172,7 +192,7 @@ pub fn run(
         interrupt: &interrupt,
         report,
     };
-    let written = match find_image(&volumes, &whole, &part, &known)? {
+    let written = match find_image(&volumes, &whole, &known)? {
         true => None,
         false => Some(work.make(&volumes, &whole, &part)?),
     };
@@ -219,6 +239,21 @@ pub fn run(
         }
     };
     report.print(&answer)
+}
+
+impl Known {
+    /// The tags of a volume that is this image, and one more, as far as LVM takes them.
+    pub fn tags(&self, more: Option<(&'static str, String)>) -> Vec<(&'static str, String)> {
+        let mut new = vec![(tags::MANIFEST, self.image.descriptor.digest.to_string())];
+        let chain = self.chains.last();
+        new.extend(chain.map(|chain| (tags::CHAIN, chain.to_string())));
+        // Where it came from is for people, and for the next push.
+        new.push((tags::REPO, self.repo.clone()));
+        new.extend(self.tag.clone().map(|tag| (tags::TAG, tag)));
+        new.extend(more);
+        new.retain(|(_, value)| tags::is_allowed(value));
+        new
+    }
 }
 
 /// Looks at an image, of which nothing but its documents is fetched.
@@ -272,36 +307,12 @@ pub fn look(pull: &Pull, from: &ImageSource, store: &Store) -> Result<Known> {
 }
 
 /// Whether the image is there under its name. What an earlier pull has left of it is put in order.
-fn find_image(volumes: &Volumes, whole: &Name, part: &Name, known: &Known) -> Result<bool> {
-    let is_it = |volume: &Volume| {
-        snapshot::is_unchanged(volume)
-            && volume.tags.get(tags::CHAIN)
-                == known.chains.last().map(ToString::to_string).as_deref()
-    };
-    if let Some(volume) = volumes.find(whole) {
-        if is_it(volume) {
-            return Ok(true);
-        }
-        let what = "exists and is not the image, or can be written to: rename or remove it";
-        return Err(whole.error(what).into());
-    }
-    match volumes.find(part) {
-        // It was complete, and killed before it got its name.
-        Some(volume) if is_it(volume) => {
-            snapshot::rename(part, whole)?;
-            Ok(true)
-        }
-        Some(volume) if volume.tags.is_partial() => {
-            // Who makes it has the right to the name, which is ours now.
-            partial::remove(volume)?;
-            Ok(false)
-        }
-        Some(_) => {
-            let what = "is in the way and not of a pull: rename or remove it";
-            Err(part.error(what).into())
-        }
-        None => Ok(false),
-    }
+fn find_image(volumes: &Volumes, whole: &Name, known: &Known) -> Result<bool> {
+    let chain = known.chains.last().map(ToString::to_string);
+    let found = pulled_volume::find(volumes, whole, "the image", |volume| {
+        snapshot::is_unchanged(volume) && volume.tags.get(tags::CHAIN) == chain.as_deref()
+    });
+    Ok(found?)
 }
 
 /// What a pull did.
@@ -429,10 +440,7 @@ impl Work<'_> {
         let plain = layers[kept..]
             .iter()
             .all(|layer| layer.kind == LayerKind::Overlaybd);
-        let reference = match self.from {
-            ImageSource::Registry(reference) => Some(reference),
-            ImageSource::Layout(_) => None,
-        };
+        let reference = self.from.reference();
         let Some(reference) = reference.filter(|_| kept == 0 || !plain) else {
             let (image, transfer) = (&self.known.image, &self.pull.transfer);
             return fetch_layers(image, kept, reference, self.store, transfer, self.report);
@@ -513,19 +521,7 @@ impl Work<'_> {
     }
 
     fn tag(&self, volume: &Volume, uuid: Option<String>) -> Result<()> {
-        let known = self.known;
-        let mut new = vec![(tags::MANIFEST, known.image.descriptor.digest.to_string())];
-        new.extend(
-            known
-                .chains
-                .last()
-                .map(|chain| (tags::CHAIN, chain.to_string())),
-        );
-        // What LVM takes as a tag: where it came from is for people, and for the next push.
-        new.push((tags::REPO, known.repo.clone()));
-        new.extend(known.tag.clone().map(|tag| (tags::TAG, tag)));
-        new.extend(uuid.map(|uuid| (tags::UUID, uuid)));
-        new.retain(|(_, value)| tags::is_allowed(value));
+        let new = self.known.tags(uuid.map(|uuid| (tags::UUID, uuid)));
         Ok(snapshot::tag_read_only(&volume.name, &volume.tags, &new)?)
     }
 }

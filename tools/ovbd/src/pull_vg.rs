@@ -3,7 +3,7 @@
 //! Pulling an image into a volume group: each layer's file in a read-only volume of its own, which images share by digest, and
 //! the stack over them mapped by dm-overlaybd. Nothing is unpacked.
 
-use std::{fs::File, os::unix::fs::FileExt, path::Path, process::ExitCode};
+use std::{fs::File, os::unix::fs::FileExt, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use ovbd_devices::{check_root, cow, running::check_name, up, Interrupt};
@@ -16,7 +16,6 @@ use ovbd_layers::{
     units,
 };
 use ovbd_lvm::{
-    partial,
     pool::Turn,
     program,
     snapshot::{self, Made},
@@ -30,8 +29,9 @@ use serde_json::json;
 use crate::{
     commands::pull::Pull,
     layer_files::fetch_layers,
-    names::{block_layers, split_layout},
+    names::block_layers,
     pull_thin::{look, ImageSource, Known},
+    pulled_volume::{self, part_of},
     report::Report,
     watch::Watch,
 };
@@ -61,10 +61,7 @@ pub fn run(pull: &Pull, from: &ImageSource, vg: &str, report: &Report) -> Result
         report.note(said);
     }
     let undo = Undo::begin()?;
-    let store = match from {
-        ImageSource::Layout(layout) => Store::open(Path::new(split_layout(layout).0))?,
-        ImageSource::Registry(_) => pull.open_store()?,
-    };
+    let store = from.open_store(pull)?;
     // Nobody sweeps what is to be copied.
     let _guard = store.protect()?;
     let known = look(pull, from, &store)?;
@@ -153,50 +150,29 @@ impl Work<'_> {
 
     /// The volume of a layer, if it is there. What an earlier pull has left of it is put in order.
     fn find(&self, name: &Name, layer: &Descriptor) -> Result<Option<Volume>> {
-        let volumes = Volumes::of_group(self.vg)?;
-        let part = part(name);
+        let digest = layer.digest.to_string();
         let is_it = |volume: &Volume| {
             !volume.writable
                 && !volume.tags.is_partial()
                 && volume.bytes >= layer.size
-                && volume.tags.get(tags::LAYER) == Some(&layer.digest.to_string())
+                && volume.tags.get(tags::LAYER) == Some(&digest)
         };
-        if let Some(volume) = volumes.find(name) {
-            if is_it(volume) {
-                return Ok(Some(volume.clone()));
-            }
-            let what = format!(
-                "exists and is not the layer {}, or can be written to: rename or remove it",
-                layer.digest.short()
-            );
-            return Err(name.error(what).into());
+        let what = format!("the layer {}", layer.digest.short());
+        let volumes = Volumes::of_group(self.vg)?;
+        if !pulled_volume::find(&volumes, name, &what, is_it)? {
+            return Ok(None);
         }
-        match volumes.find(&part) {
-            // It was complete, and killed before it got its name.
-            Some(volume) if is_it(volume) => {
-                snapshot::rename(&part, name)?;
-                Ok(Volumes::of_group(self.vg)?.find(name).cloned())
-            }
-            Some(volume) if volume.tags.is_partial() => {
-                // Who makes it has the right to the name, which is ours now.
-                partial::remove(volume)?;
-                Ok(None)
-            }
-            Some(_) => {
-                let what = "is in the way and not of a pull: rename or remove it";
-                Err(part.error(what).into())
-            }
-            None => Ok(None),
+        match volumes.find(name) {
+            Some(volume) => Ok(Some(volume.clone())),
+            // It has just got its name.
+            None => Ok(Volumes::of_group(self.vg)?.find(name).cloned()),
         }
     }
 
     /// The file of a layer.
     fn fetch(&self, number: usize) -> Result<LayerPath> {
         let _watch = Watch::begin(self.interrupt, || ());
-        let reference = match self.from {
-            ImageSource::Registry(reference) => Some(reference),
-            ImageSource::Layout(_) => None,
-        };
+        let reference = self.from.reference();
         let (image, transfer) = (&self.known.image, &self.pull.transfer);
         // Those above come with it: they are fetched together.
         let files = fetch_layers(image, number, reference, self.store, transfer, self.report)?;
@@ -208,7 +184,7 @@ impl Work<'_> {
 
     /// Makes the volume of a layer, which gets its name once what is on it was read back and has the layer's digest.
     fn make(&self, name: &Name, layer: &Descriptor, file: &LayerPath) -> Result<()> {
-        let part = part(name);
+        let part = part_of(name);
         let source = File::open(file.data())
             .with_context(|| format!("{}: cannot open", file.data().display()))?;
         let mut first =
@@ -293,24 +269,12 @@ impl Work<'_> {
 
     /// Notes on the topmost volume which image it completes.
     fn tag(&self, volumes: &[Volume]) -> Result<()> {
-        let (Some(top), known) = (volumes.last(), self.known) else {
+        let Some(top) = volumes.last() else {
             return Ok(());
         };
-        let mut new = vec![(tags::MANIFEST, known.image.descriptor.digest.to_string())];
-        new.extend(
-            top.tags
-                .get(tags::LAYER)
-                .map(|layer| (tags::LAYER, layer.to_owned())),
-        );
-        new.extend(
-            known
-                .chains
-                .last()
-                .map(|chain| (tags::CHAIN, chain.to_string())),
-        );
-        new.push((tags::REPO, known.repo.clone()));
-        new.extend(known.tag.clone().map(|tag| (tags::TAG, tag)));
-        new.retain(|(_, value)| tags::is_allowed(value));
+        let layer = top.tags.get(tags::LAYER);
+        let layer = layer.map(|layer| (tags::LAYER, layer.to_owned()));
+        let new = self.known.tags(layer);
         Ok(snapshot::tag(&top.name, &top.tags, &new)?)
     }
 
@@ -376,8 +340,4 @@ impl Work<'_> {
         result?;
         Ok(ExitCode::SUCCESS)
     }
-}
-
-fn part(name: &Name) -> Name {
-    name.sibling(format!("{}.part", name.lv))
 }
