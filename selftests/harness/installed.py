@@ -26,6 +26,16 @@ NOTES = re.compile(r"/(var/(log|cache|lib/(apt|dpkg))|boot/initrd\.img-|usr/lib/
                    r"|tmp|run|dev|proc|sys)")
 # Of the command and the modules for one kernel.
 TOGETHER_BYTES = 3_200_000
+OVBD = SOURCE / "tools/target/release/ovbd"
+SERVICE = """[Unit]
+After=multi-user.target {after}
+[Service]
+Type=oneshot
+Environment=DEBIAN_FRONTEND=noninteractive
+ExecStart=/usr/local/bin/report
+[Install]
+WantedBy=multi-user.target
+"""
 PINNED = r"Package: linux-*\nPin: release n={suite}-backports\nPin-Priority: 990\n"
 
 
@@ -95,6 +105,32 @@ def inside(top, script):
     return run("chroot", top, "sh", "-ec", script,
                env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "LC_ALL": "C.UTF-8", "HOME": "/root",
                     "DEBIAN_FRONTEND": "noninteractive"})
+
+
+def write_program(path, text):
+    """Writes a shell script."""
+    path.write_text("#!/bin/sh\n" + text)
+    path.chmod(0o755)
+
+
+def add_report(top, text, after=""):
+    """A shell script for when the system has booted, the units `after` too; what it `say`s is on the console as
+    vm.boot_system() reads it."""
+    write_program(top / "usr/local/bin/report", 'say() { echo "report: $*" >/dev/console; }\n' + text)
+    (top / "etc/systemd/system/report.service").write_text(SERVICE.format(after=after))
+    inside(top, "echo fresh >/etc/hostname; systemd-machine-id-setup; systemctl enable report")
+
+
+def copy_boot_files(top, release, folder, names=("vmlinuz", "initrd.img")):
+    """The kernel and its initramfs of the system, into a folder."""
+    for name in names:
+        (folder / name).write_bytes((top / f"boot/{name}-{release}").read_bytes())
+
+
+def make_image(top, path, size):
+    """The system as an image of so many bytes. What is mounted in there is not part of it, and is unmounted."""
+    run("sh", "-ec", 'umount "$0/proc" "$0/sys"; umount --recursive "$0/dev"; truncate -s "$2" "$1"; '
+                     'mkfs.ext4 -q -d "$0" "$1"', top, path, size)
 
 
 def expect(good, what):

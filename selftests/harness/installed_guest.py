@@ -12,13 +12,10 @@ from cache import SOURCE, fresh_directory
 from report import Counts
 
 RESULTS = SOURCE / "build/installed"
-OVBD = SOURCE / "tools/target/release/ovbd"
 DISK_BYTES = 1400 << 20
 BOOT_SECONDS = 1200
 # What the booted system does: the first time it installs, writes and reboots, the second time it looks and switches off.
-REPORT = """#!/bin/sh
-say() { echo "report: $*" >/dev/console; }
-look() {
+REPORT = """look() {
 	say "mounted $(findmnt -n -o SOURCE,FSTYPE /srv/disk)"
 	say "from the layer: $(cat /srv/disk/file)"
 	say "modules $(lsmod | grep -c -e ^dm_overlaybd -e ^dm_zfile)"
@@ -45,15 +42,6 @@ else
 	systemctl poweroff
 fi
 """
-SERVICE = """[Unit]
-After=multi-user.target ovbd@broken.service srv-disk.mount
-[Service]
-Type=oneshot
-Environment=DEBIAN_FRONTEND=noninteractive
-ExecStart=/usr/local/bin/report
-[Install]
-WantedBy=multi-user.target
-"""
 # Each line in the order in which it must come.
 LOOK = ["mounted /dev/mapper/disk ext4", "from the layer: hello", "modules 2"]
 WANTED = [*LOOK, *LOOK, "broken: failed ovbd: /srv/layers/missing.zfile: cannot open: No such file or directory",
@@ -73,26 +61,8 @@ def prepare(top, debs, release):
         mkfs.ext4 -q -d "$0/tmp/files" "$0/tmp/disk.img"
         "$1" --quiet build -o "$0/srv/layers/base.zfile" "$0/tmp/disk.img"
         rm -r "$0/tmp/files" "$0/tmp/disk.img"
-    """, top, OVBD)
-    (top / "usr/local/bin/report").write_text(REPORT)
-    (top / "usr/local/bin/report").chmod(0o755)
-    (top / "etc/systemd/system/report.service").write_text(SERVICE)
-    installed.inside(top, "echo fresh >/etc/hostname; systemd-machine-id-setup; systemctl enable report")
-
-
-def make_disk(top, release):
-    """The system as an image; returns that, and kernel and initrd as they are in it."""
-    fresh_directory(RESULTS)
-    disk = RESULTS / "disk.img"
-    with open(disk, "wb") as file:
-        file.truncate(DISK_BYTES)
-    kernel = []
-    for name in ("vmlinuz", "initrd.img"):
-        (RESULTS / name).write_bytes((top / f"boot/{name}-{release}").read_bytes())
-        kernel.append(RESULTS / name)
-    # What is mounted in there is not part of it.
-    installed.run("sh", "-ec", 'umount "$0/proc" "$0/sys"; umount --recursive "$0/dev"; mkfs.ext4 -q -d "$0" "$1"', top, disk)
-    return disk, *kernel
+    """, top, installed.OVBD)
+    installed.add_report(top, REPORT, "ovbd@broken.service srv-disk.mount")
 
 
 def test(kernel, debs):
@@ -106,9 +76,11 @@ def run(kernel, debs):
     """Boots twice, and looks at what was reported."""
     with installed.overlay(installed.fresh_system(kernel)) as top:
         prepare(top, debs, kernel.release)
-        disk, vmlinuz, initrd = make_disk(top, kernel.release)
+        fresh_directory(RESULTS)
+        installed.copy_boot_files(top, kernel.release, RESULTS)
+        installed.make_image(top, RESULTS / "disk.img", DISK_BYTES)
     print(f"==> booting a fresh Debian with {kernel.release}, twice", flush=True)
-    report = vm.boot_system(vmlinuz, initrd, "loglevel=4 root=/dev/vda rw mitigations=off", disk,
-                            RESULTS / "console.log", BOOT_SECONDS)
+    report = vm.boot_system(RESULTS / "vmlinuz", RESULTS / "initrd.img", "loglevel=4 root=/dev/vda rw mitigations=off",
+                            RESULTS / "disk.img", RESULTS / "console.log", BOOT_SECONDS)
     installed.expect([line for line in report if line in WANTED] == WANTED,
                      f"the system reported {report}; its console: {RESULTS}/console.log")

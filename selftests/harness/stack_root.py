@@ -12,27 +12,15 @@ from cache import SOURCE, fresh_directory
 from report import Counts
 
 RESULTS = SOURCE / "build/stack-root"
-OVBD = SOURCE / "tools/target/release/ovbd"
 SYSTEM_BYTES = 1400 << 20
 BOOT_SECONDS = 900
-REPORT = """#!/bin/sh
-say() { echo "report: $*" >/dev/console; }
-say "up $(cut -d' ' -f1 /proc/uptime)"
+REPORT = """say "up $(cut -d' ' -f1 /proc/uptime)"
 say "root $(findmnt -n -o SOURCE,FSTYPE /)"
 say "table $(dmsetup table root | cut -d' ' -f3)"
 systemctl poweroff
 """
-SERVICE = """[Unit]
-After=multi-user.target
-[Service]
-Type=oneshot
-ExecStart=/usr/local/bin/report
-[Install]
-WantedBy=multi-user.target
-"""
 # initramfs-tools: the root device as a dm-linear over a disk, where the command line says so.
-LINEAR = """#!/bin/sh
-[ "$1" != prereqs ] || { echo udev; exit 0; }
+LINEAR = """[ "$1" != prereqs ] || { echo udev; exit 0; }
 for word in $(cat /proc/cmdline); do
 	case $word in linear=*)
 		disk=${word#linear=}
@@ -52,39 +40,26 @@ def system(kernel, debs):
     release = kernel.release
     with installed.overlay(installed.fresh_system(kernel)) as top:
         (top / "etc/initramfs-tools/scripts/local-top").mkdir(parents=True, exist_ok=True)
-        script(top / "etc/initramfs-tools/scripts/local-top/linear", LINEAR)
-        script(top / "usr/local/bin/report", REPORT)
-        (top / "etc/systemd/system/report.service").write_text(SERVICE)
+        installed.write_program(top / "etc/initramfs-tools/scripts/local-top/linear", LINEAR)
+        installed.add_report(top, REPORT)
         installed.install(top, debs, release)
         installed.inside(top, f"""
             apt-get update
             apt-get install -y --no-install-recommends dracut-core
-            echo fresh >/etc/hostname
-            systemd-machine-id-setup
-            systemctl enable report
-            dracut --quiet --no-hostonly --kver {release} /boot/dracut.img
+            dracut --quiet --no-hostonly --kver {release} /boot/dracut.img-{release}
         """)
-        for name in (f"vmlinuz-{release}", f"initrd.img-{release}", "dracut.img"):
-            (RESULTS / name.removesuffix(f"-{release}")).write_bytes((top / "boot" / name).read_bytes())
-        # What is mounted in there is not part of it.
-        installed.run("sh", "-ec", f"""
-            umount "$0/proc" "$0/sys"; umount --recursive "$0/dev"
-            truncate -s {SYSTEM_BYTES} "$1/linear.img"; mkfs.ext4 -q -d "$0" "$1/linear.img"
-            mkdir "$1/files"; "$2" --quiet build -o "$1/files/base.zfile" "$1/linear.img"
-            truncate -s {SYSTEM_BYTES} "$1/stack.img"; mkfs.ext4 -q -d "$1/files" "$1/stack.img"
-            rm -r "$1/files"
-        """, top, RESULTS, OVBD)
+        installed.copy_boot_files(top, release, RESULTS, ("vmlinuz", "initrd.img", "dracut.img"))
+        installed.make_image(top, RESULTS / "linear.img", SYSTEM_BYTES)
+    installed.run("sh", "-ec", f"""
+        mkdir "$0/files"; "$1" --quiet build -o "$0/files/base.zfile" "$0/linear.img"
+        truncate -s {SYSTEM_BYTES} "$0/stack.img"; mkfs.ext4 -q -d "$0/files" "$0/stack.img"
+        rm -r "$0/files"
+    """, RESULTS, installed.OVBD)
     try:
         yield
     finally:
         for disk in RESULTS.glob("*.img"):
             disk.unlink()
-
-
-def script(path, text):
-    """Writes a program."""
-    path.write_text(text)
-    path.chmod(0o755)
 
 
 def boot(disk, initrd, words, counting=False):

@@ -30,12 +30,13 @@ COUNTED_CPU = "Nehalem"
 # Every timer that the guest sets is work for a thread of the emulator, for which the guest's processors have to wait
 # where the machine has no more of its own. Whoever sleeps goes on with a tick of the clock, as ovbd-reads does before a
 # pass.
-ONLY_TICKS = ["--append", "highres=off nohz=off"]
+ONLY_TICKS = "highres=off nohz=off"
 # What is at random differs from boot to boot.
-NOTHING_RANDOM = ["--append", "nokaslr norandmaps"]
+NOTHING_RANDOM = "nokaslr norandmaps"
 # The guest's clock advances by a nanosecond with every instruction, and jumps where nothing is to be done.
 COUNTED = ["-icount", "shift=0,sleep=off", "-cpu", COUNTED_CPU, "-rtc", "base=2026-01-01,clock=vm"]
-COUNT_INSTRUCTIONS = ["--cpus", "1", *ONLY_TICKS, *NOTHING_RANDOM, f"--qemu-opts={' '.join(COUNTED)}"]
+COUNT_INSTRUCTIONS = ["--cpus", "1", "--append", ONLY_TICKS, "--append", NOTHING_RANDOM,
+                      f"--qemu-opts={' '.join(COUNTED)}"]
 
 
 @functools.cache
@@ -104,7 +105,7 @@ def boot_system(vmlinuz, initrd, append, disk, console, seconds, arguments=(), s
     and its clock counts instructions."""
     if counting:
         machine = ["-accel", "tcg", *COUNTED, "-smp", "1"]
-        append += " " + " ".join(word for word in ONLY_TICKS + NOTHING_RANDOM if word != "--append")
+        append += f" {ONLY_TICKS} {NOTHING_RANDOM}"
     else:
         machine = ["-accel", "kvm", "-cpu", "host"] if kvm_runs(vmlinuz) else ["-accel", "tcg"]
         machine += ["-smp", "2"]
