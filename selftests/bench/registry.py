@@ -10,10 +10,13 @@ Started by `make bench-registry` in the toolchain root. MB= is the size of the i
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
+import sys
 import tempfile
 import time
+
+sys.path.insert(0, f"{pathlib.Path(__file__).resolve().parents[1]}/lib")
+from docker_registry import docker_registry
 
 OVBD = pathlib.Path("tools/target/release/ovbd").resolve()
 MEGABYTES = int(os.environ.get("MB", "1024"))
@@ -69,25 +72,6 @@ class Figures:
         print(f"{one} / {other}: {cpu:.2f} of the CPU time, {wall:.2f} of the wall-clock time")
 
 
-def serve(folder):
-    """Starts docker-registry; returns its process and address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    config = folder / "config.yml"
-    config.write_text(
-        "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
-        f"storage: {{filesystem: {{rootdirectory: {folder}/data}}}}\nhttp: {{addr: '{address}', secret: none}}\n")
-    server = subprocess.Popen(["docker-registry", "serve", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    host, port = address.split(":")
-    for _ in range(500):
-        with socket.socket() as probe:
-            if probe.connect_ex((host, int(port))) == 0:
-                return server, address
-        time.sleep(0.02)
-    raise SystemExit("docker-registry does not start")
-
-
 def make_layers(folder):
     """A stack of layers of random bytes, which no tool can compress."""
     raw = folder / "raw"
@@ -106,12 +90,8 @@ def make_layers(folder):
 def main():
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/var/tmp")) as name:
         folder = pathlib.Path(name)
-        server, address = serve(folder)
-        try:
-            measure(folder, address, make_layers(folder))
-        finally:
-            server.kill()
-            server.wait()
+        with docker_registry(folder) as port:
+            measure(folder, f"127.0.0.1:{port}", make_layers(folder))
 
 
 def measure(folder, address, layers):

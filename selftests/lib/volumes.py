@@ -4,6 +4,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 
 from block_devices import sha256
@@ -104,9 +105,14 @@ class Group:
         return run("dmsetup", "status", self.target(pool)).split()[6] != "-"
 
 
+def push_to(reference, *words):
+    """Pushes an image; returns what was said."""
+    return json.loads(ovbd("push", "--json", *words, reference))
+
+
 def push(name, *words):
     """Pushes to the layout under `name`; returns what was said."""
-    return json.loads(ovbd("push", "--json", *words, f"oci:{LAYOUT}:{name}"))
+    return push_to(f"oci:{LAYOUT}:{name}", *words)
 
 
 def image_content(name):
@@ -124,6 +130,40 @@ def left(group, pool="pool"):
     found = [name for name, row in group.all().items()
              if "ovbd.partial" in row["lv_tags"] or (row["lv_permissions"] == "read-only" and row["lv_active"] == "active")]
     return found + ["a metadata snapshot"] * group.held(pool)
+
+
+def changed_chunks(vg, pool, old, new):
+    """What thin_delta says of a pool, by the name that device-mapper has for it: ranges in bytes of chunks that the newer
+    snapshot has and the older one does not."""
+    rows = json.loads(run("lvs", "--reportformat", "json", "--options", "lv_name,thin_id", vg))["report"][0]["lv"]
+    ids = {row["lv_name"]: row["thin_id"] for row in rows}
+    run("dmsetup", "message", pool, "0", "reserve_metadata_snap")
+    text = run("thin_delta", "-m", "--thin1", ids[old], "--thin2", ids[new],
+               f"/dev/mapper/{pool.removesuffix('-tpool')}_tmeta")
+    run("dmsetup", "message", pool, "0", "release_metadata_snap")
+    chunk = int(re.search(r'data_block_size="(\d+)"', text)[1]) * 512
+    found = re.findall(r'<(?:different|right_only) begin="(\d+)" length="(\d+)"', text)
+    return [(int(begin) * chunk, int(length) * chunk) for begin, length in found]
+
+
+def read_ranges(node, ranges):
+    """The content of ranges of a device, past the page cache: where each piece begins, and its bytes."""
+    run("blockdev", "--flushbufs", node)
+    descriptor = os.open(node, os.O_RDONLY)
+    for start, length in ranges:
+        for at in range(start, start + length, MIB):
+            yield at, os.pread(descriptor, min(MIB, start + length - at), at)
+    os.close(descriptor)
+
+
+def overwrite_random(node, generator, size, count):
+    """Overwrites random parts of a device of `size` bytes, which need not be able to discard."""
+    descriptor = os.open(node, os.O_WRONLY)
+    for _ in range(count):
+        length = generator.randrange(1, 20) * 4096
+        os.pwrite(descriptor, generator.randbytes(length), generator.randrange((size - length) // 4096) * 4096)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def write_random(node, generator, size, count, aligned=4096):

@@ -12,20 +12,10 @@ sys.path.insert(0, f"{pathlib.Path(__file__).resolve().parents[1]}/lib")
 from block_devices import Devices
 from ovbd_command import ovbd, ovbd_fails
 from test_script import Tap, run
-from volumes import LAYOUT, MIB, Group, image_content, push, set_up_lvm
+from volumes import LAYOUT, MIB, Group, image_content, overwrite_random, push, set_up_lvm
 
 SIZE = 48
 tap = Tap()
-
-
-def write(node, generator, count):
-    """Overwrites random parts of a device of SIZE MiB."""
-    descriptor = os.open(node, os.O_WRONLY)
-    for _ in range(count):
-        length = generator.randrange(1, 20) * 4096
-        os.pwrite(descriptor, generator.randbytes(length), generator.randrange((SIZE * MIB - length) // 4096) * 4096)
-    os.fsync(descriptor)
-    os.close(descriptor)
 
 
 def snapshot(group, name):
@@ -46,7 +36,7 @@ def classic(group):
         tap.equal(said["layers"], number + 1, f"image {number} has one layer more")
         if number:
             tap.result(said["read"] <= 2 * said["changed"] < SIZE * MIB, f"push {number} reads changed chunks only", said)
-        write(group.node("web"), generator, 30)
+        overwrite_random(group.node("web"), generator, SIZE * MIB, 30)
 
 
 def prune(group):

@@ -20,7 +20,7 @@ sys.path.insert(0, f"{pathlib.Path(__file__).resolve().parents[1]}/lib")
 from block_devices import Devices
 from ovbd_command import ovbd
 from test_script import OVBD, SCRATCH, Tap, run
-from volumes import CHUNK, LAYOUT, MIB, Group, push, set_up_lvm
+from volumes import LAYOUT, MIB, Group, changed_chunks, push, read_ranges, set_up_lvm
 
 MEGABYTES = int(os.environ.get("OVBD_LVM_MB", "128"))
 ROUNDS = int(os.environ.get("OVBD_LVM_ROUNDS", "1"))
@@ -76,29 +76,6 @@ def change(node, generator, mebibytes):
     return sorted(blocks)
 
 
-def delta(group, old, new):
-    """What thin_delta says: ranges of chunks that the newer snapshot has and the older one does not."""
-    ids = {row["lv_name"]: row["thin_id"] for row in json.loads(
-        run("lvs", "--reportformat", "json", "-o", "lv_name,thin_id", group.name))["report"][0]["lv"]}
-    target = group.target("pool")
-    run("dmsetup", "message", target, "0", "reserve_metadata_snap")
-    text = run("thin_delta", "-m", "--thin1", ids[old], "--thin2", ids[new],
-               f"/dev/mapper/{target.removesuffix('-tpool')}_tmeta")
-    run("dmsetup", "message", target, "0", "release_metadata_snap")
-    found = re.findall(r'<(?:different|right_only) begin="(\d+)" length="(\d+)"', text)
-    return [(int(begin) * CHUNK, int(length) * CHUNK) for begin, length in found]
-
-
-def chunks(node, ranges):
-    """The content of ranges of a device, past the page cache."""
-    run("blockdev", "--flushbufs", node)
-    descriptor = os.open(node, os.O_RDONLY)
-    for start, length in ranges:
-        for at in range(start, start + length, MIB):
-            yield at, os.pread(descriptor, min(MIB, start + length - at), at)
-    os.close(descriptor)
-
-
 def compress(data):
     """One block as lz4 -1 has it."""
     out = ctypes.create_string_buffer(LZ4.LZ4_compressBound(len(data)))
@@ -112,7 +89,7 @@ def pipe(group, old, new):
     run("lvcreate", "--snapshot", "--permission", "r", "--name", new, f"{group.name}/web")
     run("lvchange", "--activate", "y", "--ignoreactivationskip", f"{group.name}/{new}")
     with open(out, "wb", buffering=0) as file:
-        for _, data in chunks(group.node(new), delta(group, old, new)):
+        for _, data in read_ranges(group.node(new), changed_chunks(group.name, group.target(), old, new)):
             file.write(compress(data))
     run("lvchange", "--activate", "n", f"{group.name}/{new}")
     taken = time.monotonic() - start
@@ -130,7 +107,7 @@ def send_and_receive(source, old, new, target, base):
         run("lvchange", "--activate", "y", "--ignoreactivationskip", f"{group.name}/{name}")
     descriptor = os.open(target.node(f"{new}r"), os.O_WRONLY)
     sent = 0
-    for at, data in chunks(source.node(new), delta(source, old, new)):
+    for at, data in read_ranges(source.node(new), changed_chunks(source.name, source.target(), old, new)):
         os.pwrite(descriptor, data, at)
         sent += len(data)
     os.fsync(descriptor)
