@@ -26,7 +26,10 @@ use ovbd_oci::{Digest, Image, LayerKind, Platform, Reference, Registry, Store};
 use serde_json::json;
 
 use crate::{
-    commands::pull::{fetch, Pull},
+    commands::{
+        images::layer_count,
+        pull::{fetch, Pull},
+    },
     documents::{chain, content_of},
     layer_files::fetch_layers,
     names::{block_layers, split_layout},
@@ -343,9 +346,9 @@ impl Work<'_> {
         let kept = ancestor.as_ref().map_or(0, |(_, count)| *count);
         match &ancestor {
             Some((volume, count)) => self.report.note(format_args!(
-                "base: {} has {count} of {} layers",
+                "base: {} has {count} of {}",
                 volume.name,
-                self.known.chains.len()
+                layer_count(self.known.chains.len())
             )),
             None => self.report.note("base: none, all layers are fetched"),
         }

@@ -27,7 +27,7 @@ use ovbd_oci::{Descriptor, Error, Hasher, Kind, Store};
 use serde_json::json;
 
 use crate::{
-    commands::pull::Pull,
+    commands::{images::layer_count, pull::Pull},
     layer_files::fetch_layers,
     names::block_layers,
     pull_thin::{look, ImageSource, Known},
@@ -94,8 +94,8 @@ pub fn run(pull: &Pull, from: &ImageSource, vg: &str, report: &Report) -> Result
             })
         ),
         false => format!(
-            "{from}  {manifest}  {} layers in {vg}, {made} of them new\n{}",
-            names.len(),
+            "{from}  {manifest}  {} in {vg}, {made} new\n{}",
+            layer_count(names.len()),
             match &pull.up {
                 Some(_) => String::new(),
                 None => format!("ovbd up NAME {}\n", nodes.join(" ")),

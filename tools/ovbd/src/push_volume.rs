@@ -33,7 +33,7 @@ use tempfile::TempDir;
 use crate::{
     base::{find_base, Base},
     commands::{
-        images::stored,
+        images::{layer_count, stored},
         push::{wrapped, Push, Shared, ToSend},
     },
     documents::{chain, content_of, rfc3339, Composition, NewLayer},
@@ -135,10 +135,10 @@ pub fn run(push: &Push, name: Name, place: &Place, report: &Report) -> Result<Ex
     };
     match &base {
         Some(base) => report.note(format_args!(
-            "base: {} is {}, {} layers on {repo}",
+            "base: {} is {}, {} on {repo}",
             base.volume.name,
             base.image.descriptor.digest.short(),
-            base.image.manifest.layers.len()
+            layer_count(base.image.manifest.layers.len())
         )),
         None => report.note("base: none, all that the volume holds is sent"),
     }
@@ -163,10 +163,10 @@ pub fn run(push: &Push, name: Name, place: &Place, report: &Report) -> Result<Ex
     let sizes = image_sizes(&image, &found);
     if options.dry_run {
         let text = format!(
-            "would send {}, holding {}; {place} would have {} layers\n",
+            "would send {}, holding {}; {place} would have {}\n",
             units::size(sizes.new_stored),
             units::size(found.written.counts.data),
-            image.manifest.layers.len()
+            layer_count(image.manifest.layers.len())
         );
         let answer = json!({
             "name": place.to_string(), "snapshot": new.name.to_string(), "base": base_name(&base),
@@ -215,8 +215,8 @@ pub fn run(push: &Push, name: Name, place: &Place, report: &Report) -> Result<Ex
     report.print(&match push.json {
         true => format!("{answer}\n"),
         false => format!(
-            "{place}  {digest}  {} layers, {} of {}\n",
-            image.manifest.layers.len(),
+            "{place}  {digest}  {}, {} of {}\n",
+            layer_count(image.manifest.layers.len()),
             units::size(sizes.stored),
             units::size(new.bytes)
         ),
