@@ -56,7 +56,7 @@ profile: ## instructions function by function; W='lz4-4k-random' names the workl
 bench-lvm: ## push and pull of a thin volume of LVM_MB= in the native kernel, beside pipes of the same steps
 	@KERNEL=native T=lvm/figures OVBD_UML_MEMORY=8G OVBD_LVM_MB=$(or $(LVM_MB),1024) OVBD_LVM_ROUNDS=3 $(ENTER) selftests
 	@sed -n 's/^# //p' build/selftests-native/lvm/figures.log
-demo: ## put a Debian system on a stack of layers in a VM, change it, and boot from it
+demo: ## push a Debian system from a thin volume in one VM, pull it in another, and boot from it
 	@$(ENTER) demo
 clippy: ## lint the modules with the kernel's set and the tools with cargo's
 	@$(ENTER) clippy

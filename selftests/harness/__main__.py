@@ -117,7 +117,7 @@ def bench_boot(_arguments):
 
 
 def run_demo(_arguments):
-    """A Debian system on a stack of layers, in two guests."""
+    """A Debian system on a thin volume goes to another machine, which boots from it."""
     return demo.run(kernels.ensure())
 
 

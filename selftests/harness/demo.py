@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The demo: a Debian system becomes a stack of three layers in one VM and the root device of another.
+"""The demo: a Debian system on a thin volume is pushed to a registry, changed, and pushed again; another machine pulls both
+into its own pool, compares every file, and boots from the layers.
 
-What does not depend on the source under test is made once and kept in the cache: a Debian system, its ext4 image, and
+The machines are guests of the stock kernel, one after the other, and the registry is on this one. What does not depend on the source under test is made once and kept in the cache: a Debian system, its ext4 image, and
 the packages that the demo installs. Results go to build/demo/ and are made anew each time.
 """
 
@@ -12,6 +13,8 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
+import sys
 import time
 
 import build
@@ -20,17 +23,23 @@ import root
 import vm
 from cache import CACHE, SOURCE, Failure, fresh_directory, step
 
+sys.path.insert(0, str(SOURCE / "selftests/lib"))
+from docker_registry import docker_registry
+
 # The system: one that boots, and can make the initramfs that it boots with.
 PACKAGES = "systemd-sysv udev dmsetup initramfs-tools kmod passwd"
 INSTALLED_LATER = "jq"
 IMAGE_BYTES = 1 << 30
+# Of each machine, for volumes; and of the file system that the second one boots from.
 DISK_BYTES = 2 << 30
+STORE_BYTES = 512 << 20
 
 PREPARED = CACHE / "demo"
 TREE = PREPARED / "tree"
 RESULTS = SOURCE / "build/demo"
 PARTS = SOURCE / "selftests/demo"
-DISK = RESULTS / "layers.img"
+FILES = RESULTS / "files"
+STORE = RESULTS / "store.img"
 
 
 @contextlib.contextmanager
@@ -82,41 +91,35 @@ def _checksums(tree):
     return found
 
 
-def _make_disk():
-    """The disk that both guests have: a file system with the base layer and what the first one wants."""
+def _make_disks():
+    """What the guests have: two empty disks, a file system for the store of the second one, and files to read."""
     fresh_directory(RESULTS)
-    files = fresh_directory(RESULTS / "files")
-    shutil.copytree(PREPARED / "packages", files / "packages")
-    shutil.copy(PREPARED / "base.json", files)
-    log = RESULTS / "base.log"
-    step("building the base layer: ovbd build --format zfile --algo lz4",
-         [str(SOURCE / "tools/target/release/ovbd"), "build", "--format", "zfile", "--algo", "lz4",
-          "-o", str(files / "base.zfile"), str(PREPARED / "base.img")], log, "")
-    with open(DISK, "wb") as file:
-        file.truncate(DISK_BYTES)
-    step("making the disk with the layers", ["mkfs.ext4", "-q", "-d", str(files), str(DISK)], log, "")
-    shutil.rmtree(files)
+    fresh_directory(FILES)
+    shutil.copytree(PREPARED / "packages", FILES / "packages")
+    shutil.copy(PREPARED / "base.json", FILES)
+    for name, size in (("first.img", DISK_BYTES), ("second.img", DISK_BYTES), (STORE.name, STORE_BYTES)):
+        with open(RESULTS / name, "wb") as file:
+            file.truncate(size)
+    step("making a file system for the layers of the second machine", ["mkfs.ext4", "-q", str(STORE)], RESULTS / "disks.log",
+         "")
 
 
-def _drives():
-    return [f"-drive file={DISK},if=virtio,format=raw,cache=unsafe",
-            f"-drive file={PREPARED / 'base.img'},if=virtio,format=raw,readonly=on"]
-
-
-def _first_guest(kernel):
-    """Changes the system twice; returns the sizes and speeds that the guest reports."""
-    print(f"==> booting the stock kernel {kernel.release} to work on the system", flush=True)
-    guest = vm.Guest(kernel, f"python3 {shlex.quote(str(PARTS / 'guest.py'))}", RESULTS / "console-1.log", SOURCE,
-                     silence=300, arguments=[f"--qemu-opts={' '.join(_drives())}"])
-    figures = None
+def _guest(kernel, program, disk, other, repository):
+    """Boots the stock kernel for a program of selftests/demo; prints what it says, and returns what it says in JSON."""
+    console = RESULTS / f"console-{program}.log"
+    drives = [f"-drive file={RESULTS / disk},if=virtio,format=raw,cache=unsafe", f"-drive file={other},if=virtio,format=raw",
+              "-netdev user,id=network", "-device virtio-net-pci,netdev=network,romfile="]
+    words = ["env", f"SRC={SOURCE}", "python3", str(PARTS / f"{program}.py"), repository, str(FILES)]
+    guest = vm.Guest(kernel, shlex.join(words), console, SOURCE, silence=300, arguments=[f"--qemu-opts={' '.join(drives)}"])
+    said = None
     for line in guest:
         if line.startswith("{"):
-            figures = json.loads(line)
+            said = json.loads(line)
         else:
             print(line, flush=True)
-    if guest.status != 0 or not figures:
-        raise Failure(f"{guest.why or 'the demo failed in the guest'}; its console: {guest.console}")
-    return figures
+    if guest.status != 0:
+        raise Failure(f"{guest.why or 'the demo failed in the guest'}; its console: {console}")
+    return said
 
 
 def _make_initramfs(kernel):
@@ -154,13 +157,12 @@ def _make_initramfs(kernel):
     return RESULTS / "initrd.img"
 
 
-def _second_guest(kernel, initramfs):
-    """Boots the system from its layers; returns what it reports."""
-    append = ("quiet loglevel=4 root=/dev/mapper/root rw ovbd=/dev/vda:base.zfile,second.zfile,third.zfile "
-              "systemd.unit=report.service")
-    console = RESULTS / "console-2.log"
-    print("==> booting it again: the root device is the stack of three layers", flush=True)
-    report = vm.boot_system(kernel.vmlinuz, initramfs, append, DISK, console, 300, ["-no-reboot"],
+def _boot(kernel, initramfs, repository):
+    """Boots the system from its layers in the store of the second machine; returns what it reports."""
+    append = (f"quiet loglevel=4 root=/dev/mapper/root rw ovbd=/dev/vda:{repository}:tue systemd.unit=report.service")
+    console = RESULTS / "console-boot.log"
+    print("==> booting machine B from what it pulled: the root device is the stack of both layers", flush=True)
+    report = vm.boot_system(kernel.vmlinuz, initramfs, append, STORE, console, 300, ["-no-reboot"],
                             lambda line: not line.startswith("package "))
     if not any("packages, jq says 42" in line for line in report):
         raise Failure(f"the system did not report; its console: {console}")
@@ -168,19 +170,20 @@ def _second_guest(kernel, initramfs):
 
 
 def _summary(figures, report, seconds):
-    raw, layers, speed = figures["raw"], figures["layers"], figures["speed"]
+    def mib(size):
+        return f"{size / (1 << 20):8.1f} MiB"
+
+    image = PREPARED / "base.img"
+    whole = int(subprocess.run(["sh", "-c", 'zstd -3 -c "$0" | wc -c', image], capture_output=True, check=True).stdout)
+    first, second = figures["layers"]
     packages = sum(line.startswith("package ") for line in report)
     print(f"""
-summary
-  raw image             {raw / 1e6:8.1f} MB
-  base layer, lz4       {layers[0] / 1e6:8.1f} MB
-  second layer, lz4     {layers[1] / 1e6:8.1f} MB   jq installed, documentation deleted
-  third layer, zstd     {layers[2] / 1e6:8.1f} MB   a service, a user, a host name
-  all layers            {sum(layers) / 1e6:8.1f} MB   1:{raw / sum(layers):.1f}
-  reading raw           {speed['raw']:8.1f} MiB/s through dm-linear
-  reading the layer     {speed['base']:8.1f} MiB/s through dm-zfile and dm-overlaybd
-  booted from the stack, with {packages} packages
-  all in {seconds:.0f} s; layers and consoles are in {RESULTS}""", flush=True)
+summary: bytes sent                 the first time    what changed
+  full copy                         {mib(IMAGE_BYTES)}    {mib(IMAGE_BYTES)}
+  thin_delta, its chunks, zstd -3   {mib(whole)}    {mib(figures["chunks"])}
+  ovbd push                         {mib(first)}    {mib(second)}
+  the second machine booted from the stack, with {packages} packages
+  all in {seconds:.0f} s; disks and consoles are in {RESULTS}""", flush=True)
 
 
 def run(kernel):
@@ -188,12 +191,20 @@ def run(kernel):
     start = time.monotonic()
     if build.modules(kernel) or build.make("ovbd"):
         return 1
-    # The disk takes minutes.
+    # The disks take minutes.
     vm.require_vng()
     with _alone():
         _prepare()
-        _make_disk()
-        figures = _first_guest(kernel)
-        report = _second_guest(kernel, _make_initramfs(kernel))
+        _make_disks()
+        with docker_registry(RESULTS / "registry") as port:
+            # That is where a guest reaches this machine's loopback.
+            repository = f"10.0.2.2:{port}/vm/system"
+            print(f"==> booting the stock kernel {kernel.release}: machine A", flush=True)
+            base = f"{PREPARED / 'base.img'},readonly=on"
+            figures = _guest(kernel, "first", "first.img", base, repository)
+            (FILES / "changed.json").write_text(json.dumps(figures["files"]))
+            print("==> booting it again: machine B", flush=True)
+            _guest(kernel, "second", "second.img", STORE, repository)
+        report = _boot(kernel, _make_initramfs(kernel), repository)
     _summary(figures, report, time.monotonic() - start)
     return 0
