@@ -4,7 +4,7 @@
 
 use zerocopy::{
     little_endian::{U16, U32, U64},
-    IntoBytes as _,
+    FromBytes as _, IntoBytes as _,
 };
 
 use crate::image::{
@@ -97,4 +97,41 @@ impl Identity {
         block[..STRUCT_BYTES].copy_from_slice(raw.as_bytes());
         block
     }
+}
+
+/// What the user tag of a trailer begins with where the data section begins with a tar.
+const TAR_TAG: &[u8] = b"tar=";
+
+/// Records in `trailer` that the data section begins with a tar of so many bytes, which need not be whole sectors. Other
+/// readers ignore it.
+pub fn set_tar_bytes(trailer: &mut [u8; HEADER_BYTES], bytes: u64) {
+    let Ok((raw, _)) = Raw::mut_from_prefix(trailer) else {
+        return;
+    };
+    raw.user_tag = [0; 256];
+    let (tag, number) = raw.user_tag.split_at_mut(TAR_TAG.len());
+    tag.copy_from_slice(TAR_TAG);
+    let digits = core::iter::successors(Some(bytes), |rest| {
+        Some(rest / 10).filter(|rest| *rest != 0)
+    });
+    let count = digits.clone().count();
+    for (to, rest) in number.iter_mut().take(count).rev().zip(digits) {
+        *to = b'0' + (rest % 10) as u8;
+    }
+}
+
+/// What [`set_tar_bytes`] recorded, if that is what the user tag says.
+pub fn tar_bytes(trailer: &[u8; HEADER_BYTES]) -> Option<u64> {
+    let (raw, _) = Raw::ref_from_prefix(trailer).ok()?;
+    let number = raw.user_tag.strip_prefix(TAR_TAG)?;
+    let end = number.iter().position(|byte| *byte == 0)?;
+    let (digits, rest) = number.split_at(end);
+    let canonical = !digits.is_empty() && (digits.len() == 1 || !digits.starts_with(b"0"));
+    if !canonical || rest.iter().any(|byte| *byte != 0) {
+        return None;
+    }
+    digits.iter().try_fold(0_u64, |value, digit| {
+        let digit = digit.checked_sub(b'0').filter(|digit| *digit < 10)?;
+        value.checked_mul(10)?.checked_add(digit.into())
+    })
 }

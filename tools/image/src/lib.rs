@@ -19,7 +19,10 @@ pub use image::*;
 
 /// The layer: what the kernel reads, and what tools write.
 pub mod lsmt {
-    pub use crate::{encode_lsmt::Identity, image::lsmt::*};
+    pub use crate::{
+        encode_lsmt::{set_tar_bytes, tar_bytes, Identity},
+        image::lsmt::*,
+    };
 }
 
 /// The ZFile: what the kernel reads, and what tools write.

@@ -40,6 +40,10 @@ const MAGIC: (usize, usize) = (257, 262);
 const VERSION: (usize, usize) = (263, 265);
 const USER: usize = 265;
 const GROUP: usize = 297;
+/// In a header of GNU's tar: the number of the extents that are in more headers.
+const SPARSE_GOES_ON: usize = 482;
+/// The same in those headers.
+const MORE_SPARSE_GOES_ON: usize = 504;
 
 /// Finds the blob in a file of `file_bytes` that starts with `first` ([`LOOK_BYTES`], or all of a shorter
 /// file); `None` where there is no wrapper.
@@ -89,12 +93,60 @@ fn block(first: &[u8], number: usize) -> Option<&[u8; BLOCK_BYTES]> {
 fn is_header(block: &[u8; BLOCK_BYTES]) -> bool {
     block.get(MAGIC.0..MAGIC.1) == Some(b"ustar")
         && block.get(VERSION.0..VERSION.1) == Some(b"00")
-        && {
-            let stored = octal(block, CHECKSUM);
-            // Historic writers summed signed bytes.
-            stored == sum(block, u64::from)
-                || stored == sum(block, |byte| i64::from(byte as i8) as u64)
+        && has_checksum(block)
+}
+
+fn has_checksum(block: &[u8; BLOCK_BYTES]) -> bool {
+    let stored = octal(block, CHECKSUM);
+    // Historic writers summed signed bytes.
+    stored == sum(block, u64::from) || stored == sum(block, |byte| i64::from(byte as i8) as u64)
+}
+
+/// The header of a member of any tar, historic, POSIX's or GNU's, as far as it says what follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemberHeader {
+    /// Type of the member.
+    pub kind: u8,
+    /// Bytes of its content.
+    pub bytes: u64,
+    /// Whether another header of the same sparse file follows, as [`sparse_goes_on`] says of that one.
+    pub sparse_goes_on: bool,
+}
+
+impl MemberHeader {
+    /// Reads a block that is a header by its checksum.
+    pub fn parse(block: &[u8; BLOCK_BYTES]) -> Option<Self> {
+        // A block of zeros has no checksum: that is the sum of eight spaces.
+        has_checksum(block).then(|| Self {
+            kind: block.get(TYPE).copied().unwrap_or(0),
+            bytes: number(block, SIZE),
+            sparse_goes_on: block.get(SPARSE_GOES_ON).is_some_and(|byte| *byte != 0),
+        })
+    }
+}
+
+/// Whether one more header of a sparse file follows the one in `block`, which is not its first.
+pub fn sparse_goes_on(block: &[u8; BLOCK_BYTES]) -> bool {
+    block
+        .get(MORE_SPARSE_GOES_ON)
+        .is_some_and(|byte| *byte != 0)
+}
+
+/// A number in octal, or in binary as GNU's tar writes what does not fit; the largest one where it is larger.
+fn number(block: &[u8; BLOCK_BYTES], field: (usize, usize)) -> u64 {
+    let bytes = block.get(field.0..field.1).unwrap_or(&[]);
+    match bytes.split_first() {
+        Some((0x80, rest)) => {
+            let (high, low) = rest.split_at(rest.len().saturating_sub(8));
+            match (high.iter().all(|byte| *byte == 0), low.first_chunk()) {
+                (true, Some(low)) => u64::from_be_bytes(*low),
+                _ => u64::MAX,
+            }
         }
+        // A negative one has no meaning.
+        Some((first, _)) if first & 0x80 != 0 => u64::MAX,
+        _ => octal(block, field),
+    }
 }
 
 /// The checksum of a header: the sum of its bytes, with spaces in place of the checksum.
@@ -127,7 +179,7 @@ fn octal(block: &[u8; BLOCK_BYTES], field: (usize, usize)) -> u64 {
 
 /// The size among pax records ("length key=value\n"), 0 where there is none, `None` where the records
 /// are malformed.
-fn pax_size(mut records: &[u8]) -> Option<u64> {
+pub fn pax_size(mut records: &[u8]) -> Option<u64> {
     let mut size = 0;
     while !records.is_empty() {
         let space = records.iter().position(|c| *c == b' ')?;
