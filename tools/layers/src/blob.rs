@@ -60,6 +60,20 @@ impl Blob {
     pub fn open(path: &Path) -> Result<Self> {
         let file = FileRange::open(path)?;
         let (tar, blob) = unwrap_tar(&file)?;
+        Ok(Self {
+            file_bytes: file.bytes(),
+            tar,
+            ..Self::of(blob)?
+        })
+    }
+
+    /// Takes away the compression of `blob`, which is in no wrapper.
+    ///
+    /// # Errors
+    ///
+    /// A damaged ZFile, and those of reading.
+    pub fn of(blob: FileRange) -> Result<Self> {
+        let file_bytes = blob.bytes();
         let first = blob.first(512)?;
         let content = if Zfile::recognise(&first, blob.bytes()) {
             Content::Zfile(Box::new(Zfile::open(blob)?))
@@ -67,8 +81,8 @@ impl Blob {
             Content::Plain(blob)
         };
         Ok(Self {
-            file_bytes: file.bytes(),
-            tar,
+            file_bytes,
+            tar: None,
             content,
         })
     }

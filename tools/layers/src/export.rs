@@ -64,7 +64,7 @@ fn in_order(image: &StackOrZfile, mut stream: Stream<'_>, report: &dyn Report) -
 
 /// Calls `write` with the first byte and the content of every window that holds data, in order; all threads
 /// read ahead of it. The first error in the order of the image ends it.
-fn each_window(
+pub(crate) fn each_window(
     image: &StackOrZfile,
     report: &dyn Report,
     mut write: impl FnMut(u64, &[u8]) -> Result<()> + Send,

@@ -19,6 +19,7 @@ use crate::{
     layer::{Layer, LayerKind},
     stack::Stack,
     stack_or_zfile::StackOrZfile,
+    tar::original::tar_bytes,
     units::size,
     zfile::Zfile,
 };
@@ -84,6 +85,8 @@ pub struct LayerInfo {
     pub data_bytes: u64,
     /// Zeroed bytes that its segments map.
     pub zeroed_bytes: u64,
+    /// Size of the original tar that the data section begins with.
+    pub original_tar_bytes: Option<u64>,
     /// Size of the data section.
     pub stored_bytes: u64,
     /// Bytes of the device that come from this layer.
@@ -198,6 +201,10 @@ impl LayerInfo {
             segments: layer.segments().len(),
             data_bytes: sum(false),
             zeroed_bytes: sum(true),
+            original_tar_bytes: match layer.kind() {
+                LayerKind::Sealed(_) => tar_bytes(layer.content()).ok().flatten(),
+                LayerKind::Writable { .. } => None,
+            },
             stored_bytes: end.saturating_sub(HEADER_BYTES as u64),
             owned_bytes,
         }
@@ -317,9 +324,13 @@ impl fmt::Display for StackInfo {
                 Some(false) => " (not the layer below)",
                 _ => "",
             };
+            let tar = match layer.original_tar_bytes {
+                Some(bytes) => format!("\n  original tar of {bytes} bytes"),
+                None => String::new(),
+            };
             writeln!(
                 f,
-                "layer {number}: {}\n  uuid {}\n  parent {}{parent}",
+                "layer {number}: {}\n  uuid {}\n  parent {}{parent}{tar}",
                 name(&layer.path),
                 layer.uuid.as_ref().unwrap_or(&none),
                 layer.parent_uuid.as_ref().unwrap_or(&none),

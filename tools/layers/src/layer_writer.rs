@@ -2,12 +2,12 @@
 
 //! Writing a sealed layer: header, data, index and trailer as one stream.
 
-use std::path::Path;
+use std::{fs::File, path::Path};
 
 use ovbd_image::{
     lsmt::{
-        Entry, Identity, DATA_START, ENTRY_BYTES, HEADER_BYTES, MAX_LAYER_ENTRIES, PADDING_ENTRIES,
-        SECTOR_BYTES,
+        set_tar_bytes, Entry, Identity, DATA_START, ENTRY_BYTES, HEADER_BYTES, MAX_LAYER_ENTRIES,
+        PADDING_ENTRIES, SECTOR_BYTES,
     },
     segment::{Segment, MAX_VIRTUAL_SECTORS},
 };
@@ -91,6 +91,8 @@ pub struct LayerWriter<'a> {
     stored: u64,
     /// Sectors at the start of the device that are zero, here and below; `None` until it is told.
     blank: Option<u64>,
+    /// Bytes of the tar that the data section begins with.
+    tar_bytes: Option<u64>,
 }
 
 /// Sectors at the start of a device that are zero in `new`, its first bytes, and in `below`, what the layers below hold
@@ -126,6 +128,8 @@ pub fn check_size(path: &Path, bytes: u64) -> Result<()> {
 struct Run {
     start: u64,
     sectors: u64,
+    /// Sector of the blob where its data is; of a zeroed one where the next data goes.
+    stored: u64,
     zeroed: bool,
 }
 
@@ -146,7 +150,13 @@ impl<'a> LayerWriter<'a> {
             open: None,
             stored: DATA_START,
             blank: None,
+            tar_bytes: None,
         })
+    }
+
+    /// Records that what was stored first is a tar of so many bytes.
+    pub fn set_tar_bytes(&mut self, bytes: u64) {
+        self.tar_bytes = Some(bytes);
     }
 
     /// The first `sectors` of the device are zero, in this layer and in those below ([`blank_sectors`]); 0 where that is
@@ -186,9 +196,55 @@ impl<'a> LayerWriter<'a> {
         self.run(Run {
             start,
             sectors: data.len() as u64 / SECTOR_BYTES,
+            stored: self.stored,
             zeroed: false,
         })?;
+        self.unmapped(data)
+    }
+
+    /// Stores `data`, whole sectors, for [`LayerWriter::map`] to say later what they are.
+    ///
+    /// # Errors
+    ///
+    /// Those of writing.
+    pub fn unmapped(&mut self, data: &[u8]) -> Result<()> {
+        self.stored += data.len() as u64 / SECTOR_BYTES;
         self.blob.write(data)
+    }
+
+    /// As [`LayerWriter::unmapped`] with `data`, which is also in `file`, from byte `at` on: a file system that can do so
+    /// lets both files share the blocks.
+    ///
+    /// # Errors
+    ///
+    /// Those of writing.
+    pub fn unmapped_copy(&mut self, data: &[u8], file: &File, at: u64) -> Result<()> {
+        if let BlobWriter::Plain(stream) = &mut self.blob {
+            if stream.copy(file, at, data.len() as u64)? {
+                self.stored += data.len() as u64 / SECTOR_BYTES;
+                return Ok(());
+            }
+        }
+        self.unmapped(data)
+    }
+
+    /// Makes `sectors` from `start` on, which follow all earlier ones, read what is stored from sector `stored` of the blob
+    /// on.
+    ///
+    /// # Errors
+    ///
+    /// As [`LayerWriter::data`], and what is not stored yet.
+    pub fn map(&mut self, start: u64, sectors: u64, stored: u64) -> Result<()> {
+        let end = stored.checked_add(sectors);
+        if stored < DATA_START || end.is_none_or(|end| end > self.stored) {
+            return Err(Error::new(self.path, "data is mapped that is not stored"));
+        }
+        self.run(Run {
+            start,
+            sectors,
+            stored,
+            zeroed: false,
+        })
     }
 
     /// Makes `sectors` from `start` on, which follow all earlier ones, read as zeros.
@@ -200,6 +256,7 @@ impl<'a> LayerWriter<'a> {
         self.run(Run {
             start,
             sectors,
+            stored: self.stored,
             zeroed: true,
         })
     }
@@ -215,9 +272,12 @@ impl<'a> LayerWriter<'a> {
             return Err(Error::new(self.path, what));
         }
         if let Some(open) = self.open {
-            if open.zeroed == run.zeroed && open.start + open.sectors == run.start {
-                run.start = open.start;
-                run.sectors += open.sectors;
+            let follows = run.zeroed || open.stored + open.sectors == run.stored;
+            if open.zeroed == run.zeroed && open.start + open.sectors == run.start && follows {
+                run = Run {
+                    sectors: open.sectors + run.sectors,
+                    ..open
+                };
             } else {
                 self.segment(open)?;
             }
@@ -229,17 +289,17 @@ impl<'a> LayerWriter<'a> {
             })?;
             run.start += MAX_RUN_SECTORS;
             run.sectors -= MAX_RUN_SECTORS;
+            if !run.zeroed {
+                run.stored += MAX_RUN_SECTORS;
+            }
         }
         self.open = Some(run);
         Ok(())
     }
 
     fn segment(&mut self, run: Run) -> Result<()> {
-        let segment = Segment::new(run.start, run.sectors as u32, self.stored, 0, run.zeroed)
+        let segment = Segment::new(run.start, run.sectors as u32, run.stored, 0, run.zeroed)
             .ok_or_else(|| Error::new(self.path, "the image is too large for a layer"))?;
-        if !run.zeroed {
-            self.stored += run.sectors;
-        }
         self.entries.push(Entry::from(&segment).encode());
         if self.entries.len() as u64 > MAX_SEGMENTS {
             return Err(Error::new(
@@ -273,7 +333,10 @@ impl<'a> LayerWriter<'a> {
         for entries in self.entries.chunks(HEADER_BYTES) {
             self.blob.write(entries.as_flattened())?;
         }
-        let trailer = identity.trailer(index_offset, padded as u64);
+        let mut trailer = identity.trailer(index_offset, padded as u64);
+        if let Some(bytes) = self.tar_bytes {
+            set_tar_bytes(&mut trailer, bytes);
+        }
         self.blob.write(&trailer)?;
         self.blob.finish()
     }

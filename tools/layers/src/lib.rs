@@ -45,6 +45,7 @@ pub mod split;
 pub mod stack;
 pub mod stack_or_zfile;
 pub mod sysfs;
+pub mod tar;
 pub mod units;
 pub mod verify;
 pub mod verity;

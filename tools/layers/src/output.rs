@@ -18,11 +18,16 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, CWD};
+use rustix::{
+    fs::{AtFlags, FallocateFlags, Mode, OFlags, CWD},
+    io::Errno,
+};
 use tempfile::TempPath;
 
 use crate::{
+    blob::Blob,
     error::{Error, Result},
+    file_range::FileRange,
     overwrite,
 };
 
@@ -170,6 +175,17 @@ impl Output {
             Output::File(new) => (&new.file, &new.path),
             Output::Device(file, path) | Output::Stream(file, path) => (file, path),
         }
+    }
+
+    /// The blob of `bytes` that was written from byte `start` on, although it may have no name yet.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Blob::of`].
+    pub fn written(&self, start: u64, bytes: u64) -> Result<Blob> {
+        let (file, path) = self.file();
+        let file = file.try_clone().map_err(|e| Error::io(path, "open", e))?;
+        Blob::of(FileRange::of(file, path)?.part(start, bytes))
     }
 
     /// Brings everything to the disk and gives the file its name.
@@ -405,6 +421,35 @@ impl<'a> Stream<'a> {
     /// Byte at which the next write goes.
     pub fn position(&self) -> u64 {
         self.written
+    }
+
+    /// Lets the system copy `bytes` of `from` from byte `at` on, which it may do by sharing blocks; false, with nothing
+    /// written, if it cannot.
+    ///
+    /// # Errors
+    ///
+    /// The system's, once it has begun.
+    pub fn copy(&mut self, from: &File, mut at: u64, bytes: u64) -> Result<bool> {
+        let Sink::Output(Output::File(NewFile { file, path, .. })) = &self.to else {
+            return Ok(false);
+        };
+        let end = self.written + bytes;
+        while self.written < end {
+            let (left, begun) = ((end - self.written) as usize, self.written + bytes > end);
+            match rustix::fs::copy_file_range(
+                from,
+                Some(&mut at),
+                file,
+                Some(&mut self.written),
+                left,
+            ) {
+                Ok(0) | Err(_) if !begun => return Ok(false),
+                Ok(0) => return Err(Error::new(path, "its source became shorter")),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(e) => return Err(Error::io(path, "write", e.into()).at_byte(self.written)),
+            }
+        }
+        Ok(true)
     }
 
     /// Writes all of `data`.

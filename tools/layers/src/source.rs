@@ -26,6 +26,7 @@ use crate::{
     file_id::FileId,
     file_range::FileRange,
     foreign,
+    layer_writer::LayerWriter,
     mounts::{mounts, swaps},
     stack::WINDOW_BYTES,
     sysfs::{device_name, holders},
@@ -151,6 +152,18 @@ impl RawSource {
                 piped.ended = (read as u64) < WINDOW_BYTES;
                 Ok(())
             }
+        }
+    }
+
+    /// Stores `data`, which is in the file from byte `at` on, in a layer, which then may share the blocks of the file.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`LayerWriter::unmapped_copy`].
+    pub fn copy_to(&self, layer: &mut LayerWriter<'_>, data: &[u8], at: u64) -> Result<()> {
+        match &self.kind {
+            Kind::Seekable { input, .. } => layer.unmapped_copy(data, input.file(), at),
+            Kind::Stream(_) => layer.unmapped(data),
         }
     }
 

@@ -77,6 +77,34 @@ pub struct Verdict {
     pub unverified: Vec<PathBuf>,
 }
 
+impl Verdict {
+    /// Counts something that is wrong.
+    fn count(&mut self, error: &Error) {
+        match error.io_error() {
+            Some(_) => self.unreadable += 1,
+            None => self.problems += 1,
+        }
+    }
+
+    /// Says in a word what was counted.
+    fn conclude(&mut self) {
+        self.state = match (self.problems, self.unreadable) {
+            (0, 0) => State::Sound,
+            (0, _) => State::Unreadable,
+            _ => State::Damaged,
+        };
+    }
+
+    /// Adds something that was found beside what [`verify`] looks for, and tells it to `sink`.
+    pub fn add(&mut self, finding: Finding, sink: &mut dyn FnMut(Finding)) {
+        if let Finding::Problem(error) = &finding {
+            self.count(error);
+            self.conclude();
+        }
+        sink(finding);
+    }
+}
+
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = |n: u64, what: &str| match n {
@@ -115,10 +143,7 @@ struct Findings<'a> {
 
 impl Findings<'_> {
     fn problem(&mut self, error: Error) {
-        match error.io_error() {
-            Some(_) => self.verdict.unreadable += 1,
-            None => self.verdict.problems += 1,
-        }
+        self.verdict.count(&error);
         let key = (error.path().to_owned(), error.what().to_owned());
         let count = self.repeated.entry(key).or_default();
         *count += 1;
@@ -148,11 +173,7 @@ impl Findings<'_> {
             let what = format!("{what}: {} more of these", count - LISTED);
             (self.sink)(Finding::Problem(Error::new(&path, what)));
         }
-        self.verdict.state = match (self.verdict.problems, self.verdict.unreadable) {
-            (0, 0) => State::Sound,
-            (0, _) => State::Unreadable,
-            _ => State::Damaged,
-        };
+        self.verdict.conclude();
         self.verdict
     }
 }

@@ -5,6 +5,7 @@
 #![allow(dead_code, missing_docs)]
 
 pub mod programs;
+pub mod tars;
 
 use std::{
     fs::{self, File},
