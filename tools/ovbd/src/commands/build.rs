@@ -2,11 +2,22 @@
 
 //! `ovbd build`.
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::Result;
-use clap::{Args, ValueHint};
-use ovbd_layers::build;
+use clap::{Args, ValueEnum, ValueHint};
+use ovbd_layers::{
+    build, output,
+    tar::{
+        filesystem::Kind,
+        verbatim::{build_from_tar, TarOptions},
+    },
+    units,
+};
 
 use crate::{
     cli::{self, NewLayer, Parents},
@@ -14,11 +25,31 @@ use crate::{
     report::Report,
 };
 
-/// Make a layer from a raw disk image or block device.
+const EXAMPLES: &str = "Examples:
+
+  ovbd build -o base.zfile disk.img
+      a layer of a disk image
+
+  ovbd build --base base.zfile -o next.zfile changed.img
+      what changed, as a second layer
+
+  ovbd build --from-tar layer.tar.gz -o root.zfile
+      an EROFS of a layer of a container image, which holds the tar; prints its digest and its bytes
+
+  zstd -dc next.tar.zst | ovbd build --base root.zfile --from-tar - -o next.zfile
+      the next layer of that image, whose whiteouts are executed";
+
+/// Make a layer from a raw disk image or block device, or from a tar.
 ///
 /// The result appears under its name only when it is complete and on the disk. The same input and options
 /// give the same bytes, on any number of threads.
+///
+/// With --from-tar the layer is a file system over the tar, as it is a layer of a container image: it begins with the tar,
+/// byte for byte, and stores besides only what the file system has of its own. The digest of the tar, which the
+/// configuration of the image has as its diff ID, goes to standard output, with the bytes of the tar. "ovbd verify --diff-id"
+/// finds it again in the layer, and "ovbd export --tar" gives the tar back.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Build {
     /// Store only the difference to this stack of layers, bottom first
     #[arg(long, value_name = "LAYER", num_args = 1.., value_hint = ValueHint::FilePath)]
@@ -29,6 +60,16 @@ pub struct Build {
     /// Compress RAW itself, without making a layer of it
     #[arg(long, conflicts_with_all = ["base", "uuid", "parent_uuid"])]
     pub raw: bool,
+    /// Make a file system of this tar, which may be compressed with gzip or zstd, or of standard input if it is -. With --base
+    /// it is what the next layer of an image changes of the file system there, whiteouts included
+    #[arg(long, value_name = "TAR", conflicts_with_all = ["source", "raw", "allow_mounted"], value_hint = ValueHint::FilePath)]
+    pub from_tar: Option<PathBuf>,
+    /// The file system that is made of TAR [default: erofs]
+    #[arg(long, value_enum)]
+    pub fs: Option<TarFilesystem>,
+    /// Refuse a tar that holds more than this [default: what the file system of OUT has left]
+    #[arg(long, value_name = "BYTES", value_parser = units::parse)]
+    pub max_size: Option<u64>,
     /// Take RAW even if it is mounted for writing: what is read may be torn
     #[arg(long)]
     pub allow_mounted: bool,
@@ -43,13 +84,32 @@ pub struct Build {
     pub output: PathBuf,
     /// Raw disk image or block device, or - for standard input
     // Optional for the parser, as --base takes all names that follow it: then RAW is the last of them.
-    #[arg(value_name = "RAW", required_unless_present = "base", value_hint = ValueHint::FilePath)]
+    #[arg(value_name = "RAW", required_unless_present_any = ["base", "from_tar"], value_hint = ValueHint::FilePath)]
     pub source: Option<PathBuf>,
+}
+
+/// A file system that a tar can become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TarFilesystem {
+    /// EROFS, which is read-only
+    Erofs,
 }
 
 impl Build {
     /// Makes the layer.
     pub fn run(self, report: &Report) -> Result<ExitCode> {
+        if let Some(tar) = &self.from_tar {
+            return self.run_from_tar(tar, report);
+        }
+        // A requirement of clap is lost where what is required conflicts with what is given.
+        for (given, option) in [
+            (self.fs.is_some(), "--fs"),
+            (self.max_size.is_some(), "--max-size"),
+        ] {
+            if given {
+                cli::wrong_usage("build", format!("{option} is for --from-tar only"));
+            }
+        }
         let mut base = self.base;
         let source = match (self.source, base.len()) {
             (Some(source), _) => source,
@@ -69,5 +129,28 @@ impl Build {
             .threads
             .run(|| Ok(build::build(&source, &self.output, &options, report)?))?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    fn run_from_tar(&self, tar: &Path, report: &Report) -> Result<ExitCode> {
+        let base = self.store.resolve(&self.base)?;
+        let options = build::Options {
+            parents: self.parents.of_device(),
+            ..self.layer.options("build", base, false)
+        };
+        let left = rustix::fs::statvfs(output::directory(&self.output));
+        let left = left.map(|space| space.f_bavail.saturating_mul(space.f_frsize));
+        let what = TarOptions {
+            filesystem: match self.fs.unwrap_or(TarFilesystem::Erofs) {
+                TarFilesystem::Erofs => Kind::Erofs,
+            },
+            max_bytes: self.max_size.unwrap_or(left.unwrap_or(u64::MAX)),
+        };
+        report.begin("building", 0);
+        cli::clean_up_on_signals()?;
+        let made = self
+            .layer
+            .threads
+            .run(|| Ok(build_from_tar(tar, &self.output, &options, what, report)?))?;
+        report.print(&format!("{} {}\n", made.diff_id, made.tar_bytes))
     }
 }

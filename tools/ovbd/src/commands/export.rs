@@ -12,7 +12,13 @@ use std::{
 use anyhow::Result;
 use clap::{Args, ValueHint};
 use ovbd_layers::{
-    export, layer::LayerPath, output::Rules, stack_or_zfile::StackOrZfile, units, Error,
+    blob::Blob,
+    export,
+    layer::LayerPath,
+    output::{Rules, Stream},
+    stack_or_zfile::StackOrZfile,
+    tar::original::Original,
+    units, Error,
 };
 
 use crate::{
@@ -25,6 +31,9 @@ use crate::{
 ///
 /// The image is sparse where the stack is zero, and nothing is left behind on failure. A single ZFile that
 /// holds no layer gives its own content. OUT can be a block device that nothing uses.
+///
+/// With --tar it is the original tar that a layer begins with instead, the same bytes that "ovbd build --from-tar" was given,
+/// without their compression.
 #[derive(Debug, Args)]
 pub struct Export {
     /// Layers.
@@ -33,6 +42,9 @@ pub struct Export {
     /// The file to make, or - for standard output
     #[arg(short, long = "output", value_name = "OUT", value_hint = ValueHint::FilePath)]
     pub output: PathBuf,
+    /// Write the original tar of the layer, of several of layer N: the lowest is 0
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, conflicts_with = "overwrite_device")]
+    pub tar: Option<Option<usize>>,
     /// Replace OUT if it is a file that exists
     #[arg(short, long)]
     pub force: bool,
@@ -52,7 +64,7 @@ pub struct Export {
 
 impl Export {
     /// Refuses what would fill the disk: a few bytes can claim to be large.
-    fn check_size(&self, source: &StackOrZfile) -> Result<()> {
+    fn check_size(&self, what: &str, holds: u64) -> Result<()> {
         let is_file = self.output != Path::new("-")
             && !fs::metadata(&self.output).is_ok_and(|found| !found.is_file());
         let folder = self
@@ -68,10 +80,9 @@ impl Export {
             None if is_file => left().unwrap_or(u64::MAX),
             None => u64::MAX,
         };
-        let holds = source.data_bytes();
         if holds > most {
             let what = format!(
-                "the stack holds {}, and {} {} (--max-size allows more)",
+                "{what} holds {}, and {} {} (--max-size allows more)",
                 units::size(holds),
                 units::size(most),
                 if self.max_size.is_some() {
@@ -88,8 +99,11 @@ impl Export {
     /// Writes the image.
     pub fn run(self, report: &Report) -> Result<ExitCode> {
         let layers = self.layers.resolve()?;
+        if let Some(number) = self.tar {
+            return self.run_tar(&layers, number, report);
+        }
         let source = StackOrZfile::open(&layers, self.parents.of_device())?;
-        self.check_size(&source)?;
+        self.check_size("the stack", source.data_bytes())?;
         report.begin("exporting", source.bytes());
         cli::clean_up_on_signals()?;
         self.threads.run(|| {
@@ -100,15 +114,62 @@ impl Export {
                     .map_err(|e| Error::io(Path::new(STDOUT), "write", e))?;
                 return Ok(());
             }
-            let inputs = layers.iter().flat_map(LayerPath::files);
-            let inputs: Vec<PathBuf> = inputs.map(Path::to_owned).collect();
-            let rules = Rules {
-                replace: self.force,
-                overwrite_device: self.overwrite_device,
-                inputs: &inputs,
-            };
+            let inputs = inputs(&layers);
+            let rules = self.rules(&inputs);
             Ok(export::to_file(&source, &self.output, rules, report)?)
         })?;
         Ok(ExitCode::SUCCESS)
     }
+
+    fn rules<'a>(&self, inputs: &'a [PathBuf]) -> Rules<'a> {
+        Rules {
+            replace: self.force,
+            overwrite_device: self.overwrite_device,
+            inputs,
+        }
+    }
+
+    /// Writes the tar of layer `number`, or of the only one.
+    fn run_tar(
+        &self,
+        layers: &[LayerPath],
+        number: Option<usize>,
+        report: &Report,
+    ) -> Result<ExitCode> {
+        let count = layers.len();
+        let layer = match (number, layers) {
+            (None, [layer]) => layer,
+            (None, _) => {
+                let what = format!("--tar=N says of which of the {count} layers");
+                cli::wrong_usage("export", what)
+            }
+            (Some(number), _) => layers.get(number).unwrap_or_else(|| {
+                let what = format!("--tar={number}, and there are {count} layers");
+                cli::wrong_usage("export", what)
+            }),
+        };
+        let blob = Blob::open(layer.data())?;
+        let tar = Original::of(&blob)?;
+        self.check_size("the tar", tar.bytes())?;
+        report.begin("exporting", tar.bytes());
+        cli::clean_up_on_signals()?;
+        self.threads.run(|| {
+            if self.output == Path::new("-") {
+                let mut out = io::stdout();
+                tar.write(&mut Stream::to_writer(&mut out, Path::new(STDOUT)), report)?;
+                out.flush()
+                    .map_err(|e| Error::io(Path::new(STDOUT), "write", e))?;
+                return Ok(());
+            }
+            let inputs = inputs(layers);
+            Ok(tar.to_file(&self.output, self.rules(&inputs), report)?)
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The files of layers.
+fn inputs(layers: &[LayerPath]) -> Vec<PathBuf> {
+    let files = layers.iter().flat_map(LayerPath::files);
+    files.map(Path::to_owned).collect()
 }
