@@ -90,6 +90,8 @@ install: ovbd man ## install ovbd, its manual pages and what boots from stacks; 
 bench-host: ## benchmarks of the index, the merge and ovbd, on this machine
 	$(CARGO) bench --locked -p ovbd-image
 	$(CARGO) run --release --locked -p ovbd-layers --example throughput -- 256 1 5
+	$(CARGO) build --release --locked -p ovbd
+	python3 selftests/bench/squash.py
 bench-registry: ## CPU time and memory to push and pull 1 GB, beside skopeo, oras and curl; MB= and LAYERS= change the image
 	$(CARGO) build --release --locked -p ovbd
 	python3 selftests/bench/registry.py

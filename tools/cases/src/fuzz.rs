@@ -2,15 +2,23 @@
 
 //! What the fuzzers do with a file: errors are fine, panics are bugs.
 //!
-//! A file also must not pass `verify` and then fail to be read.
+//! A file also must not pass `verify` and then fail to be read, or be squashed to another content.
 
-use std::{fs::File, io, os::unix::fs::FileExt, path::PathBuf};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
 
+use ovbd_image::lsmt::SECTOR_BYTES;
 use ovbd_layers::{
+    build::Options,
     info::Info,
     layer::LayerPath,
     parents::Parents,
-    stack::WINDOW_BYTES,
+    squash::squash,
+    stack::{Stack, WINDOW_BYTES},
     stack_or_zfile::StackOrZfile,
     verify::{verify, Finding},
 };
@@ -72,7 +80,7 @@ impl Fuzzer {
             replace(file, blob.as_ref())?;
             paths.push(LayerPath::Sealed(self.path(&number.to_string())));
         }
-        read(&paths);
+        read(&paths, &self.path("squashed"));
         Ok(())
     }
 
@@ -84,10 +92,11 @@ impl Fuzzer {
     pub fn pair(&self, data: &[u8], index: &[u8]) -> io::Result<()> {
         replace(&self.layers[0], data)?;
         replace(&self.index, index)?;
-        read(&[LayerPath::Writable {
+        let pair = LayerPath::Writable {
             data: self.path("0"),
             index: self.path("index"),
-        }]);
+        };
+        read(&[pair], &self.path("squashed"));
         Ok(())
     }
 }
@@ -97,7 +106,10 @@ fn replace(file: &File, data: &[u8]) -> io::Result<()> {
     file.write_all_at(data, 0)
 }
 
-fn read(layers: &[LayerPath]) {
+/// Bytes of data at most of a stack that is squashed too.
+const MAX_SQUASHED_BYTES: u64 = 4 << 20;
+
+fn read(layers: &[LayerPath], out: &Path) {
     let mut problem = None;
     verify(layers, Parents::Ignored, &(), &mut |finding| {
         if let Finding::Problem(e) = finding {
@@ -106,6 +118,43 @@ fn read(layers: &[LayerPath]) {
     });
     if let Err(e) = open_and_read(layers) {
         assert!(problem.is_some(), "verify does not find: {e}");
+    } else if problem.is_none() {
+        squash_and_read(layers, out);
+    }
+}
+
+/// What is sound is so as one layer, and reads as before.
+fn squash_and_read(layers: &[LayerPath], out: &Path) {
+    let image = StackOrZfile::open(layers, Parents::Ignored).expect("it was read");
+    let is_small = |stack: &Stack| {
+        let sectors = stack.segments().iter().map(|one| u64::from(one.sectors()));
+        sectors.sum::<u64>() * SECTOR_BYTES <= MAX_SQUASHED_BYTES
+    };
+    if !matches!(&image, StackOrZfile::Stack(stack) if is_small(stack)) {
+        return;
+    }
+    let options = Options {
+        base: layers.to_vec(),
+        parents: Parents::Ignored,
+        own_reader_only: true,
+        replace: true,
+        ..Options::default()
+    };
+    if squash(out, &options, true, &()).is_err() {
+        // Data that several segments share would be there as often.
+        return;
+    }
+    let squashed = [LayerPath::Sealed(out.to_owned())];
+    let squashed = StackOrZfile::open(&squashed, Parents::Ignored).expect("it was made");
+    let (mut old, mut new) = (Vec::new(), Vec::new());
+    for window in image.windows().take(MAX_WINDOWS) {
+        let at = window * WINDOW_BYTES;
+        let n = (image.bytes() - at).min(WINDOW_BYTES) as usize;
+        old.resize(n, 0);
+        new.resize(n, 0);
+        image.reader().read(&mut old, at).expect("it was read");
+        squashed.reader().read(&mut new, at).expect("it was made");
+        assert!(old == new, "squashed, other bytes from {at} on");
     }
 }
 

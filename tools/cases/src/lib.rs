@@ -23,10 +23,12 @@ use std::{
 };
 
 use ovbd_layers::{
+    build::Options,
     export,
     layer::LayerPath,
     output::Rules,
     parents::Parents,
+    squash::squash,
     stack_or_zfile::StackOrZfile,
     verify::{verify, Finding},
 };
@@ -161,7 +163,31 @@ impl Run<'_> {
                 return Err(format!("export has SHA-256 {hash}"));
             }
         }
-        Ok(())
+        self.squashed_reads_right(&image)
+    }
+
+    /// All layers as one read as before.
+    fn squashed_reads_right(&self, image: &StackOrZfile) -> Checked {
+        if let StackOrZfile::Zfile(_) = image {
+            return Ok(());
+        }
+        let out = self.scratch.join("squashed");
+        let options = Options {
+            base: self.layers.to_vec(),
+            parents: Parents::Ignored,
+            own_reader_only: true,
+            ..Options::default()
+        };
+        squash(&out, &options, true, &()).map_err(|e| format!("is not squashed: {e}"))?;
+        let layers = [LayerPath::Sealed(out)];
+        let squashed = StackOrZfile::open(&layers, Parents::Ignored)
+            .map_err(|e| format!("squashed, does not open: {e}"))?;
+        let whole = self.case.virtual_size.next_multiple_of(512);
+        if squashed.bytes() != whole {
+            return Err(format!("squashed, virtual size is {}", squashed.bytes()));
+        }
+        self.probes(&squashed)
+            .map_err(|what| format!("squashed: {what}"))
     }
 
     fn probes(&self, image: &StackOrZfile) -> Checked {

@@ -114,14 +114,31 @@ impl Options {
         Err(Error::new(path, what))
     }
 
-    /// Begins a file of what is made, which replaces neither a layer of the base nor `source`.
+    /// Begins what is made: a file, which replaces neither a layer of the base nor one of `inputs`, or standard output.
+    /// These and standard input are `-`.
     ///
     /// # Errors
     ///
     /// Those of [`Output::create_file`].
-    pub fn create_file(&self, path: &Path, source: Option<&Path>) -> Result<Output> {
+    pub fn create(&self, path: &Path, inputs: &[&Path]) -> Result<Output> {
+        match path == Path::new("-") {
+            true => Output::standard(),
+            false => self.create_file(path, inputs),
+        }
+    }
+
+    /// As [`Options::create`], always a file.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Output::create_file`].
+    pub fn create_file(&self, path: &Path, inputs: &[&Path]) -> Result<Output> {
         let base = self.base.iter().flat_map(LayerPath::files);
-        let inputs: Vec<PathBuf> = base.chain(source).map(Path::to_owned).collect();
+        let inputs: Vec<PathBuf> = base
+            .chain(inputs.iter().copied())
+            .filter(|input| *input != Path::new("-"))
+            .map(Path::to_owned)
+            .collect();
         let rules = Rules {
             replace: self.replace,
             inputs: &inputs,
@@ -177,10 +194,7 @@ pub fn build(source: &Path, path: &Path, options: &Options, report: &dyn Report)
         [] => None,
         layers => Some(Stack::open(layers, options.parents)?),
     };
-    let output = match path == Path::new("-") {
-        true => Output::standard()?,
-        false => options.create_file(path, (source != Path::new("-")).then_some(source))?,
-    };
+    let output = options.create(path, &[source])?;
     if !raw.is_stream() {
         report.expect(raw.bytes());
     }

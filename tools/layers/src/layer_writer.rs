@@ -247,6 +247,28 @@ impl<'a> LayerWriter<'a> {
         })
     }
 
+    /// Makes `sectors` from `start` on, which follow all earlier ones, read as what comes next in
+    /// [`LayerWriter::blob`]: it is appended there later, in the same order.
+    ///
+    /// # Errors
+    ///
+    /// As [`LayerWriter::data`].
+    pub fn announce(&mut self, start: u64, sectors: u64) -> Result<()> {
+        self.run(Run {
+            start,
+            sectors,
+            stored: self.stored,
+            zeroed: false,
+        })?;
+        self.stored += sectors;
+        Ok(())
+    }
+
+    /// Where data goes that was announced. All of it has to be there before [`LayerWriter::finish`].
+    pub fn blob(&mut self) -> &mut BlobWriter<'a> {
+        &mut self.blob
+    }
+
     /// Makes `sectors` from `start` on, which follow all earlier ones, read as zeros.
     ///
     /// # Errors

@@ -47,6 +47,8 @@ pub enum Parents {
     All,
     /// As [`Parents::All`], but one layer alone is only looked at, whatever its parent.
     UnlessAlone,
+    /// The layers are part of a stack: each lies on its parent, and that of the lowest may be missing.
+    Neighbours,
     /// Nothing: the user knows better.
     Ignored,
 }
@@ -66,6 +68,9 @@ pub fn check(layers: &[Ancestry<'_>], parents: Parents) -> Result<()> {
             continue;
         };
         let below = number.checked_sub(1).and_then(|below| layers.get(below));
+        if below.is_none() && parents == Parents::Neighbours {
+            continue;
+        }
         let what = match below {
             None => "not a base layer".to_owned(),
             // Without a UUID below there is nothing to compare.

@@ -48,7 +48,7 @@ pub fn seal(path: &Path, options: &Options, report: &dyn Report) -> Result<Seale
     options.check_room(path)?;
     let stack = Stack::open(&options.base, options.parents)?;
     let sealing = Sealing::new(&stack, path)?;
-    let output = options.create_file(path, None)?;
+    let output = options.create_file(path, &[])?;
     report.expect(sealing.image_bytes);
     let root = sealing.hash(report)?;
     let (blob, start) = start_blob(&output, path, options)?;

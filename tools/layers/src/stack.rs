@@ -251,6 +251,24 @@ impl StackReader<'_> {
         &mut self.cursors[0].1
     }
 
+    /// Calls `take` with each of the blocks `first..=last` of layer number `layer`, a ZFile, as it is stored.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`crate::zfile::Zfile::stored_blocks`], and a layer that is not compressed.
+    pub fn stored_blocks(
+        &mut self,
+        layer: usize,
+        first: u64,
+        last: u64,
+        take: impl FnMut(&[u8]),
+    ) -> Result<()> {
+        match self.stack.layers[layer].content() {
+            Content::Zfile(zfile) => zfile.stored_blocks(self.cursor(layer), first, last, take),
+            Content::Plain(input) => Err(Error::new(input.path(), "is not compressed")),
+        }
+    }
+
     /// Fills `buffer` from byte `offset` of the device; beyond its last segment there are zeros.
     ///
     /// # Errors

@@ -251,6 +251,37 @@ impl Zfile {
             .map_err(|_| fail(ovbd_image::Error::new(Reason::ZfileBlockData, 0)))
     }
 
+    /// Calls `take` with each of the blocks `first..=last` as it is stored, CRC included, when that was checked.
+    ///
+    /// # Errors
+    ///
+    /// A block with a wrong CRC, and those of reading.
+    pub fn stored_blocks(
+        &self,
+        cursor: &mut Cursor,
+        first: u64,
+        last: u64,
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<()> {
+        let (start, end) = self
+            .table
+            .span(first, last)
+            .ok_or_else(|| self.no_block(last))?;
+        let span = cursor
+            .stored
+            .fetch(&self.input, start, (end - start) as usize)?;
+        for block in first..=last {
+            let extent = self.extent(block).ok_or_else(|| self.no_block(block))?;
+            let from = (extent.offset - start) as usize;
+            let stored = &span[from..from + extent.bytes as usize];
+            self.geometry
+                .payload(stored, crc32c)
+                .map_err(|e| Self::error(&self.input, e.shifted(extent.offset)))?;
+            take(stored);
+        }
+        Ok(())
+    }
+
     /// Reads, checks and decompresses the blocks `first..=last`, and hands every error to `report`.
     pub fn check_blocks(
         &self,

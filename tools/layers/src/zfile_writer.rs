@@ -73,12 +73,75 @@ pub struct ZfileWriter<'a> {
 /// A buffer, and how many of its bytes count.
 type Part = (Vec<u8>, usize);
 
-/// Some compressed blocks.
-struct Task {
+/// Some compressed blocks, one after the other as they are stored.
+pub struct Blocks {
     data: Vec<u8>,
     /// Bytes of `data` that count.
     used: usize,
     lengths: Vec<u32>,
+}
+
+impl Blocks {
+    /// None yet; they go into `data`, whose content does not matter.
+    pub fn new(data: Vec<u8>) -> Self {
+        Self {
+            data,
+            used: 0,
+            lengths: Vec::new(),
+        }
+    }
+
+    /// How many.
+    pub fn count(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// Adds a block as another ZFile of the same options stores it, CRC included.
+    pub fn add_stored(&mut self, stored: &[u8]) {
+        self.room(stored.len())[..stored.len()].copy_from_slice(stored);
+        self.end_block(stored.len());
+    }
+
+    /// Compresses one block, and adds it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Compressor::compress`].
+    pub fn compress(
+        &mut self,
+        compressor: &mut Compressor,
+        options: &Options,
+        block: &[u8],
+    ) -> std::io::Result<()> {
+        let room = self.room(room_of(options));
+        let mut end = compressor.compress(block, room)?;
+        if options.block_crc {
+            let crc = crc32c(BLOCK_SEED, &room[..end]);
+            room[end..end + CRC_BYTES as usize].copy_from_slice(&crc.to_le_bytes());
+            end += CRC_BYTES as usize;
+        }
+        self.end_block(end);
+        Ok(())
+    }
+
+    /// The next `bytes` bytes.
+    fn room(&mut self, bytes: usize) -> &mut [u8] {
+        let end = self.used + bytes;
+        if self.data.len() < end {
+            self.data.resize(end, 0);
+        }
+        &mut self.data[self.used..end]
+    }
+
+    fn end_block(&mut self, bytes: usize) {
+        self.used += bytes;
+        self.lengths.push(bytes as u32);
+    }
+}
+
+/// Bytes that a compressed block can take, with its CRC.
+fn room_of(options: &Options) -> usize {
+    Compressor::bound(options.block_bytes as usize) + CRC_BYTES as usize
 }
 
 impl<'a> ZfileWriter<'a> {
@@ -161,7 +224,7 @@ impl<'a> ZfileWriter<'a> {
                     },
                 )
             })
-            .collect::<std::io::Result<Vec<Task>>>()
+            .collect::<std::io::Result<Vec<Blocks>>>()
             .map_err(|e| Error::io(self.path, "compress", e))?;
         for task in compressed {
             self.put(task)?;
@@ -170,13 +233,34 @@ impl<'a> ZfileWriter<'a> {
         Ok(())
     }
 
-    fn put(&mut self, task: Task) -> Result<()> {
+    fn put(&mut self, task: Blocks) -> Result<()> {
         for length in &task.lengths {
             self.check_length(*length)?;
             self.lengths.push(*length);
         }
         check_blocks(self.path, self.lengths.len() as u64)?;
         self.put_bytes(task.data, task.used)
+    }
+
+    /// Appends whole blocks that are compressed already.
+    ///
+    /// # Errors
+    ///
+    /// As [`ZfileWriter::write`], and where the stream is inside a block.
+    pub fn blocks(&mut self, blocks: Blocks) -> Result<()> {
+        let block_bytes = u64::from(self.options.block_bytes);
+        if self.original_bytes % block_bytes != 0 {
+            let what = "a block begins inside another one";
+            return Err(Error::new(self.path, what));
+        }
+        self.next_batch()?;
+        self.original_bytes += blocks.count() as u64 * block_bytes;
+        self.put(blocks)
+    }
+
+    /// Buffers that are not in use, for blocks that are compressed elsewhere.
+    pub fn buffers(&self) -> Arc<Pool<Vec<u8>>> {
+        Arc::clone(&self.buffers)
     }
 
     fn put_bytes(&mut self, data: Vec<u8>, used: usize) -> Result<()> {
@@ -233,7 +317,7 @@ impl<'a> ZfileWriter<'a> {
             let one = compress(&mut compressor, &self.options, &zeros, Vec::new()).map_err(fail)?;
             while blocks > 0 {
                 let now = blocks.min(ZERO_BLOCKS as u64) as usize;
-                self.put(Task {
+                self.put(Blocks {
                     data: one.data[..one.used].repeat(now),
                     used: one.used * now,
                     lengths: one.lengths.repeat(now),
@@ -300,29 +384,14 @@ fn compress(
     compressor: &mut Compressor,
     options: &Options,
     bytes: &[u8],
-    mut data: Vec<u8>,
-) -> std::io::Result<Task> {
+    data: Vec<u8>,
+) -> std::io::Result<Blocks> {
     let block_bytes = options.block_bytes as usize;
-    let room = Compressor::bound(block_bytes) + CRC_BYTES as usize;
-    let blocks = bytes.len().div_ceil(block_bytes);
-    if data.len() < blocks * room {
-        data.resize(blocks * room, 0);
-    }
-    let mut lengths = Vec::with_capacity(blocks);
-    let mut start = 0;
+    let mut blocks = Blocks::new(data);
+    // All at once, and not block by block.
+    blocks.room(bytes.len().div_ceil(block_bytes) * room_of(options));
     for block in bytes.chunks(block_bytes) {
-        let mut end = start + compressor.compress(block, &mut data[start..start + room])?;
-        if options.block_crc {
-            let crc = crc32c(BLOCK_SEED, &data[start..end]);
-            data[end..end + CRC_BYTES as usize].copy_from_slice(&crc.to_le_bytes());
-            end += CRC_BYTES as usize;
-        }
-        lengths.push((end - start) as u32);
-        start = end;
+        blocks.compress(compressor, options, block)?;
     }
-    Ok(Task {
-        data,
-        used: start,
-        lengths,
-    })
+    Ok(blocks)
 }

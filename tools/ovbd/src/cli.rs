@@ -295,6 +295,16 @@ pub fn wrong_usage(verb: &str, what: String) -> ! {
         .exit()
 }
 
+/// Ends the program with the usage of `verb` where both JSON and the result would go to standard output.
+pub fn one_stream(verb: &str, json: bool, output: &Path) {
+    if json && output == Path::new("-") {
+        wrong_usage(
+            verb,
+            "--json and OUT cannot both be standard output".to_owned(),
+        );
+    }
+}
+
 /// Format of a new layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {

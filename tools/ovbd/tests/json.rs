@@ -102,3 +102,23 @@ fn the_keys_of_info() {
     }
     assert_eq!(printed(&[good(at, "info --json three")]), wanted);
 }
+
+#[test]
+fn the_keys_of_squash_and_rebase() {
+    let folder = tempdir().unwrap();
+    let at = folder.path();
+    raw_image(&at.join("raw"), 1 << 20, 1);
+    good(at, "build -o one raw");
+    common::change(&at.join("raw"), 2);
+    good(at, "build --base one -o two raw");
+    let squashed = good(at, "squash --json one two -o three");
+    assert_eq!(
+        printed(&[squashed]),
+        documented("`ovbd squash --json LAYER... -o OUT`")
+    );
+    let rebased = good(at, "rebase --json two --from one --to one -o four");
+    assert_eq!(
+        printed(&[rebased]),
+        documented("`ovbd rebase --json LAYER --from STACK --to STACK -o OUT`")
+    );
+}

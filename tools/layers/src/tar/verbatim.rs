@@ -85,7 +85,7 @@ pub fn build_from_tar(
     if path == Path::new("-") {
         return is_pipe();
     }
-    let output = options.create_file(path, (source != Path::new("-")).then_some(source))?;
+    let output = options.create_file(path, &[source])?;
     if output.is_stream() {
         return is_pipe();
     }

@@ -19,8 +19,10 @@ pub mod ls;
 pub mod lvm;
 pub mod pull;
 pub mod push;
+pub mod rebase;
 pub mod rmi;
 pub mod seal;
+pub mod squash;
 pub mod tag;
 pub mod up;
 pub mod verify;
@@ -39,6 +41,8 @@ use crate::report::Report;
 pub enum Command {
     Build(build::Build),
     Seal(seal::Seal),
+    Squash(squash::Squash),
+    Rebase(rebase::Rebase),
     Export(export::Export),
     Verify(verify::Verify),
     Info(info::Info),
@@ -65,6 +69,8 @@ impl Command {
     /// Whether the answer is to be JSON, errors too.
     pub fn wants_json(&self) -> bool {
         match self {
+            Command::Squash(squash) => squash.json,
+            Command::Rebase(rebase) => rebase.json,
             Command::Info(info) => info.json,
             Command::Ls(ls) => ls.json,
             Command::Verify(verify) => verify.json,
@@ -88,6 +94,8 @@ impl Command {
         match self {
             Command::Build(build) => build.run(report),
             Command::Seal(seal) => seal.run(report),
+            Command::Squash(squash) => squash.run(report),
+            Command::Rebase(rebase) => rebase.run(report),
             Command::Export(export) => export.run(report),
             Command::Verify(verify) => verify.run(report),
             Command::Info(info) => info.run(report),

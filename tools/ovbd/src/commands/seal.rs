@@ -80,7 +80,7 @@ impl Seal {
         report.begin("sealing", 0);
         cli::clean_up_on_signals()?;
         // What cannot be written is known before all is read.
-        let root_output = options.create_file(&root_file, None)?;
+        let root_output = options.create_file(&root_file, &[])?;
         let sealed = self
             .layer
             .threads
