@@ -32,11 +32,13 @@ use ovbd_kernel::{
 };
 
 use crate::{
+    loops,
     mapped::{self, node, Mapped, Target},
     users::device_name,
 };
 use ovbd_layers::{
     error::{Error, Result},
+    file_id::FileId,
     sysfs::backing_file,
 };
 
@@ -192,6 +194,8 @@ pub struct RunningLayer {
     pub zfile: Option<Number>,
     /// Bytes of the blob as it is stored.
     pub stored_bytes: u64,
+    /// The loop device on its file, or the block device that it is on.
+    pub blob: Number,
     /// File or block device with the blob.
     pub path: PathBuf,
 }
@@ -319,6 +323,32 @@ impl Running {
             .collect()
     }
 
+    /// The files or block devices of the layers, bottom first, by names under which they are still there.
+    ///
+    /// # Errors
+    ///
+    /// A file that was replaced or renamed, and those of asking loop devices.
+    pub fn layer_files(&self) -> Result<Vec<PathBuf>> {
+        let loops = loops::all()?;
+        let mut paths = Vec::new();
+        for layer in self.layers() {
+            let user = loops.iter().find(|user| user.number == layer.blob);
+            let is_there = match user {
+                Some(user) => FileId::at(&layer.path)?.is_some_and(|found| user.is_on(found)),
+                None => layer.path.exists(),
+            };
+            if !is_there {
+                let what = format!(
+                    "not the file any more that \"{}\" has as a layer",
+                    self.name
+                );
+                return Err(Error::new(&layer.path, what));
+            }
+            paths.push(layer.path);
+        }
+        Ok(paths)
+    }
+
     fn layer(&self, device: Number, bytes: u64) -> RunningLayer {
         let by_number = |number| {
             self.devices
@@ -330,6 +360,7 @@ impl Running {
             bytes,
             zfile: None,
             stored_bytes: bytes,
+            blob: device,
             path: PathBuf::new(),
         };
         let mut blob = device;
@@ -346,6 +377,7 @@ impl Running {
                 .and_then(|target| target.device(0))
                 .unwrap_or(blob);
         }
+        layer.blob = blob;
         layer.path = backing_file(blob).unwrap_or_else(|| device_name(blob).into());
         layer
     }

@@ -17,6 +17,7 @@ pub mod place;
 pub mod pull_thin;
 pub mod pull_vg;
 pub mod pulled_volume;
+pub mod push_stack;
 pub mod push_volume;
 pub mod remote;
 pub mod report;

@@ -88,7 +88,7 @@ impl Commit {
 }
 
 /// Says where the stack would not come up at boot: its file does not name the layer that it is on now.
-fn warn_of_config(name: &str, out: &Path, report: &Report) {
+pub fn warn_of_config(name: &str, out: &Path, report: &Report) {
     let path = config::path(Path::new("/"), name);
     let Ok(config) = Config::read(&path) else {
         // There is none, or it is of no use as it is.

@@ -38,6 +38,7 @@ use crate::{
     filesystem,
     names::{Found, StoreOption},
     place::Place,
+    push_stack::{self, StackOptions},
     push_volume::{self, VolumeOptions},
     remote::{Counts, Shown, Transfer},
     report::Report,
@@ -60,6 +61,9 @@ const EXAMPLES: &str = "Examples:
   ovbd push --snapshot vg/web reg.example:5000/vm/web:mon
       a new snapshot of a thin volume, of which only what changed since the last is sent
 
+  ovbd push --layer /var/lib/layers/tuesday.zfile root reg.example:5000/vm/web:tue
+      the system that runs from the stack \"root\", as it is now
+
   ovbd push --config config.json root.layer reg.example/vm/root:1
       a container too, with {\"Cmd\": [\"/sbin/init\"]} in config.json";
 
@@ -72,6 +76,10 @@ const EXAMPLES: &str = "Examples:
 /// A logical volume VG/LV of LVM, a thin or classic snapshot or one that --snapshot is to be taken of, is sent as one new layer
 /// on top of the newest snapshot that was pushed to the same repository. Only chunks that LVM's metadata says may have
 /// changed are read, and of them only blocks of 4 KiB that differ are stored. The snapshot is tagged with what it is.
+///
+/// A running stack NAME, which "ovbd up --writable" made, is committed first, as "ovbd commit" does and as shortly as that: what
+/// was written until now becomes the layer --layer, on top of those that it has. It may be the one that the system runs
+/// from. Layers that are an image of the store stay that image, with its configuration.
 ///
 /// The time in the image is that of SOURCE_DATE_EPOCH, without it there is none.
 #[derive(Debug, Args)]
@@ -100,6 +108,9 @@ pub struct Push {
     /// What is for logical volumes.
     #[command(flatten)]
     pub volume: VolumeOptions,
+    /// What is for running stacks.
+    #[command(flatten)]
+    pub stack: StackOptions,
     /// Parents.
     #[command(flatten)]
     pub parents: Parents,
@@ -109,9 +120,9 @@ pub struct Push {
     /// How to send.
     #[command(flatten)]
     pub transfer: Transfer,
-    /// Layers or images, bottom first, or one logical volume VG/LV, and then the name to push to:
+    /// Layers or images, bottom first, or one logical volume VG/LV or running stack NAME, and then the name to push to:
     /// [HOST[:PORT]/]REPOSITORY[:TAG], or oci:DIR[:NAME] for an image layout
-    #[arg(value_name = "LAYER|VG/LV|REF", required = true, num_args = 2.., value_hint = ValueHint::FilePath)]
+    #[arg(value_name = "LAYER|VG/LV|NAME|REF", required = true, num_args = 2.., value_hint = ValueHint::FilePath)]
     pub names: Vec<OsString>,
 }
 
@@ -136,6 +147,14 @@ impl Push {
         if let Some(volume) = self.logical_volume()? {
             return push_volume::run(&self, volume, &place, report);
         }
+        if let Some((name, layer)) = self.running_stack()? {
+            return push_stack::run(self, &name, &layer, &place, report);
+        }
+        self.push_names(&place, report)
+    }
+
+    /// Sends the image of what the names mean.
+    pub fn push_names(&self, place: &Place, report: &Report) -> Result<ExitCode> {
         let mut found = Vec::new();
         for name in &self.names {
             found.push(self.store.find(name)?);
@@ -147,9 +166,9 @@ impl Push {
             && self.fs.is_none();
         let mut image = match &found[..] {
             [Some(found)] if plain => as_it_is(found)?,
-            _ => self.compose(&found, &place, report)?,
+            _ => self.compose(&found, place, report)?,
         };
-        let (digest, counts) = self.send(&place, &mut image, report)?;
+        let (digest, counts) = self.send(place, &mut image, report)?;
         let count = image.manifest.layers.len();
         let bytes = stored(&image.manifest);
         let size = virtual_bytes(&image.manifest);
@@ -324,6 +343,33 @@ impl Push {
                 crate::cli::wrong_usage("push", what.to_owned())
             }
             _ => Ok(None),
+        }
+    }
+
+    /// The name of the running stack that is to be pushed, if it is one, and where its layer goes.
+    fn running_stack(&self) -> Result<Option<(String, PathBuf)>> {
+        let name = match &self.names[..] {
+            [name] => name.to_str().filter(|name| !name.contains('/')),
+            _ => None,
+        };
+        let Some(name) = name else {
+            if self.stack.is_given() {
+                let what = "--layer and --assume-elsewhere are for one running stack, NAME";
+                cli::wrong_usage("push", what.to_owned());
+            }
+            return Ok(None);
+        };
+        let is_device = || Path::new("/dev/mapper").join(name).exists();
+        let is_other = Path::new(name).exists() || self.store.find(name.as_ref())?.is_some();
+        match &self.stack.layer {
+            Some(layer) => Ok(Some((name.to_owned(), layer.clone()))),
+            None if !is_other && is_device() => {
+                let what = format!(
+                    "--layer FILE says where the layer of what was written to {name} is kept"
+                );
+                cli::wrong_usage("push", what)
+            }
+            None => Ok(None),
         }
     }
 
