@@ -22,8 +22,8 @@ from guest_process import keep_priority
 from report import Counts, Tap
 
 # What is about ovbd and starts very many programs. The debug kernel runs them at the speed of the machine.
-TOOL_TESTS = ["ovbd/crashes", "ovbd/generations", "ovbd/many", "ovbd/races", "ovbd/refusals", "ovbd/rounds",
-              "ovbd/streams"]
+TOOL_TESTS = ["ovbd/crashes", "ovbd/generations", "ovbd/many", "ovbd/powercut", "ovbd/push", "ovbd/races",
+              "ovbd/refusals", "ovbd/rounds", "ovbd/streams"]
 # What else runs under the debug kernel: what needs its checkers, and of the rest what does most to the targets.
 DEBUG_TESTS = ["kunit/*", "faults/*", "device-mapper/*", "hostile/*", "dm-overlaybd/tables", "dm-overlaybd/io",
                "dm-zfile/reads", "dm-zfile/io"]
@@ -235,8 +235,9 @@ def test_all(stages):
     stages.run("more damaged images", lambda: counted("selftests", "KERNEL=debug", "T=hostile/*", OVBD_MUTANTS="200",
                                                       OVBD_TEST_LIMIT="3600"))
     stages.run("commits under a writer, and killed", lambda: counted("selftests", "KERNEL=native",
-                                                                     "T=ovbd/generations ovbd/crashes",
-                                                                     OVBD_COMMITS="200", OVBD_KILLS="100"))
+                                                                     "T=ovbd/generations ovbd/crashes ovbd/powercut",
+                                                                     OVBD_COMMITS="200", OVBD_KILLS="100",
+                                                                     OVBD_STEP_STRIDE="1", OVBD_MOMENTS="50"))
     stages.run("damaged files for the tools", lambda: one(build.make("fuzz-smoke")))
     stages.run("transfers cut and killed", long_transfers)
     stages.run("race detector", lambda: counted("selftests", "KERNEL=kcsan", "T=races/* dm-*/io"))

@@ -16,8 +16,9 @@ class Writer(threading.Thread):
     """Writes blocks one after the other, each with its number in the first and the last bytes; block `place(n)` with
     number n. What is on the device is what the numbers up to some n left there."""
 
-    def __init__(self, device, acknowledged=0):
+    def __init__(self, device, acknowledged=0, flush=False):
         super().__init__()
+        self._flush = flush
         self._file = os.open(device, os.O_RDWR | os.O_DIRECT)
         self._buffer = mmap.mmap(-1, BLOCK)
         self._ended = threading.Event()
@@ -36,6 +37,8 @@ class Writer(threading.Thread):
                 self._buffer[:8] = self._buffer[-8:] = struct.pack("<Q", number)
                 start = time.monotonic()
                 os.pwritev(self._file, [self._buffer], self.place(number) * BLOCK)
+                if self._flush:
+                    os.fdatasync(self._file)
                 self.longest = max(self.longest, time.monotonic() - start)
                 self.acknowledged = number
                 time.sleep(0.0005)

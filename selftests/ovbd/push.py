@@ -16,10 +16,16 @@ STORE = SCRATCH / "store"
 
 
 def image_of(name):
-    """What a name of an image gives, and its configuration."""
+    """What a name of an image gives."""
     copy = SCRATCH / "copy"
     ovbd("export", "--force", "-q", "-o", copy, name)
     return copy.read_bytes()
+
+
+def configuration(name):
+    """The configuration of an image of the store."""
+    digest = json.loads(ovbd("inspect", "--store", STORE, "--json", name))["config"]
+    return (STORE / "blobs" / digest.replace(":", "/")).read_text()
 
 
 tap = Tap()
@@ -47,7 +53,7 @@ for number in range(3):
         wrong.append(f"push {number}: {found}, wanted {begun} to {ended}")
     if (answer["layers"], answer["sent"]) != (number + 2, 2):
         wrong.append(f"push {number}: {answer}")
-    if "/sbin/init" not in ovbd("inspect", "--store", STORE, "--json", f"reg.example/vm:{number}"):
+    if "/sbin/init" not in configuration(f"reg.example/vm:{number}"):
         wrong.append(f"push {number}: the configuration is lost")
 tap.equal(wrong, [], "each push is of one moment, sends one layer and a configuration, and keeps the rest")
 tap.equal(len(listed("live")["layers"]), 4, "the stack is on the layers that were pushed")
@@ -70,9 +76,11 @@ status, said = ovbd_fails("push", "--store", STORE, "live", f"oci:{STORE}:x")
 tap.result(status == 2 and "--layer FILE" in said, "without --layer: the usage", said)
 refused(tap, "a layer that exists", "exists", "push", "--layer", base, "live", f"oci:{STORE}:x")
 refused(tap, "no such stack", "no such stack", "push", "--layer", SCRATCH / "x", "nothing", f"oci:{STORE}:x")
+# What is renamed the kernel finds. What has no name any more, or is another file, is not pushed.
 hidden = SCRATCH / "hidden"
-layer.rename(hidden)
-refused(tap, "a layer that was renamed", "not the file any more", "push", "--layer", SCRATCH / "x", "live",
+os.link(layer, hidden)
+layer.unlink()
+refused(tap, "a layer that was removed", "not the file any more", "push", "--layer", SCRATCH / "x", "live",
         f"oci:{STORE}:x")
 hidden.rename(layer)
 ovbd("down", "live")

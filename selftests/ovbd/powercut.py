@@ -1,0 +1,161 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""The power goes while `ovbd commit` runs: before each of the system calls by which it changes something, and at random
+moments. Nothing reaches the disk any more from then on (dm-flakey), whatever is in memory is lost, and the files that are
+on it make the device again, with all writes that were flushed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+import syscall_steps
+from block_devices import read_direct, sectors
+from numbered_writes import SIZE, Model, Writer, moment
+from ovbd_command import MIB, ovbd, ovbd_fails, settled
+from test_script import OVBD, SCRATCH, Tap, load, run
+
+# Every so many steps, so that a few minutes suffice; 1 is all of them.
+STRIDE = int(os.environ.get("OVBD_STEP_STRIDE", "17"))
+MOMENTS = int(os.environ.get("OVBD_MOMENTS", "3"))
+DISK, TOP = SCRATCH / "disk", SCRATCH / "top"
+
+
+class Machine:
+    """A disk with layers and a store on it, a device of these, and a writer that flushes each write."""
+
+    def __init__(self, base):
+        with open(DISK, "wb") as file:
+            file.truncate(96 * MIB)
+        self._loop = run("losetup", "--find", "--show", DISK).strip()
+        self._map("create")
+        run("mkfs.ext4", "-q", "-E", "nodiscard", "/dev/mapper/disk")
+        self._mount()
+        self.base, self.cow, self.out = TOP / "base.layer", TOP / "cow", TOP / "out.layer"
+        run("cp", base, self.base)
+        run("sync", "--file-system", TOP)
+        self.durable = None
+        self.device = ovbd("up", "--writable", "--cow", self.cow, "cut", self.base).strip()
+        self.writer = Writer(self.device, flush=True)
+        self.writer.start()
+        while self.writer.acknowledged < 20:
+            time.sleep(0.005)
+
+    def _map(self, verb, *features):
+        up, down = (0, 3600) if features else (3600, 0)
+        table = f"0 {sectors(self._loop)} flakey {self._loop} 0 {up} {down}"
+        run("dmsetup", verb, "disk", "--table", " ".join([table, *features]))
+
+    def _mount(self):
+        TOP.mkdir(exist_ok=True)
+        run("mount", "/dev/mapper/disk", TOP)
+
+    def cut(self):
+        """From now on nothing gets to the disk."""
+        self.durable = self.writer.acknowledged
+        self._map("load", "1", "drop_writes")
+        run("dmsetup", "suspend", "--nolockfs", "--noflush", "disk")
+        run("dmsetup", "resume", "disk")
+
+    def start_again(self):
+        """Whatever is not on the disk is forgotten."""
+        self.writer.stop()
+        ovbd("down", "cut")
+        run("umount", TOP)
+        run("dmsetup", "remove", "--retry", "disk")
+        self._map("create")
+        self._mount()
+
+    def recovered(self, model):
+        """What is wrong with the device that the files make, or None."""
+        ways = [[self.base]]
+        if self.out.exists():
+            ways.append([self.base, self.out])
+        said, found = [], []
+        for layers in ways:
+            status, error = ovbd_fails("up", "--writable", "--cow", self.cow, "cut", *layers)
+            if status:
+                said.append(error)
+                continue
+            found.append(moment(read_direct(self.device, 0, SIZE), model))
+            ovbd("down", "cut")
+        limit = self.writer.acknowledged + 1
+        if not found:
+            return f"no way goes: {said}"
+        wrong = [n for n in found if not isinstance(n, int) or not self.durable <= n <= limit]
+        return f"{wrong}, wanted {self.durable} to {limit}" if wrong else None
+
+    def remove(self):
+        run("umount", TOP)
+        run("dmsetup", "remove", "--retry", "disk")
+        run("losetup", "--detach", self._loop)
+
+
+def commit(machine):
+    return [OVBD, "commit", "-q", "-o", machine.out, "cut"]
+
+
+def at_a_step(base, model, number):
+    """The power goes before a step of a commit. Returns its name, None where there are fewer steps, and what is wrong."""
+    machine = Machine(base)
+    try:
+        steps, status = syscall_steps.run(commit(machine), number, machine.cut)
+        if status is not None:
+            machine.cut()
+        machine.start_again()
+        wrong = machine.recovered(model)
+        if status is None:
+            return steps[number], wrong
+        return None, wrong or (f"exit status {status}" if status else None)
+    finally:
+        machine.remove()
+
+
+def at_a_moment(base, model, delay):
+    machine = Machine(base)
+    try:
+        process = subprocess.Popen(commit(machine), stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        machine.cut()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        machine.start_again()
+        return machine.recovered(model)
+    finally:
+        machine.remove()
+
+
+tap = Tap()
+load("loop", "dm-overlaybd", "dm-zfile")
+raw, base = SCRATCH / "raw", SCRATCH / "base.layer"
+with open(raw, "wb") as file:
+    file.truncate(SIZE)
+ovbd("build", "--format", "lsmt", "-o", base, raw)
+model, names, wrong = Model(), {}, []
+number = 0
+while True:
+    start = time.monotonic()
+    name, why = at_a_step(base, model, number)
+    if why:
+        wrong.append(f"step {number} ({name}): {why}")
+    if name is None:
+        break
+    names[name] = names.get(name, 0) + 1
+    number += STRIDE
+tap.equal(wrong, [], f"the power goes at {sum(names.values())} steps of a commit")
+tap.result(len(names) > 2, "steps of several kinds", names)
+print("# " + ", ".join(f"{name} {count}" for name, count in sorted(names.items())), flush=True)
+generator = random.Random(50)
+whole = time.monotonic() - start
+wrong = []
+for number in range(MOMENTS):
+    delay = generator.uniform(0, whole / 2)
+    why = at_a_moment(base, model, delay)
+    if why:
+        wrong.append(f"after {delay * 1000:.0f} ms: {why}")
+tap.equal(wrong, [], f"the power goes at {MOMENTS} random moments")
+tap.equal(settled([]), [], "nothing is left")
+tap.finish()
