@@ -78,7 +78,7 @@ impl Base {
 impl BaseLayer {
     fn read(path: &Path) -> Result<Self> {
         let inner = match Blob::open(path)?.content {
-            Content::Plain(_) => None,
+            Content::Plain(_) | Content::Turbo(_) => None,
             Content::Zfile(file) => {
                 let geometry = file.geometry();
                 let mut content = vec![0; geometry.original_bytes() as usize];

@@ -33,6 +33,8 @@ pub struct LayerFile {
     pub file: Option<String>,
     /// The blob, gzipped.
     pub stored_as: Option<String>,
+    /// The original tar of a TurboOCI layer.
+    pub target: Option<String>,
     /// Data file of a writable pair.
     pub data: Option<String>,
     /// Index file of a writable pair.

@@ -14,6 +14,7 @@ mod encode_zfile;
 mod image;
 pub mod log;
 pub mod tar;
+pub mod turbo;
 
 pub use image::*;
 

@@ -12,6 +12,7 @@ use ovbd_image::{
 use crate::{
     error::{Error, Place, Result},
     file_range::FileRange,
+    turbo::{Target, Turbo},
     zfile::{Cursor, Zfile},
 };
 
@@ -22,6 +23,8 @@ pub enum Content {
     Plain(FileRange),
     /// Compressed.
     Zfile(Box<Zfile>),
+    /// Partly in another file.
+    Turbo(Box<Turbo>),
 }
 
 /// A file whose wrapping is known.
@@ -67,6 +70,20 @@ impl Blob {
         })
     }
 
+    /// Opens a TurboOCI layer, whose target is that.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Blob::open`] and [`Turbo::new`].
+    pub fn open_turbo(path: &Path, target: &Target) -> Result<Self> {
+        let opened = Self::open(path)?;
+        let turbo = Turbo::new(opened.content, target.clone())?;
+        Ok(Self {
+            content: Content::Turbo(Box::new(turbo)),
+            ..opened
+        })
+    }
+
     /// Takes away the compression of `blob`, which is in no wrapper.
     ///
     /// # Errors
@@ -108,6 +125,7 @@ impl Content {
         match self {
             Content::Plain(input) => input.bytes(),
             Content::Zfile(zfile) => zfile.geometry().original_bytes(),
+            Content::Turbo(turbo) => turbo.bytes(),
         }
     }
 
@@ -116,6 +134,7 @@ impl Content {
         match self {
             Content::Plain(input) => input,
             Content::Zfile(zfile) => zfile.input(),
+            Content::Turbo(turbo) => turbo.head().input(),
         }
     }
 
@@ -123,7 +142,7 @@ impl Content {
     pub fn place(&self, offset: u64) -> Place {
         match self {
             Content::Plain(input) => Place::File(input.start().saturating_add(offset)),
-            Content::Zfile(_) => Place::Content(offset),
+            Content::Zfile(_) | Content::Turbo(_) => Place::Content(offset),
         }
     }
 
@@ -141,6 +160,7 @@ impl Content {
         match self {
             Content::Plain(input) => input.read(buffer, offset),
             Content::Zfile(zfile) => zfile.read(cursor, buffer, offset),
+            Content::Turbo(turbo) => turbo.read(cursor, buffer, offset),
         }
     }
 

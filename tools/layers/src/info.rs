@@ -63,7 +63,7 @@ pub struct StackInfo {
 pub struct LayerInfo {
     /// Path of the file with the data.
     pub path: PathBuf,
-    /// `lsmt`, `zfile` or `writable`.
+    /// `lsmt`, `zfile`, `turbo` or `writable`.
     pub format: &'static str,
     /// Size of the file.
     pub file_bytes: u64,
@@ -71,6 +71,8 @@ pub struct LayerInfo {
     pub tar: bool,
     /// How it is compressed.
     pub zfile: Option<ZfileInfo>,
+    /// The original tar that it points into.
+    pub target: Option<PathBuf>,
     /// Virtual size as recorded; 0 where the layer below decides.
     pub virtual_bytes: u64,
     /// UUID.
@@ -179,6 +181,7 @@ impl LayerInfo {
             (LayerKind::Writable { .. }, content) => ("writable", content.bytes()),
             (LayerKind::Sealed(trailer), Content::Plain(_)) => ("lsmt", trailer.index_offset),
             (LayerKind::Sealed(trailer), Content::Zfile(_)) => ("zfile", trailer.index_offset),
+            (LayerKind::Sealed(_), Content::Turbo(turbo)) => ("turbo", turbo.head_bytes()),
         };
         let parent = layer.parent_uuid();
         let parent_matches = below
@@ -191,8 +194,16 @@ impl LayerInfo {
             file_bytes: layer.opened().file_bytes,
             tar: layer.opened().tar.is_some(),
             zfile: match layer.content() {
-                Content::Plain(_) => None,
                 Content::Zfile(zfile) => Some(ZfileInfo::new(zfile)),
+                Content::Turbo(turbo) => match turbo.head() {
+                    Content::Zfile(zfile) => Some(ZfileInfo::new(zfile)),
+                    _ => None,
+                },
+                Content::Plain(_) => None,
+            },
+            target: match layer.content() {
+                Content::Turbo(turbo) => Some(turbo.target().path().to_owned()),
+                _ => None,
             },
             virtual_bytes: layer.virtual_bytes(),
             uuid: layer.uuid().map(|uuid| uuid.as_str().to_owned()),
@@ -328,9 +339,13 @@ impl fmt::Display for StackInfo {
                 Some(bytes) => format!("\n  original tar of {bytes} bytes"),
                 None => String::new(),
             };
+            let target = match &layer.target {
+                Some(target) => format!("\n  target {}", name(target)),
+                None => String::new(),
+            };
             writeln!(
                 f,
-                "layer {number}: {}\n  uuid {}\n  parent {}{parent}{tar}",
+                "layer {number}: {}\n  uuid {}\n  parent {}{parent}{tar}{target}",
                 name(&layer.path),
                 layer.uuid.as_ref().unwrap_or(&none),
                 layer.parent_uuid.as_ref().unwrap_or(&none),

@@ -21,6 +21,7 @@ use crate::{
     error::{Error, Result},
     file_range::{FileRange, CHUNK_BYTES},
     foreign,
+    turbo::Target,
     zfile::Cursor,
 };
 
@@ -36,22 +37,30 @@ pub enum LayerPath {
         /// The file with the log.
         index: PathBuf,
     },
+    /// A TurboOCI layer.
+    Turbo {
+        /// The blob.
+        blob: PathBuf,
+        /// The original tar that it points into.
+        target: Target,
+    },
 }
 
 impl LayerPath {
     /// The files, also those that are not read as data.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        let index = match self {
+        let other = match self {
             LayerPath::Sealed(_) => None,
             LayerPath::Writable { index, .. } => Some(index.as_path()),
+            LayerPath::Turbo { target, .. } => Some(target.path()),
         };
-        std::iter::once(self.data()).chain(index)
+        std::iter::once(self.data()).chain(other)
     }
 
-    /// The file with the data.
+    /// The file with the data, or of a TurboOCI layer the blob.
     pub fn data(&self) -> &Path {
         match self {
-            LayerPath::Sealed(path) => path,
+            LayerPath::Sealed(path) | LayerPath::Turbo { blob: path, .. } => path,
             LayerPath::Writable { data, .. } => data,
         }
     }
@@ -115,6 +124,9 @@ impl Layer {
         match path {
             LayerPath::Sealed(path) => Self::sealed(Blob::open(path)?, position),
             LayerPath::Writable { data, index } => Self::writable(data, index, position),
+            LayerPath::Turbo { blob, target } => {
+                Self::sealed(Blob::open_turbo(blob, target)?, position)
+            }
         }
     }
 
@@ -133,7 +145,7 @@ impl Layer {
             content.read(&mut Cursor::default(), buffer, trailer.index_offset + at)?;
             reader
                 .feed(buffer, |segment| push(&mut segments, segment))
-                .map_err(|e| content.error(e))
+                .map_err(|e| index_error(content, e))
         })?;
         reader.finish().map_err(|e| content.error(e))?;
         Ok(Self {
@@ -283,10 +295,21 @@ fn no_layer(content: &Content) -> Result<Error> {
 ///
 /// Those of the format, and of reading.
 pub fn read_trailer(content: &Content) -> Result<Trailer> {
-    let fail = |e| content.error(e);
+    let fail = |e| index_error(content, e);
     let at = Trailer::position(content.bytes()).map_err(fail)?;
     let block = content.read_array(&mut Cursor::default(), at)?;
     Trailer::parse(&block, content.bytes()).map_err(fail)
+}
+
+/// The error of an index or trailer, which for a TurboOCI layer says what is missing.
+fn index_error(content: &Content, error: ovbd_image::Error) -> Error {
+    match error.reason() {
+        Reason::TurboLayer => {
+            let what = "TurboOCI layer: its files are in the original tar (--target names it)";
+            Error::new(content.input().path(), what).at(content.place(error.offset()))
+        }
+        _ => content.error(error),
+    }
 }
 
 /// Calls `read` for every part of `bytes` with a buffer of its size.

@@ -48,6 +48,7 @@ pub mod stack;
 pub mod stack_or_zfile;
 pub mod sysfs;
 pub mod tar;
+pub mod turbo;
 pub mod units;
 pub mod verify;
 pub mod verity;

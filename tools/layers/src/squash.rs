@@ -141,7 +141,7 @@ pub fn squash(
 /// How a layer is compressed; `None` if it is not.
 fn compression(layer: &Layer) -> Option<ZfileOptions> {
     match layer.content() {
-        Content::Plain(_) => None,
+        Content::Plain(_) | Content::Turbo(_) => None,
         Content::Zfile(zfile) => {
             let geometry = zfile.geometry();
             Some(ZfileOptions {

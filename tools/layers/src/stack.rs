@@ -265,7 +265,7 @@ impl StackReader<'_> {
     ) -> Result<()> {
         match self.stack.layers[layer].content() {
             Content::Zfile(zfile) => zfile.stored_blocks(self.cursor(layer), first, last, take),
-            Content::Plain(input) => Err(Error::new(input.path(), "is not compressed")),
+            other => Err(Error::new(other.input().path(), "is not compressed")),
         }
     }
 

@@ -28,7 +28,7 @@ use crate::{
 pub(super) fn check(content: &Content, bad: &HashSet<u64>, findings: &mut Findings<'_>) {
     let mut cursor = Cursor::default();
     let note = |findings: &mut Findings<'_>, error: Error| {
-        if !(matches!(content, Content::Zfile(_)) && is_noted(&error, bad)) {
+        if matches!(content, Content::Plain(_)) || !is_noted(&error, bad) {
             findings.problem(error);
         }
     };

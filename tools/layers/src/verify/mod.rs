@@ -27,6 +27,7 @@ use crate::{
     parents::Parents,
     report::Report,
     stack::{check_count, Stack},
+    turbo::{Target, Turbo},
     zeros::is_zero,
     zfile::Zfile,
 };
@@ -203,7 +204,11 @@ pub fn verify(
     findings.note(check_count(paths));
     for path in paths {
         match path {
-            LayerPath::Sealed(path) => sealed(path, paths.len() == 1, report, &mut findings),
+            LayerPath::Sealed(path) => sealed(path, None, paths.len() == 1, report, &mut findings),
+            LayerPath::Turbo { blob, target } => {
+                sealed(blob, Some(target), false, report, &mut findings);
+                findings.verdict.unverified.push(target.path().to_owned());
+            }
             LayerPath::Writable { data, index } => {
                 lsmt::check_pair(data, index, report, &mut findings);
                 findings.verdict.unverified.push(data.clone());
@@ -239,7 +244,14 @@ fn stack(paths: &[LayerPath], parents: Parents, findings: &mut Findings<'_>) {
     }
 }
 
-fn sealed(path: &Path, alone: bool, report: &dyn Report, findings: &mut Findings<'_>) {
+/// Checks the blob at `path`, of a TurboOCI layer with its `target`; `alone` is whether it may be a ZFile around anything.
+fn sealed(
+    path: &Path,
+    target: Option<&Target>,
+    alone: bool,
+    report: &dyn Report,
+    findings: &mut Findings<'_>,
+) {
     let Some(file) = findings.note(FileRange::open(path)) else {
         return;
     };
@@ -259,7 +271,7 @@ fn sealed(path: &Path, alone: bool, report: &dyn Report, findings: &mut Findings
     };
     if !Zfile::recognise(&first, blob.bytes()) {
         findings.verdict.unverified.push(path.to_owned());
-        lsmt::check(&Content::Plain(blob), &HashSet::new(), findings);
+        check_layer(Content::Plain(blob), target, &HashSet::new(), findings);
         report.add(file.bytes());
         return;
     }
@@ -280,7 +292,7 @@ fn sealed(path: &Path, alone: bool, report: &dyn Report, findings: &mut Findings
             // A content that cannot be recognised because its first block is bad was noted already.
             match opened.is_layer() {
                 Ok(false) if alone => {}
-                Ok(_) => lsmt::check(&opened.content, &bad, findings),
+                Ok(_) => check_layer(opened.content, target, &bad, findings),
                 Err(e) if is_noted(&e, &bad) => {}
                 Err(e) => findings.problem(e),
             }
@@ -295,6 +307,24 @@ fn sealed(path: &Path, alone: bool, report: &dyn Report, findings: &mut Findings
             }
         }
     }
+}
+
+/// Checks the layer in a blob, and its `target` where it has one; `bad` are the compressed blocks that were found.
+fn check_layer(
+    content: Content,
+    target: Option<&Target>,
+    bad: &HashSet<u64>,
+    findings: &mut Findings<'_>,
+) {
+    let content = match target {
+        None => content,
+        Some(target) => match Turbo::new(content, target.clone()) {
+            Ok(turbo) => Content::Turbo(Box::new(turbo)),
+            Err(error) if is_noted(&error, bad) => return,
+            Err(error) => return findings.problem(error),
+        },
+    };
+    lsmt::check(&content, bad, findings);
 }
 
 fn is_noted(error: &Error, bad: &HashSet<u64>) -> bool {

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! TurboOCI layers: the metadata of a file system whose files are in the tar of the original image, which is here as well.
+//!
+//! The blob up to its index, the tar behind that, and an index for the two are an ordinary layer. [`Turbo`] reads as one, and
+//! device-mapper puts it together in the same way.
+
+use std::{
+    env,
+    fs::File,
+    os::{fd::AsRawFd, unix::fs::FileExt},
+    path::{Path, PathBuf},
+};
+
+use ovbd_image::{
+    layer_index,
+    lsmt::{Entry, Identity, Trailer, UuidText, ENTRY_BYTES, PADDING_ENTRIES, SECTOR_BYTES},
+    turbo::{self, Wrong},
+};
+
+use crate::{
+    blob::Content,
+    error::{Error, Result},
+    file_range::FileRange,
+    layer::{each_chunk, read_header},
+    report::Report,
+    tar::source::TarSource,
+    zfile::Cursor,
+};
+
+/// The folder for a tar that was decompressed, which may stay as long as a device.
+const FOLDER: &str = "/var/tmp";
+
+/// The original tar of a layer.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// What the user calls it.
+    path: PathBuf,
+    /// The tar, without compression.
+    tar: FileRange,
+    /// Whether it has no other name.
+    unnamed: bool,
+}
+
+impl PartialEq for Target {
+    fn eq(&self, other: &Self) -> bool {
+        self.path == other.path
+    }
+}
+
+impl Eq for Target {}
+
+impl Target {
+    /// Opens a tar. One that is compressed is decompressed first, into a file without a name.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading and decompressing, and more than there is room for.
+    pub fn open(path: &Path, report: &dyn Report) -> Result<Self> {
+        let source = TarSource::open(path)?;
+        if !source.is_compressed() {
+            return Ok(Self {
+                path: path.to_owned(),
+                tar: FileRange::open(path)?,
+                unnamed: false,
+            });
+        }
+        let folder = env::var_os("TMPDIR").map_or_else(|| FOLDER.into(), PathBuf::from);
+        let file = tempfile::tempfile_in(&folder)
+            .map_err(|e| Error::io(&folder, "create a file in", e))?;
+        let space = rustix::fs::fstatvfs(&file);
+        let room = space.map_or(u64::MAX, |s| s.f_bavail.saturating_mul(s.f_frsize));
+        let mut at = 0;
+        source.each_window(room, report, |window| {
+            file.write_all_at(window, at)
+                .map_err(|e| Error::io(&folder, "write a file in", e))?;
+            at += window.len() as u64;
+            Ok(())
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            tar: FileRange::of(file, path)?,
+            unnamed: true,
+        })
+    }
+
+    /// What the user calls it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The tar, without compression.
+    pub fn tar(&self) -> &FileRange {
+        &self.tar
+    }
+
+    /// A name of the tar without compression for this process, and whether it is one for others too.
+    pub fn name(&self) -> (PathBuf, bool) {
+        match self.unnamed {
+            false => (self.path.clone(), true),
+            true => (own_name(self.tar.file()), false),
+        }
+    }
+}
+
+/// The name of an open file, for this process.
+pub fn own_name(file: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}
+
+/// A TurboOCI layer with its target, which reads as a layer.
+///
+/// # Invariants
+///
+/// `head_bytes` is a multiple of a sector, and no more than `head` has.
+#[derive(Clone, Debug)]
+pub struct Turbo {
+    head: Content,
+    head_bytes: u64,
+    target: Target,
+    /// Index and trailer.
+    tail: Vec<u8>,
+}
+
+impl Turbo {
+    /// Puts `head`, the blob, and its target together.
+    ///
+    /// # Errors
+    ///
+    /// A blob that is no layer, entries that are in neither of the two, and those of reading.
+    pub fn new(head: Content, target: Target) -> Result<Self> {
+        read_header(&head)?;
+        let fail = |e| head.error(e);
+        let at = Trailer::position(head.bytes()).map_err(fail)?;
+        let block = head.read_array(&mut Cursor::default(), at)?;
+        let trailer = turbo::parse_trailer(&block, head.bytes()).map_err(fail)?;
+        let mut entries: Vec<[u8; ENTRY_BYTES]> = Vec::new();
+        each_chunk(trailer.index_bytes(), |at, buffer| {
+            head.read(&mut Cursor::default(), buffer, trailer.index_offset + at)?;
+            entries.extend(layer_index::entries(buffer).0);
+            Ok(())
+        })?;
+        let target_sectors = target.tar.bytes().div_ceil(SECTOR_BYTES);
+        let rebased = turbo::rebase(&mut entries, &trailer, target_sectors);
+        rebased.map_err(|wrong| wrong_entry(&head, &target, wrong))?;
+        let padded = entries.len().next_multiple_of(PADDING_ENTRIES as usize);
+        entries.resize(padded, Entry::PADDING.encode());
+        let identity = Identity {
+            virtual_size: trailer.virtual_size,
+            uuid: trailer.uuid.unwrap_or(UuidText::NIL),
+            parent_uuid: trailer.parent_uuid.unwrap_or(UuidText::NIL),
+        };
+        let index_offset = trailer.index_offset + target_sectors * SECTOR_BYTES;
+        let mut tail = entries.as_flattened().to_vec();
+        tail.extend_from_slice(&identity.trailer(index_offset, padded as u64));
+        // INVARIANT: the trailer says so, and was checked.
+        Ok(Self {
+            head_bytes: trailer.index_offset,
+            head,
+            target,
+            tail,
+        })
+    }
+
+    /// The blob.
+    pub fn head(&self) -> &Content {
+        &self.head
+    }
+
+    /// Bytes of it that are part of the layer.
+    pub fn head_bytes(&self) -> u64 {
+        self.head_bytes
+    }
+
+    /// The target.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Bytes that the target takes, in whole sectors.
+    pub fn target_bytes(&self) -> u64 {
+        self.target.tar.bytes().next_multiple_of(SECTOR_BYTES)
+    }
+
+    /// Index and trailer.
+    pub fn tail(&self) -> &[u8] {
+        &self.tail
+    }
+
+    /// Bytes of all of it.
+    pub fn bytes(&self) -> u64 {
+        self.head_bytes + self.target_bytes() + self.tail.len() as u64
+    }
+
+    /// Fills `buffer` from byte `offset`.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading, and an end before the buffer is full.
+    pub fn read(&self, cursor: &mut Cursor, mut buffer: &mut [u8], mut offset: u64) -> Result<()> {
+        let tar_end = self.head_bytes + self.target.tar.bytes();
+        let tail_at = self.head_bytes + self.target_bytes();
+        while !buffer.is_empty() {
+            // The end of the part that `offset` is in.
+            let ends = [self.head_bytes, tar_end, tail_at, self.bytes()];
+            let Some(end) = ends.into_iter().find(|end| offset < *end) else {
+                return Err(Error::new(self.head.input().path(), "ends too early"));
+            };
+            let now = (end - offset).min(buffer.len() as u64) as usize;
+            let (part, rest) = buffer.split_at_mut(now);
+            if offset < self.head_bytes {
+                self.head.read(cursor, part, offset)?;
+            } else if offset < tar_end {
+                self.target.tar.read(part, offset - self.head_bytes)?;
+            } else if offset < tail_at {
+                part.fill(0);
+            } else {
+                let from = (offset - tail_at) as usize;
+                part.copy_from_slice(&self.tail[from..from + now]);
+            }
+            offset += now as u64;
+            buffer = rest;
+        }
+        Ok(())
+    }
+}
+
+fn wrong_entry(head: &Content, target: &Target, wrong: Wrong) -> Error {
+    let path = head.input().path();
+    match wrong {
+        Wrong::Format(error) => head.error(error),
+        Wrong::Tag(at) => {
+            let what =
+                "TurboOCI index entry of which the tag names neither the layer nor its target";
+            Error::new(path, what).at(head.place(at))
+        }
+        Wrong::OutsideTarget(at) => {
+            let what = format!(
+                "TurboOCI index entry beyond the {} bytes of {}, which may be another tar",
+                target.tar.bytes(),
+                crate::error::name(&target.path)
+            );
+            Error::new(path, what).at(head.place(at))
+        }
+    }
+}
