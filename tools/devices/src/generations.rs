@@ -249,7 +249,7 @@ pub fn remove_leftovers(
         let is_left = match role {
             Role::Probe => true,
             Role::Generation(number) | Role::Lower(number) => !numbers.contains(number),
-            Role::Zfile(layer) | Role::Blob(layer) => *layer >= layers,
+            Role::Turbo(layer) | Role::Zfile(layer) | Role::Blob(layer) => *layer >= layers,
             Role::Top | Role::Cow | Role::Stack => false,
         };
         if !is_left {

@@ -24,6 +24,8 @@ use ovbd_layers::{
     file_id::FileId,
     layer::{read_header, read_trailer, LayerPath},
     parents::Ancestry,
+    turbo::Turbo,
+    zfile::Cursor,
 };
 
 /// What a layer is and where its blob is.
@@ -45,6 +47,48 @@ pub struct LayerPlace {
     pub original_bytes: Option<u64>,
     /// Its end, which has its UUIDs and size.
     pub trailer: Trailer,
+    /// What it is besides, if it is a TurboOCI layer.
+    turbo: Option<TurboPlace>,
+}
+
+/// Where the parts of a TurboOCI layer are.
+struct TurboPlace {
+    /// Sectors of the blob that are part of it.
+    head_sectors: u64,
+    /// The target, by a name that opens it here.
+    target: PathBuf,
+    /// What the user calls it.
+    named: PathBuf,
+    /// The file that was opened.
+    file: FileId,
+    /// Whether that is a block device.
+    is_device: bool,
+    /// Its whole sectors.
+    target_sectors: u64,
+    /// What follows them: a last partial sector, index and trailer.
+    rest: Vec<u8>,
+}
+
+impl TurboPlace {
+    fn new(turbo: &Turbo) -> Result<Self> {
+        let tar = turbo.target().tar();
+        let named = turbo.target().path().to_owned();
+        let found = tar.file().metadata();
+        let found = found.map_err(|e| Error::io(&named, "look up", e))?;
+        let whole = tar.bytes() / SECTOR_BYTES;
+        let at = turbo.head_bytes() + whole * SECTOR_BYTES;
+        let mut rest = vec![0; (turbo.bytes() - at) as usize];
+        turbo.read(&mut Cursor::default(), &mut rest, at)?;
+        Ok(Self {
+            head_sectors: turbo.head_bytes() / SECTOR_BYTES,
+            target: turbo.target().name().0,
+            named,
+            file: FileId::of(&found),
+            is_device: found.file_type().is_block_device(),
+            target_sectors: whole,
+            rest,
+        })
+    }
 }
 
 impl LayerPlace {
@@ -55,7 +99,7 @@ impl LayerPlace {
     /// It is none that can be mapped, and the system's.
     pub fn open(layer: &LayerPath) -> Result<Self> {
         let path = match layer {
-            LayerPath::Sealed(path) => path,
+            LayerPath::Sealed(path) | LayerPath::Turbo { blob: path, .. } => path,
             LayerPath::Writable { data, .. } => {
                 return Err(Error::new(
                     data,
@@ -67,8 +111,17 @@ impl LayerPlace {
         if matches!(opened.content, Content::Zfile(_)) && !opened.is_layer()? {
             return Err(Error::new(path, "a ZFile that holds no layer"));
         }
-        read_header(&opened.content)?;
-        let trailer = read_trailer(&opened.content)?;
+        let (trailer, turbo) = match layer {
+            LayerPath::Turbo { target, .. } => {
+                let turbo = Box::new(Turbo::new(opened.content.clone(), target.clone())?);
+                let place = TurboPlace::new(&turbo)?;
+                (read_trailer(&Content::Turbo(turbo))?, Some(place))
+            }
+            _ => {
+                read_header(&opened.content)?;
+                (read_trailer(&opened.content)?, None)
+            }
+        };
         let input = opened.content.input();
         let found = input.file().metadata();
         let found = found.map_err(|e| Error::io(path, "look up", e))?;
@@ -79,8 +132,8 @@ impl LayerPlace {
                 .map_err(|e| Error::io(path, "find the block size of", e.into()))?
                 <= SECTOR_BYTES as u32;
         let original_bytes = match &opened.content {
-            Content::Plain(_) => None,
             Content::Zfile(zfile) => Some(zfile.geometry().original_bytes()),
+            _ => None,
         };
         let block_bytes = match original_bytes {
             Some(_) if !is_device => direct_io::block_bytes(input.file(), path)?,
@@ -100,7 +153,19 @@ impl LayerPlace {
             bytes: input.bytes(),
             original_bytes,
             trailer,
+            turbo,
         })
+    }
+
+    /// Bytes of the layer on the device that [`layer_steps`] makes.
+    pub fn mapped_bytes(&self) -> u64 {
+        match &self.turbo {
+            None => self.original_bytes.unwrap_or(self.bytes),
+            Some(turbo) => {
+                let sectors = turbo.head_sectors + turbo.target_sectors;
+                sectors * SECTOR_BYTES + turbo.rest.len() as u64
+            }
+        }
     }
 
     /// What says whether it is on the right layer.
@@ -150,30 +215,39 @@ impl LayerPlace {
     ///
     /// That one, and where it cannot be told.
     pub fn check_not_written(&self, storage: &Storage) -> Result<()> {
-        let fail = |what: String| Err(Error::new(&self.path, what));
-        let mut loops = storage.loops().iter();
-        if let Some(user) = loops.find(|user| !user.status.read_only && user.is_on(self.file)) {
-            return fail(format!("can be written through {}", user.node.display()));
+        check_not_written(&self.path, self.file, storage)?;
+        match &self.turbo {
+            None => Ok(()),
+            Some(turbo) => check_not_written(&turbo.named, turbo.file, storage),
         }
-        let FileId::Device(device) = self.file else {
-            return Ok(());
-        };
-        let device = Number::new(device);
-        // What an overlay writes goes to another mount.
-        let mounts = storage.mounts().iter();
-        for mount in mounts.filter(|mount| !mount.read_only && mount.kind != "overlay") {
-            let below = match storage.below_mount(mount) {
-                Ok(below) => below,
-                // Nobody claims the device, so that one is on another.
-                Err(_) if is_unclaimed(&self.path) => continue,
-                Err(e) => return Err(e),
-            };
-            if below.contains(&device) {
-                return fail(format!("mounted for writing on {}", mount.point.display()));
-            }
-        }
-        Ok(())
     }
+}
+
+/// Refuses the file or device at `path`, part of a layer, if somebody writes to it.
+fn check_not_written(path: &Path, file: FileId, storage: &Storage) -> Result<()> {
+    let fail = |what: String| Err(Error::new(path, what));
+    let mut loops = storage.loops().iter();
+    if let Some(user) = loops.find(|user| !user.status.read_only && user.is_on(file)) {
+        return fail(format!("can be written through {}", user.node.display()));
+    }
+    let FileId::Device(device) = file else {
+        return Ok(());
+    };
+    let device = Number::new(device);
+    // What an overlay writes goes to another mount.
+    let mounts = storage.mounts().iter();
+    for mount in mounts.filter(|mount| !mount.read_only && mount.kind != "overlay") {
+        let below = match storage.below_mount(mount) {
+            Ok(below) => below,
+            // Nobody claims the device, so that one is on another.
+            Err(_) if is_unclaimed(path) => continue,
+            Err(e) => return Err(e),
+        };
+        if below.contains(&device) {
+            return fail(format!("mounted for writing on {}", mount.point.display()));
+        }
+    }
+    Ok(())
 }
 
 /// Whether no file system and no other device has a block device for itself.
@@ -255,7 +329,67 @@ pub fn layer_steps(
         let table = vec![line(original.div_ceil(SECTOR_BYTES), words)];
         device = map(Role::Zfile(number), table);
     }
-    device
+    match &blob.turbo {
+        None => device,
+        Some(turbo) => turbo_steps(name, number, blob, turbo, &device, steps),
+    }
+}
+
+/// The steps that put `head`, the device of the blob of a TurboOCI layer, its target, and an index for both together.
+fn turbo_steps(
+    name: &str,
+    number: usize,
+    blob: &LayerPlace,
+    turbo: &TurboPlace,
+    head: &Device,
+    steps: &mut Vec<Step>,
+) -> Device {
+    let target = if turbo.is_device {
+        Device::Path(turbo.target.clone())
+    } else {
+        let variable = format!("target{number}");
+        steps.push(Step::Layer {
+            variable: variable.clone(),
+            path: turbo.target.clone(),
+            part: Part {
+                offset: 0,
+                bytes: turbo.target_sectors * SECTOR_BYTES,
+                block_bytes: SECTOR_BYTES as u32,
+            },
+        });
+        Device::Loop(variable)
+    };
+    let variable = format!("index{number}");
+    steps.push(Step::Memory {
+        variable: variable.clone(),
+        bytes: turbo.rest.clone(),
+    });
+    let rest = turbo.rest.len() as u64 / SECTOR_BYTES;
+    let mut table = Vec::new();
+    let mut start = 0;
+    for (device, sectors) in [
+        (head, turbo.head_sectors),
+        (&target, turbo.target_sectors),
+        (&Device::Loop(variable), rest),
+    ] {
+        if sectors > 0 {
+            table.push(Line {
+                start,
+                ..line(sectors, linear(device, 0))
+            });
+        }
+        start += sectors;
+    }
+    let role = Role::Turbo(number);
+    let device = role.device_name(name);
+    steps.push(Step::Map {
+        name: device.clone(),
+        uuid: role.device_uuid(name, blob.trailer.uuid),
+        read_only: true,
+        hidden: true,
+        table,
+    });
+    Device::Mapped(device)
 }
 
 /// A line that starts a table.

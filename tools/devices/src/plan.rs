@@ -70,6 +70,13 @@ pub enum Step {
         /// The files, in order.
         tails: Vec<Tail>,
     },
+    /// Attach a read-only loop device to bytes in memory, whole sectors.
+    Memory {
+        /// Its variable.
+        variable: String,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
     /// Attach a loop device to a file for writing.
     Cow {
         /// Its variable.
@@ -238,7 +245,7 @@ fn waves(steps: &[Step]) -> Vec<Vec<&Step>> {
     let mut maps: HashMap<&str, usize> = HashMap::new();
     for step in steps {
         let at = match step {
-            Step::Layer { .. } | Step::Tails { .. } => 0,
+            Step::Layer { .. } | Step::Tails { .. } | Step::Memory { .. } => 0,
             // Nothing is written before all that may fail earlier.
             Step::Wipe { .. } | Step::Begin { .. } | Step::Cow { .. } => waves.len(),
             Step::Reload { .. } => waves.len(),
@@ -264,6 +271,7 @@ fn waves(steps: &[Step]) -> Vec<Vec<&Step>> {
         match step {
             Step::Layer { variable, .. }
             | Step::Tails { variable, .. }
+            | Step::Memory { variable, .. }
             | Step::Cow { variable, .. } => {
                 loops.insert(variable, at);
             }
@@ -286,7 +294,7 @@ impl Step {
         match self {
             Step::Layer { path, .. } | Step::Wipe { path, .. } | Step::Begin { path, .. } => path,
             Step::Cow { path, .. } => path.as_deref().unwrap_or(Path::new(UNNAMED_FOLDER)),
-            Step::Tails { .. } => Path::new("/dev/loop-control"),
+            Step::Tails { .. } | Step::Memory { .. } => Path::new("/dev/loop-control"),
             Step::Map { name, .. } | Step::Reload { name, .. } => Path::new(name),
         }
     }
@@ -328,6 +336,11 @@ impl Done<'_> {
             }
             Step::Tails { variable, tails } => {
                 let file = tails_file(tails)?;
+                let attached = attach(&file, Path::new("memfd"), false, Part::ALL)?;
+                Made::Loop(variable.clone(), attached, None)
+            }
+            Step::Memory { variable, bytes } => {
+                let file = memory_file(|memory| memory.write_all(bytes))?;
                 let attached = attach(&file, Path::new("memfd"), false, Part::ALL)?;
                 Made::Loop(variable.clone(), attached, None)
             }
@@ -500,18 +513,24 @@ fn cow(
 
 /// A file in memory with the last partial block of each file, filled up with zeros.
 fn tails_file(tails: &[Tail]) -> Result<File> {
-    let fail = |e| Error::io(Path::new("memfd"), "write", e);
-    let memory = rustix::fs::memfd_create("ovbd-tails", MemfdFlags::CLOEXEC)
-        .map_err(|e| Error::io(Path::new("memfd"), "create", e.into()))?;
-    let mut memory = File::from(memory);
+    let mut blocks = Vec::new();
     for tail in tails {
         let input = FileRange::open(&tail.path)?;
         let mut block = vec![0; tail.block_bytes as usize];
         let bytes = input.bytes() % u64::from(tail.block_bytes);
         input.read(&mut block[..bytes as usize], input.bytes() - bytes)?;
-        memory.write_all(&block).map_err(fail)?;
+        blocks.extend_from_slice(&block);
     }
-    // A loop device is read-only if its file was opened so.
+    memory_file(|memory| memory.write_all(&blocks))
+}
+
+/// A file in memory with what `fill` writes, open for reading: a loop device is read-only if its file was opened so.
+fn memory_file(fill: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<File> {
+    let fail = |e| Error::io(Path::new("memfd"), "write", e);
+    let memory = rustix::fs::memfd_create("ovbd-tails", MemfdFlags::CLOEXEC)
+        .map_err(|e| Error::io(Path::new("memfd"), "create", e.into()))?;
+    let mut memory = File::from(memory);
+    fill(&mut memory).map_err(fail)?;
     let name = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&memory));
     File::open(name).map_err(fail)
 }

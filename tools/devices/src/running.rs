@@ -7,6 +7,7 @@
 //! NAME          OVERLAYBD-TOP-<uuid>-NAME       dm-linear over the newest generation, with --writable
 //! NAME-cow<k>   OVERLAYBD-GEN-<uuid>-<k>-NAME   dm-snapshot over NAME-lower<k>: generation k
 //! NAME-lower<k> OVERLAYBD-LOWER-<uuid>-<k>-NAME the stack, or dm-linear over the generation before
+//! NAME-turbo<n> OVERLAYBD-TURBO-<uuid>-<n>-NAME TurboOCI layer n: its blob, its target and an index for both
 //! NAME-zfile<n> ZFILE-<uuid>-<n>-NAME           the content of layer n, if it is compressed
 //! NAME-blob<n>  OVERLAYBD-BLOB-<uuid>-<n>-NAME  the blob of layer n, where one device does not give all of it
 //! NAME-probe    OVERLAYBD-PROBE-<uuid>-NAME     a moment only: the table that NAME is about to get
@@ -60,6 +61,8 @@ pub enum Role {
     Lower(u32),
     /// The stack, where it has no generations.
     Stack,
+    /// A TurboOCI layer and its target, put together.
+    Turbo(usize),
     /// Content of a compressed layer.
     Zfile(usize),
     /// The blob of a layer.
@@ -77,8 +80,9 @@ impl Ord for Role {
             Role::Generation(number) => (3, u32::MAX - number, 0),
             Role::Lower(number) => (3, u32::MAX - number, 1),
             Role::Stack => (4, 0, 0),
-            Role::Zfile(layer) => (5, 0, layer),
-            Role::Blob(layer) => (6, 0, layer),
+            Role::Turbo(layer) => (5, 0, layer),
+            Role::Zfile(layer) => (6, 0, layer),
+            Role::Blob(layer) => (7, 0, layer),
         };
         place(self).cmp(&place(other))
     }
@@ -98,6 +102,7 @@ impl Role {
             Role::Top | Role::Cow | Role::Stack => name.to_owned(),
             Role::Generation(number) => format!("{name}-cow{number}"),
             Role::Lower(number) => format!("{name}-lower{number}"),
+            Role::Turbo(layer) => format!("{name}-turbo{layer}"),
             Role::Zfile(layer) => format!("{name}-zfile{layer}"),
             Role::Blob(layer) => format!("{name}-blob{layer}"),
         }
@@ -107,7 +112,9 @@ impl Role {
     pub fn is_beside(self, other: Self) -> bool {
         matches!(
             (self, other),
-            (Role::Zfile(_), Role::Zfile(_)) | (Role::Blob(_), Role::Blob(_))
+            (Role::Turbo(_), Role::Turbo(_))
+                | (Role::Zfile(_), Role::Zfile(_))
+                | (Role::Blob(_), Role::Blob(_))
         )
     }
 
@@ -121,6 +128,7 @@ impl Role {
             Role::Generation(number) => format!("OVERLAYBD-GEN-{digits}-{number}-{name}"),
             Role::Lower(number) => format!("OVERLAYBD-LOWER-{digits}-{number}-{name}"),
             Role::Stack => format!("OVERLAYBD-{digits}-{name}"),
+            Role::Turbo(layer) => format!("OVERLAYBD-TURBO-{digits}-{layer}-{name}"),
             Role::Zfile(layer) => format!("ZFILE-{digits}-{layer}-{name}"),
             Role::Blob(layer) => format!("OVERLAYBD-BLOB-{digits}-{layer}-{name}"),
         }
@@ -145,6 +153,7 @@ impl Role {
         let rest = uuid.strip_prefix("OVERLAYBD-")?;
         match rest.split_once('-')? {
             ("BLOB", rest) => numbered(rest).map(|(layer, name)| (Role::Blob(layer), name)),
+            ("TURBO", rest) => numbered(rest).map(|(layer, name)| (Role::Turbo(layer), name)),
             ("GEN", rest) => numbered(rest).map(|(number, name)| (Role::Generation(number), name)),
             ("LOWER", rest) => numbered(rest).map(|(number, name)| (Role::Lower(number), name)),
             ("PROBE", rest) => named(rest).map(|name| (Role::Probe, name)),
@@ -364,6 +373,12 @@ impl Running {
             path: PathBuf::new(),
         };
         let mut blob = device;
+        if let Some((Role::Turbo(_), mapped)) = by_number(blob) {
+            blob = mapped
+                .target()
+                .and_then(|target| target.device(0))
+                .unwrap_or(blob);
+        }
         if let Some((Role::Zfile(_), mapped)) = by_number(blob) {
             layer.zfile = Some(mapped.number);
             if let Some(target) = mapped.target() {
@@ -398,6 +413,7 @@ mod tests {
             Role::Generation(u32::MAX),
             Role::Lower(u32::MAX),
             Role::Stack,
+            Role::Turbo(7),
             Role::Zfile(0),
             Role::Blob(254),
         ] {

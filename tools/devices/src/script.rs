@@ -4,6 +4,8 @@
 
 use std::{fmt::Write as _, fs, path::Path};
 
+use base64::prelude::{Engine as _, BASE64_STANDARD};
+
 use crate::{
     mapped::node,
     plan::{Device, Line, Step, UNNAMED_FOLDER},
@@ -59,6 +61,16 @@ fn print_step(step: &Step, loops: &mut Vec<String>, text: &mut String) {
             writeln!(
                 text,
                 "{variable}=$(losetup --find --show --read-only $file); rm $file"
+            )
+        }
+        Step::Memory { variable, bytes } => {
+            loops.push(variable.clone());
+            let text64 = BASE64_STANDARD.encode(bytes);
+            writeln!(
+                text,
+                "file=$(mktemp)\n\
+                 base64 --decode >$file <<END\n{text64}\nEND\n\
+                 {variable}=$(losetup --find --show --read-only $file); rm $file"
             )
         }
         Step::Cow {

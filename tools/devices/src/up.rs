@@ -111,6 +111,14 @@ fn warn_of_volume(node: &Path, report: &dyn Report) {
 ///
 /// As [`up`], as far as it shows without making anything.
 pub fn dry_run(options: &Options) -> Result<String> {
+    for layer in &options.layers {
+        if let LayerPath::Turbo { target, .. } = layer {
+            if !target.name().1 {
+                let what = "is compressed, and no command can name the file it is decompressed to";
+                return Err(Error::new(target.path(), what));
+            }
+        }
+    }
     Ok(script::print(&steps(options)?))
 }
 
@@ -156,7 +164,7 @@ fn steps(options: &Options) -> Result<Vec<Step>> {
         });
         let device = layer_steps(&options.name, number, blob, tail, &mut steps);
         words.push(device.into());
-        words.push(blob.original_bytes.unwrap_or(blob.bytes).into());
+        words.push(blob.mapped_bytes().into());
     }
     let uuid = blobs.last().and_then(|blob| blob.trailer.uuid);
     let Some(writable) = &options.writable else {

@@ -9,9 +9,11 @@ use std::{
 };
 
 use anyhow::Result;
-use clap::{Args, ValueHint};
-use ovbd_layers::layer::LayerPath;
+use clap::{error::ErrorKind, ArgMatches, Args, FromArgMatches, ValueHint};
+use ovbd_layers::{layer::LayerPath, turbo::Target};
 use ovbd_oci::{Image, ImageLayer, Kind, LayerKind, Named, Platform, Store};
+
+use crate::report::Report;
 
 /// Where the store is without `--store`.
 const DEFAULT_STORE: &str = "/var/lib/ovbd";
@@ -215,9 +217,107 @@ pub fn block_layers<'a>(image: &'a Image, subject: &str) -> Result<Vec<ImageLaye
     Ok(layers)
 }
 
+/// The targets of TurboOCI layers: each belongs to the layer before it on the command line.
+#[derive(Clone, Debug, Default)]
+pub struct Targets(Vec<(usize, PathBuf)>);
+
+/// What clap knows of them.
+#[derive(Debug, Args)]
+struct GivenTargets {
+    /// The original tar of the layer before it, a TurboOCI layer, whose files are in that tar; it may be compressed with gzip or
+    /// zstd
+    #[arg(long = "target", value_name = "TAR", value_hint = ValueHint::FilePath)]
+    targets: Vec<PathBuf>,
+}
+
+impl Args for Targets {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        GivenTargets::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        GivenTargets::augment_args_for_update(command)
+    }
+}
+
+impl FromArgMatches for Targets {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Self::from_arg_matches_mut(&mut matches.clone())
+    }
+
+    fn from_arg_matches_mut(matches: &mut ArgMatches) -> Result<Self, clap::Error> {
+        // The layers are called one or the other; the field that takes them comes after this one.
+        let layers = ["names", "layers"]
+            .into_iter()
+            .find(|id| matches.ids().any(|known| known == id));
+        let places = |id: &str| -> Vec<usize> {
+            matches
+                .indices_of(id)
+                .map(Iterator::collect)
+                .unwrap_or_default()
+        };
+        let layers = layers.map(places).unwrap_or_default();
+        let at = places("targets");
+        let given = GivenTargets::from_arg_matches_mut(matches)?;
+        let mut targets: Vec<(usize, PathBuf)> = Vec::new();
+        for (at, path) in at.into_iter().zip(given.targets) {
+            let before = layers.iter().filter(|layer| **layer < at).count();
+            let wrong = |what| Err(clap::Error::raw(ErrorKind::ValueValidation, what));
+            let Some(layer) = before.checked_sub(1) else {
+                return wrong("--target TAR comes after the LAYER that it belongs to\n");
+            };
+            if targets.iter().any(|(other, _)| *other == layer) {
+                return wrong("one LAYER has one --target\n");
+            }
+            targets.push((layer, path));
+        }
+        Ok(Self(targets))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Targets {
+    /// The layers that `names` mean, bottom first, with their targets.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`StoreOption::resolve`] and [`Target::open`], and a target of what is no single file.
+    pub fn resolve(
+        &self,
+        names: &[OsString],
+        store: &StoreOption,
+        report: &Report,
+    ) -> Result<Vec<LayerPath>> {
+        let mut layers = Vec::new();
+        for (number, name) in names.iter().enumerate() {
+            let mut found = store.resolve(std::slice::from_ref(name))?;
+            if let Some((_, target)) = self.0.iter().find(|(layer, _)| *layer == number) {
+                let [LayerPath::Sealed(blob)] = &found[..] else {
+                    let what = "is no layer in one file, which alone can have a --target";
+                    return Err(ovbd_layers::Error::new(Path::new(name), what).into());
+                };
+                report.begin("decompressing", 0);
+                found = vec![LayerPath::Turbo {
+                    blob: blob.clone(),
+                    target: Target::open(target, report)?,
+                }];
+            }
+            layers.append(&mut found);
+        }
+        Ok(layers)
+    }
+}
+
 /// The layers of a verb.
 #[derive(Clone, Debug, Args)]
 pub struct Layers {
+    /// Targets. Before the names, of which it needs the places.
+    #[command(flatten)]
+    pub targets: Targets,
     /// Layers or images, bottom first
     #[arg(required = true, value_name = "LAYER", value_hint = ValueHint::FilePath)]
     pub names: Vec<OsString>,
@@ -231,9 +331,9 @@ impl Layers {
     ///
     /// # Errors
     ///
-    /// Those of [`StoreOption::resolve`].
-    pub fn resolve(&self) -> Result<Vec<LayerPath>> {
-        self.store.resolve(&self.names)
+    /// Those of [`Targets::resolve`].
+    pub fn resolve(&self, report: &Report) -> Result<Vec<LayerPath>> {
+        self.targets.resolve(&self.names, &self.store, report)
     }
 }
 

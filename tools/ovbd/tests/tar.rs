@@ -127,3 +127,69 @@ fn what_is_refused() {
     after.retain(|name| !name.starts_with("raw"));
     assert_eq!(before, after);
 }
+
+#[test]
+fn layers_of_turbooci_with_their_targets() {
+    let Some(cases) = common::fixtures().map(|all| all.join("x-turbooci")) else {
+        return;
+    };
+    let folder = tempdir().unwrap();
+    let at = folder.path();
+    for name in ["layer0", "target0.tar"] {
+        fs::copy(cases.join(name), at.join(name)).unwrap();
+    }
+    let case = fs::read_to_string(cases.join("case.json")).unwrap();
+    let case: serde_json::Value = serde_json::from_str(&case).unwrap();
+    let tar = fs::read(at.join("target0.tar")).unwrap();
+    fs::write(at.join("zstd"), zstd::encode_all(&tar[..], 1).unwrap()).unwrap();
+    for target in ["target0.tar", "zstd"] {
+        good(at, &format!("verify layer0 --target {target}"));
+        good(
+            at,
+            &format!("export --force -o out layer0 --target {target}"),
+        );
+        let mut hash = Sha256::new();
+        std::io::copy(&mut File::open(at.join("out")).unwrap(), &mut hash).unwrap();
+        let digest = hash.finalize();
+        let digest = digest
+            .iter()
+            .fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
+        assert_eq!(case["sha256"], digest);
+        let info = good(at, &format!("info --json layer0 --target={target}"));
+        let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+        assert_eq!(info["layers"][0]["format"], "turbo");
+        assert_eq!(info["layers"][0]["target"], target);
+    }
+    let script = good(at, "up --dry-run name layer0 --target target0.tar");
+    for part in [
+        "name-turbo0",
+        "target0=$(losetup",
+        "base64 --decode",
+        " linear ",
+    ] {
+        assert!(script.contains(part), "{part}: {script}");
+    }
+    let error = bad(at, "up --dry-run name layer0 --target zstd", 1);
+    assert!(error.contains("compressed"), "{error}");
+    for line in [
+        "verify layer0",
+        "export -o other layer0",
+        "verify layer0 --target layer0",
+        "info layer0 --target missing",
+    ] {
+        bad(at, line, 1);
+    }
+    assert!(bad(
+        at,
+        "export --force -o target0.tar layer0 --target target0.tar",
+        1
+    )
+    .contains("input"));
+    bad(at, "verify --target target0.tar layer0", 2);
+    bad(
+        at,
+        "verify layer0 --target target0.tar --target target0.tar",
+        2,
+    );
+    assert!(fs::read(at.join("target0.tar")).unwrap() == tar);
+}

@@ -98,7 +98,7 @@ impl Export {
 
     /// Writes the image.
     pub fn run(self, report: &Report) -> Result<ExitCode> {
-        let layers = self.layers.resolve()?;
+        let layers = self.layers.resolve(report)?;
         if let Some(number) = self.tar {
             return self.run_tar(&layers, number, report);
         }

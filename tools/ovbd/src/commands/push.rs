@@ -470,7 +470,7 @@ fn split(
         return Ok(vec![wrapped(layer)?]);
     }
     let zfile = match Blob::open(path)?.content {
-        Content::Plain(_) => None,
+        Content::Plain(_) | Content::Turbo(_) => None,
         Content::Zfile(zfile) => Some(Options {
             block_bytes: zfile.geometry().block_bytes(),
             algorithm: zfile.geometry().algorithm(),

@@ -70,7 +70,7 @@ impl Squash {
                 true => parents::Parents::Ignored,
                 false => parents::Parents::Neighbours,
             },
-            ..new.options("squash", self.layers.resolve()?, false)
+            ..new.options("squash", self.layers.resolve(report)?, false)
         };
         report.begin("squashing", 0);
         cli::clean_up_on_signals()?;

@@ -17,7 +17,7 @@ use crate::{
     cli::{Cli, Parents, UnknownStorage},
     commands::Command,
     config::{self, Config},
-    names::StoreOption,
+    names::{StoreOption, Targets},
     report::Report,
 };
 
@@ -65,6 +65,9 @@ pub struct Up {
     /// Name of the device below /dev/mapper
     #[arg(value_name = "NAME")]
     pub name: String,
+    /// Targets. Before the layers, of which it needs the places.
+    #[command(flatten)]
+    pub targets: Targets,
     /// Layers or images, bottom first
     #[arg(value_name = "LAYER", value_hint = ValueHint::FilePath)]
     pub layers: Vec<OsString>,
@@ -117,7 +120,7 @@ impl Up {
             .map(|dir| dir.join(format!("{}.cow", self.name)));
         let options = up::Options {
             name: self.name,
-            layers: self.store.resolve(&self.layers)?,
+            layers: self.targets.resolve(&self.layers, &self.store, report)?,
             writable: self.writable.then_some(cow::Options {
                 path: self.cow.or(beside),
                 size: self.size,
