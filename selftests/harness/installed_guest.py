@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
 """A fresh Debian, booted with its stock kernel and initrd. Two commands, apt and `ovbd up`, give a stack without a reboot;
-once it is enabled it comes up from /etc/ovbd, is mounted by fstab, and has what was written to it; another, with a missing
-layer, does not and says why.
+once it is enabled it comes up from /etc/ovbd, is mounted by fstab, and has what was written to it; so has one with a volume
+group on it. Another, with a missing layer, does not and says why.
 """
 
+import re
 import shutil
 
 import installed
@@ -32,6 +33,17 @@ if ! command -v ovbd >/dev/null; then
 	echo before the reboot >/srv/disk/written
 	ovbd enable disk
 	echo '/dev/mapper/disk /srv/disk ext4 nofail 0 0' >>/etc/fstab
+	truncate --size 64M /srv/layers/empty
+	ovbd --quiet build -o /srv/layers/empty.zfile /srv/layers/empty
+	ovbd up --writable --cow /srv/layers/pv.cow pv /srv/layers/empty.zfile
+	cp /usr/share/doc/ovbd/examples/lvm-filter.conf /etc/lvm/lvmlocal.conf
+	vgcreate inside /dev/mapper/pv
+	lvcreate --yes --size 16m --name data inside
+	mkfs.ext4 -q /dev/inside/data
+	mount /dev/inside/data /srv/inside
+	echo on a volume >/srv/inside/written
+	ovbd enable pv
+	echo '/dev/inside/data /srv/inside ext4 nofail 0 0' >>/etc/fstab
 	echo 'layer /srv/layers/missing.zfile' >/etc/ovbd/broken.conf
 	ovbd enable broken
 	systemctl reboot
@@ -39,13 +51,14 @@ else
 	look
 	say "broken: $(systemctl is-failed ovbd@broken) $(journalctl -b -o cat -u ovbd@broken | grep '^ovbd:')"
 	say "written: $(cat /srv/disk/written)"
+	say "volume: $(findmnt -n -o SOURCE /srv/inside) $(cat /srv/inside/written)"
 	systemctl poweroff
 fi
 """
 # Each line in the order in which it must come.
 LOOK = ["mounted /dev/mapper/disk ext4", "from the layer: hello", "modules 2"]
 WANTED = [*LOOK, *LOOK, "broken: failed ovbd: /srv/layers/missing.zfile: cannot open: No such file or directory",
-          "written: before the reboot"]
+          "written: before the reboot", "volume: /dev/mapper/inside-data on a volume"]
 
 
 def prepare(top, debs, release):
@@ -53,7 +66,7 @@ def prepare(top, debs, release):
     (top / "root/debs").mkdir()
     for path in installed.chosen(debs, release):
         shutil.copy(path, top / "root/debs")
-    for folder in ("srv/layers", "srv/disk", "tmp/files"):
+    for folder in ("srv/layers", "srv/disk", "srv/inside", "tmp/files"):
         (top / folder).mkdir(parents=True)
     (top / "tmp/files/file").write_text("hello\n")
     installed.run("sh", "-ec", """
@@ -62,7 +75,7 @@ def prepare(top, debs, release):
         "$1" --quiet build -o "$0/srv/layers/base.zfile" "$0/tmp/disk.img"
         rm -r "$0/tmp/files" "$0/tmp/disk.img"
     """, top, installed.OVBD)
-    installed.add_report(top, REPORT, "ovbd@broken.service srv-disk.mount")
+    installed.add_report(top, REPORT, "ovbd@broken.service srv-disk.mount srv-inside.mount")
 
 
 def test(kernel, debs):
@@ -82,5 +95,11 @@ def run(kernel, debs):
     print(f"==> booting a fresh Debian with {kernel.release}, twice", flush=True)
     report = vm.boot_system(RESULTS / "vmlinuz", RESULTS / "initrd.img", "loglevel=4 root=/dev/vda rw mitigations=off",
                             RESULTS / "disk.img", RESULTS / "console.log", BOOT_SECONDS)
+    console = RESULTS / "console.log"
     installed.expect([line for line in report if line in WANTED] == WANTED,
-                     f"the system reported {report}; its console: {RESULTS}/console.log")
+                     f"the system reported {report}; its console: {console}")
+    # What LVM has on a stack is taken down first, and then the stack. The console has colours around names.
+    ends = re.findall(r"(Stopped|Stopping|Failed \w+) (?:\x1b\[[\d;]*m)?(blk-availability|ovbd@pv)\.service",
+                      console.read_text(errors="replace").rpartition("ovbd@broken")[2])
+    installed.expect(ends == [("Stopping", "blk-availability"), ("Stopped", "blk-availability"), ("Stopping", "ovbd@pv"),
+                              ("Stopped", "ovbd@pv")], f"the order of the shutdown: {ends}; the console: {console}")
