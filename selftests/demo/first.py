@@ -17,9 +17,9 @@ REPOSITORY, FILES = sys.argv[1], pathlib.Path(sys.argv[2])
 VOLUME = pathlib.Path("/dev/vga/system")
 
 
-def push(snapshot):
-    """Pushes a new snapshot; returns the digest of the image and the bytes of its topmost layer."""
-    show(OVBD, "push", "--plain-http", f"--snapshot={snapshot}", "vga/system", f"{REPOSITORY}:{snapshot}")
+def push(snapshot, *options):
+    """Pushes a new snapshot; returns the bytes of the topmost layer of its image."""
+    show(OVBD, "push", "--plain-http", *options, f"--snapshot={snapshot}", "vga/system", f"{REPOSITORY}:{snapshot}")
     said = json.loads(run(OVBD, "inspect", "--plain-http", "--json", f"{REPOSITORY}:{snapshot}"))
     return said["layers"][-1]["size"]
 
@@ -66,7 +66,7 @@ def main():
             base = json.loads((FILES / "base.json").read_text())
             print(f"    {len(found)} files and links, {len(found.items() & base.items())} as before")
         with step("pushing a snapshot of it, while it is mounted"):
-            second = push("tue")
+            second = push("tue", "--algo=zstd")
     show(OVBD, "lvm", "status", "vga")
     with step("what thin_delta and zstd would send"):
         chunks = compressed_chunks("mon", "tue")

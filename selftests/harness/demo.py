@@ -181,7 +181,7 @@ def _summary(figures, report, seconds):
 summary: bytes sent                 the first time    what changed
   full copy                         {mib(IMAGE_BYTES)}    {mib(IMAGE_BYTES)}
   thin_delta, its chunks, zstd -3   {mib(whole)}    {mib(figures["chunks"])}
-  ovbd push                         {mib(first)}    {mib(second)}
+  ovbd push, lz4 and then zstd      {mib(first)}    {mib(second)}
   the second machine booted from the stack, with {packages} packages
   all in {seconds:.0f} s; disks and consoles are in {RESULTS}""", flush=True)
 

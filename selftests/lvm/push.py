@@ -62,6 +62,12 @@ def small_changes(group):
     tap.equal((said["digest"], said["data"]), (before, 0), "a snapshot without changes is the same image")
     said = push("again", f"{group.name}/one")
     tap.equal((said["digest"], said["sent"]), (before, 0), "a snapshot that was pushed gets another name")
+    group.snapshot("web", "packed", "--permission", "r")
+    push("packed", "--algo=zstd", "--level=9", "--block-size=16k", "--full", f"{group.name}/packed")
+    layer, = json.loads(ovbd("inspect", "--json", f"oci:{LAYOUT}:packed"))["layers"]
+    tap.equal((layer["content"]["algorithm"], layer["content"]["block_bytes"], image_content("packed")[1]),
+              ("zstd", 16 << 10, group.sha256("packed")), "compressed in another way it holds the same")
+    run("lvremove", "--yes", f"{group.name}/packed")
     known = set(group.all())
     said = push("dry", "--dry-run", "--snapshot=dry", f"{group.name}/web")
     tap.equal((set(group.all()), left(group)), (known, []), "a dry run leaves nothing")

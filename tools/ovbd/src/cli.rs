@@ -155,12 +155,9 @@ pub struct UnknownStorage {
     pub assume_elsewhere: bool,
 }
 
-/// What is the same for every new layer.
-#[derive(Debug, Args)]
-pub struct NewLayer {
-    /// Format of the result
-    #[arg(long, value_enum, default_value_t = Format::Zfile)]
-    pub format: Format,
+/// How a ZFile is compressed.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Compression {
     /// Compression of a ZFile [default: lz4]
     #[arg(long, value_enum)]
     pub algo: Option<Algo>,
@@ -170,6 +167,45 @@ pub struct NewLayer {
     /// Block size of a ZFile, a power of two from 512 to 64k [default: 4k]
     #[arg(long, value_name = "BYTES", value_parser = units::parse)]
     pub block_size: Option<u64>,
+}
+
+impl Compression {
+    /// The options that are given.
+    pub fn given(&self) -> impl Iterator<Item = &'static str> {
+        let all = [
+            (self.algo.is_some(), "--algo"),
+            (self.level.is_some(), "--level"),
+            (self.block_size.is_some(), "--block-size"),
+        ];
+        all.into_iter()
+            .filter_map(|(given, option)| given.then_some(option))
+    }
+
+    /// What they say, for a ZFile with or without CRCs.
+    pub fn zfile(&self, block_crc: bool) -> ZfileOptions {
+        ZfileOptions {
+            // What is too large is no valid block size either.
+            block_bytes: self
+                .block_size
+                .map_or(4096, |bytes| u32::try_from(bytes).unwrap_or(u32::MAX)),
+            algorithm: match self.algo.unwrap_or(Algo::Lz4) {
+                Algo::Lz4 => Algorithm::Lz4,
+                Algo::Zstd => Algorithm::Zstd,
+            },
+            block_crc,
+        }
+    }
+}
+
+/// What is the same for every new layer.
+#[derive(Debug, Args)]
+pub struct NewLayer {
+    /// Format of the result
+    #[arg(long, value_enum, default_value_t = Format::Zfile)]
+    pub format: Format,
+    /// How it is compressed.
+    #[command(flatten)]
+    pub compression: Compression,
     /// Leave out the CRC after every block of a ZFile
     #[arg(long)]
     pub no_crc: bool,
@@ -198,32 +234,16 @@ impl NewLayer {
     /// `verb` where they cannot go together.
     pub fn options(&self, verb: &str, base: Vec<LayerPath>, raw: bool) -> build::Options {
         let plain = self.format == Format::Lsmt;
-        for (given, option) in [
-            (self.algo.is_some(), "--algo"),
-            (self.level.is_some(), "--level"),
-            (self.block_size.is_some(), "--block-size"),
-            (self.no_crc, "--no-crc"),
-        ] {
-            if plain && given {
-                wrong_usage(verb, format!("{option} is for --format zfile only"));
-            }
+        let no_crc = self.no_crc.then_some("--no-crc");
+        if let Some(option) = self.compression.given().chain(no_crc).find(|_| plain) {
+            wrong_usage(verb, format!("{option} is for --format zfile only"));
         }
-        let zfile = (!plain).then(|| ZfileOptions {
-            // What is too large is no valid block size either.
-            block_bytes: self
-                .block_size
-                .map_or(4096, |bytes| u32::try_from(bytes).unwrap_or(u32::MAX)),
-            algorithm: match self.algo.unwrap_or(Algo::Lz4) {
-                Algo::Lz4 => Algorithm::Lz4,
-                Algo::Zstd => Algorithm::Zstd,
-            },
-            block_crc: !self.no_crc,
-        });
+        let zfile = (!plain).then(|| self.compression.zfile(!self.no_crc));
         let options = build::Options {
             base,
             raw,
             zfile,
-            level: self.level,
+            level: self.compression.level,
             tar: self.tar,
             uuid: self.uuid.map(content_hash::uuid_text),
             parent_uuid: self.parent_uuid.map(content_hash::uuid_text),

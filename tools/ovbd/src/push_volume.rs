@@ -32,6 +32,7 @@ use tempfile::TempDir;
 
 use crate::{
     base::{find_base, Base},
+    cli::{wrong_usage, Compression},
     commands::{
         images::{layer_count, stored},
         push::{wrapped, Push, Shared, ToSend},
@@ -67,6 +68,9 @@ pub struct VolumeOptions {
     /// Do all but sending: say what would be sent, and leave nothing behind
     #[arg(long)]
     pub dry_run: bool,
+    /// How the new layer is compressed.
+    #[command(flatten)]
+    pub compression: Compression,
 }
 
 impl VolumeOptions {
@@ -78,6 +82,17 @@ impl VolumeOptions {
             || self.trust_base
             || self.check
             || self.dry_run
+            || self.compression.given().next().is_some()
+    }
+
+    /// How a new layer is written.
+    fn layer(&self) -> build::Options {
+        build::Options {
+            tar: true,
+            zfile: Some(self.compression.zfile(true)),
+            level: self.compression.level,
+            ..build::Options::default()
+        }
     }
 }
 
@@ -87,8 +102,11 @@ impl VolumeOptions {
 ///
 /// A volume that cannot be pushed as it is, those of LVM, of reading and of the registry. Nothing is left behind then.
 pub fn run(push: &Push, name: Name, place: &Place, report: &Report) -> Result<ExitCode> {
-    check_root()?;
     let options = &push.volume;
+    if let Err(what) = options.layer().check() {
+        wrong_usage("push", what);
+    }
+    check_root()?;
     let repo = place.repository();
     for text in [repo.as_str(), place.tag()] {
         if !tags::is_allowed(text) {
@@ -377,9 +395,8 @@ impl Work<'_> {
         };
         let parent = self.base.and_then(|base| base.volume.tags.get(tags::UUID));
         let options = build::Options {
-            tar: true,
             parent_uuid: parent.and_then(|uuid| uuid.parse().ok()).map(uuid_text),
-            ..build::Options::default()
+            ..self.push.volume.layer()
         };
         let path = self.new.name.path();
         let check = || context.interrupt.check(&path);

@@ -162,6 +162,9 @@ fn wrong_usage_is_2() {
         "up --cow x a layer",
         "up --writable --size 1Q a layer",
         "commit a",
+        "push --algo zstd one.layer oci:images:x",
+        "push --level 23 vg/lv oci:images:x",
+        "push --block-size 1000 vg/lv oci:images:x",
     ] {
         bad(at, line, 2);
     }

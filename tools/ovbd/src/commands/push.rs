@@ -339,7 +339,8 @@ impl Push {
                 Ok((!other || self.volume.is_given()).then_some(volume))
             }
             _ if self.volume.is_given() => {
-                let what = "--snapshot, --base, --full, --trust-base, --check and --dry-run are for one logical volume, VG/LV";
+                let what = "--snapshot, --base, --full, --trust-base, --check, --dry-run, --algo, --level and --block-size are for one \
+                            logical volume, VG/LV";
                 crate::cli::wrong_usage("push", what.to_owned())
             }
             _ => Ok(None),

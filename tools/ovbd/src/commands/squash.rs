@@ -61,8 +61,8 @@ impl Squash {
         cli::one_stream("squash", self.json, &self.output);
         let new = &self.layer;
         let keep_compression = new.format == Format::Zfile
-            && new.algo.is_none()
-            && new.block_size.is_none()
+            && new.compression.algo.is_none()
+            && new.compression.block_size.is_none()
             && !new.no_crc;
         let _guards = self.layers.store.protect(&self.layers.names)?;
         let options = build::Options {
