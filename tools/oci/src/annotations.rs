@@ -34,7 +34,11 @@ pub const BASE_DIGEST: &str = "org.opencontainers.image.base.digest";
 pub const BASE_NAME: &str = "org.opencontainers.image.base.name";
 /// Size of the block device in bytes, on the manifest.
 pub const VIRTUAL_SIZE: &str = "vnd.dm-overlaybd.virtual-size";
-/// What the image was made of, on the manifest: `file`, `thin` or `thick`.
+/// On a layer over an original tar: the digest of that tar, which is the diff ID of the original image.
+pub const DIFF_ID: &str = "vnd.dm-overlaybd.tar-diff-id";
+/// On such a layer: the bytes of the tar.
+pub const TAR_BYTES: &str = "vnd.dm-overlaybd.tar-bytes";
+/// What the image was made of, on the manifest: `file`, `thin`, `thick` or `tar`.
 pub const SOURCE: &str = "vnd.dm-overlaybd.source";
 /// On the manifest of an image whose layers were compressed by a copying tool: the digest of the manifest it came with.
 pub const RESTORED_FROM: &str = "vnd.dm-overlaybd.restored-from";

@@ -72,14 +72,10 @@ impl Composition<'_> {
         }
         for new in &self.new {
             let mut layer = Descriptor::new(OCI_LAYER, new.digest.clone(), new.bytes);
-            let mut note = |name: &str, value: &str| {
-                layer.annotations.insert(name.to_owned(), value.to_owned())
-            };
-            note(BLOB_DIGEST, &new.digest.to_string());
-            note(BLOB_SIZE, &new.bytes.to_string());
-            note(VERSION, VERSION_VALUE);
+            note_blob(&mut layer);
             if let Some(fs_type) = self.fs_type {
-                note(FS_TYPE, fs_type);
+                let annotations = &mut layer.annotations;
+                annotations.insert(FS_TYPE.to_owned(), fs_type.to_owned());
             }
             layers.push(layer);
             // The digest of a layer is that of its uncompressed form: the tar around it is not compressed.
@@ -171,6 +167,17 @@ impl Composition<'_> {
             ..History::default()
         }));
         Ok(config)
+    }
+}
+
+/// Says on a layer that it is OverlayBD, for containerd's snapshotter.
+pub fn note_blob(layer: &mut Descriptor) {
+    for (name, value) in [
+        (BLOB_DIGEST, layer.digest.to_string()),
+        (BLOB_SIZE, layer.size.to_string()),
+        (VERSION, VERSION_VALUE.to_owned()),
+    ] {
+        layer.annotations.insert(name.to_owned(), value);
     }
 }
 

@@ -8,6 +8,7 @@ pub mod base;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod convert;
 pub mod documents;
 pub mod filesystem;
 pub mod layer_files;

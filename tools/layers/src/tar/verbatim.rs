@@ -75,6 +75,23 @@ pub fn build_from_tar(
     tar: TarOptions,
     report: &dyn Report,
 ) -> Result<Made> {
+    build_next(source, path, options, tar, &mut None, report)
+}
+
+/// As [`build_from_tar`], for the layers of an image one after the other: `image` is the file system of the layers in
+/// `options.base`, if it is there from the call before, and then that of the new layer too.
+///
+/// # Errors
+///
+/// As [`build_from_tar`]; there is no `image` then.
+pub fn build_next(
+    source: &Path,
+    path: &Path,
+    options: &Options,
+    tar: TarOptions,
+    image: &mut Option<File>,
+    report: &dyn Report,
+) -> Result<Made> {
     options.check().map_err(|what| Error::new(path, what))?;
     options.check_room(path)?;
     let input = TarSource::open(source)?;
@@ -90,11 +107,20 @@ pub fn build_from_tar(
         return is_pipe();
     }
     let folder = scratch_folder(path);
-    let image = tempfile::tempfile_in(&folder);
-    let image = image.map_err(|e| Error::io(&folder, "create a file in", e))?;
+    let (file, holds_base) = match image.take() {
+        Some(file) => (file, true),
+        None => {
+            let file = tempfile::tempfile_in(&folder);
+            let fail = |e| Error::io(&folder, "create a file in", e);
+            (file.map_err(fail)?, false)
+        }
+    };
     let base = match options.base.as_slice() {
         [] => None,
-        layers => Some(open_base(layers, options, tar.filesystem, &image, &folder)?),
+        layers => {
+            let into = (!holds_base).then_some(&file);
+            Some(open_base(layers, options, tar.filesystem, into, &folder)?)
+        }
     };
     let building = Building {
         input: &input,
@@ -102,32 +128,35 @@ pub fn build_from_tar(
         path,
         options,
         tar,
-        image: &image,
+        image: &file,
         folder: &folder,
         base: base.as_deref(),
     };
     let (made, start, end) = building.build(report)?;
     building.compare(start, end)?;
     finish_output(output, options, start, end)?;
+    *image = Some(file);
     Ok(made)
 }
 
-/// Opens the layers below, and writes what they hold to `image`.
+/// Opens the layers below, and writes what they hold to `image`, if it is not there already.
 fn open_base(
     layers: &[LayerPath],
     options: &Options,
     kind: Kind,
-    image: &File,
+    image: Option<&File>,
     folder: &Path,
 ) -> Result<Box<Stack>> {
     let base = StackOrZfile::Stack(Box::new(Stack::open(layers, options.parents)?));
     let fail = |e| Error::io(folder, "write a file in", e);
-    image.set_len(base.bytes()).map_err(fail)?;
-    each_window(&base, &(), |start, data| {
-        non_zero_runs(data, |at, run| {
-            image.write_all_at(run, start + at as u64).map_err(fail)
-        })
-    })?;
+    if let Some(image) = image {
+        image.set_len(base.bytes()).map_err(fail)?;
+        each_window(&base, &(), |start, data| {
+            non_zero_runs(data, |at, run| {
+                image.write_all_at(run, start + at as u64).map_err(fail)
+            })
+        })?;
+    }
     let mut first = vec![0; base.bytes().min(GRANULE_BYTES as u64) as usize];
     base.reader().read(&mut first, 0)?;
     let StackOrZfile::Stack(stack) = base else {

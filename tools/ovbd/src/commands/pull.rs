@@ -12,15 +12,16 @@ use ovbd_layers::{
     layer::LayerPath, parents as layers, report::Report as _, stack::Stack, units, zfile::Zfile,
 };
 use ovbd_oci::{
-    annotations::{BLOB_DIGEST, BLOB_SIZE, RESTORED_FROM, VERSION, VERSION_VALUE},
-    Compression, Descriptor, Error, Image, ImageLayer, Kind, LayerKind, Manifest, MediaType,
-    Platform, Reference, Registry, Store,
+    annotations::RESTORED_FROM, Compression, Descriptor, Error, Image, ImageLayer, Kind, LayerKind,
+    Manifest, MediaType, Platform, Reference, Registry, Store,
 };
 use serde_json::json;
 
 use crate::{
     cli::Parents,
     commands::images::{layer_count, stored, virtual_bytes},
+    convert,
+    documents::note_blob,
     names::{block_layers, StoreOption},
     pull_thin::{self, ImageSource, ThinTarget},
     pull_vg,
@@ -39,6 +40,9 @@ const EXAMPLES: &str = "Examples:
   ovbd pull --up web --writable reg.example:5000/vm/web:mon
       fetches it and maps it to /dev/mapper/web
 
+  ovbd pull --convert --up web docker.io/library/debian:13
+      an ordinary container image, mapped to /dev/mapper/web
+
   ovbd pull --limit 10M --jobs 1 -o usb/images reg.example:5000/vm/web:mon
       into another folder, slowly
 
@@ -54,6 +58,10 @@ const EXAMPLES: &str = "Examples:
 /// with it. Every file is checked against its digest before it is in the store.
 ///
 /// Then "ovbd up NAME REF" maps it, and the other verbs take REF as their LAYER.
+///
+/// With --convert an ordinary container image becomes one of block layers with an EROFS. Its layers are checked against the
+/// diff IDs of the original, and can be again by whoever has that: "ovbd verify --diff-id". Pushed to the same repository it is
+/// listed as another form of the original.
 ///
 /// With --thin the image becomes a thin volume of LVM instead: a snapshot of the volume in the pool that has most of its
 /// layers, with only the others fetched and written. It is read-only and can be the base of the next push; what is
@@ -76,7 +84,10 @@ pub struct Pull {
     /// Machines that the image is for, as OS/ARCHITECTURE[/VARIANT] [default: this one]
     #[arg(long, value_name = "PLATFORM")]
     pub platform: Option<Platform>,
-    /// Do not unpack more than this of layers that a copying tool has compressed
+    /// Make an image of block layers of an ordinary container image, each over the original tar (see "ovbd build --from-tar")
+    #[arg(long, conflicts_with_all = ["thin", "vg"])]
+    pub convert: bool,
+    /// Do not unpack more than this of layers that are compressed, by a copying tool or for --convert
     #[arg(long, value_name = "BYTES", value_parser = units::parse)]
     pub max_size: Option<u64>,
     /// Print JSON
@@ -132,15 +143,25 @@ impl Pull {
         let _guard = store.protect()?;
         let platform = self.platform.unwrap_or_else(Platform::here);
         let limit = self.max_size.unwrap_or(u64::MAX);
-        let (image, layers) = fetch(
-            reference,
-            &store,
-            &self.transfer,
-            &platform,
-            limit,
-            self.parents.of_device(),
-            report,
-        )?;
+        let transfer = &self.transfer;
+        let (image, layers) = match self.convert {
+            true => {
+                let limit = limit.min(store.free_bytes()?);
+                let (image, layers) =
+                    convert::fetch(reference, &store, transfer, &platform, limit, report)?;
+                name(&image, reference, &store, report)?;
+                (image, layers)
+            }
+            false => fetch(
+                reference,
+                &store,
+                transfer,
+                &platform,
+                limit,
+                self.parents.of_device(),
+                report,
+            )?,
+        };
         let size = virtual_bytes(&image.manifest)
             .map_or(String::new(), |size| format!(" of {}", units::size(size)));
         let answer = match self.json {
@@ -261,13 +282,19 @@ pub fn fetch(
         .collect();
     // What cannot be opened gets no name.
     Stack::open(&paths, parents)?;
+    name(&image, reference, store, report)?;
+    Ok((image, paths))
+}
+
+/// Puts manifest and configuration into the store, and gives the image its name.
+fn name(image: &Image, reference: &Reference, store: &Store, report: &Report) -> Result<()> {
     store.put(&image.manifest.config, &image.config_bytes)?;
     store.put(&image.descriptor, &image.manifest_bytes)?;
     let name = reference.to_string();
     if let Some(before) = store.set_name(&name, &image.descriptor)? {
         report.note(format_args!("{name} was {before}"));
     }
-    Ok((image, paths))
+    Ok(())
 }
 
 /// How a block layer is compressed, None if it is not. Its first bytes decide, where annotations do not.
@@ -293,7 +320,7 @@ fn look(
     };
     if !holds_blocks(&content, size) {
         let what = format!(
-            "an ordinary container image: layer {} is not OverlayBD",
+            "an ordinary container image: layer {} is not OverlayBD (--convert makes one of it)",
             layer.number
         );
         return Err(Error::new(Kind::Refused, subject, what).into());
@@ -331,13 +358,7 @@ fn restore(
         let mut whole = store.unpack(&layers[*number], *how, ids[*number], limit, |bytes| {
             report.add(bytes)
         })?;
-        for (name, value) in [
-            (BLOB_DIGEST, whole.digest.to_string()),
-            (BLOB_SIZE, whole.size.to_string()),
-            (VERSION, VERSION_VALUE.to_owned()),
-        ] {
-            whole.annotations.insert(name.to_owned(), value);
-        }
+        note_blob(&mut whole);
         layers[*number] = whole;
     }
     let mut manifest = Manifest::new(

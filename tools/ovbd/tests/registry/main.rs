@@ -9,6 +9,7 @@ mod registry;
 #[path = "../../../layers/tests/common/mod.rs"]
 mod layers;
 
+mod convert;
 mod hostile;
 mod images;
 mod secrets;
