@@ -38,6 +38,7 @@ pub mod pipeline;
 pub mod ranges;
 pub mod rebase;
 pub mod report;
+mod reseal;
 pub mod same;
 pub mod seal;
 pub mod signature;

@@ -21,15 +21,18 @@ use crate::{
     build::{finish_output, start_blob, Options},
     content_hash::ContentHash,
     error::{Error, Result},
+    layer::LayerPath,
     layer_writer::{check_size, LayerWriter},
+    parents::Parents,
     pipeline::{self, Pool},
     report::Report,
+    reseal::Changes,
     stack::{Stack, StackReader, WINDOW_BYTES},
-    verity::{self, Digest, Geometry, Seal, BLOCK_BYTES, DIGEST_BYTES},
+    verity::{Digest, Geometry, Seal, Superblock, BLOCK_BYTES, DIGEST_BYTES},
 };
 
 /// What a sealed stack is opened with.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sealed {
     /// The root of the tree, which says what all of the content is.
     pub root: Digest,
@@ -37,20 +40,32 @@ pub struct Sealed {
     pub data_bytes: u64,
 }
 
-/// Makes `path`, the seal of the stack of the layers in `options.base`.
+/// Makes `path`, the seal of the stack of the layers in `options.base`. If one of these is a seal, of which `old_root` is
+/// the trusted root hash, only what changed above it is read.
 ///
 /// # Errors
 ///
-/// A stack that cannot be read, that has no room for one layer more, or that is too large with a tree, and those of
-/// writing. Nothing is left behind then.
-pub fn seal(path: &Path, options: &Options, report: &dyn Report) -> Result<Sealed> {
+/// A stack that cannot be read, that has no room for one layer more, or that is too large with a tree, no seal with
+/// `old_root` or one that is damaged where something changed, and those of writing. Nothing is left behind then.
+pub fn seal(
+    path: &Path,
+    options: &Options,
+    old_root: Option<Digest>,
+    report: &dyn Report,
+) -> Result<Sealed> {
     options.check().map_err(|what| Error::new(path, what))?;
     options.check_room(path)?;
     let stack = Stack::open(&options.base, options.parents)?;
     let sealing = Sealing::new(&stack, path)?;
     let output = options.create_file(path, &[])?;
-    report.expect(sealing.image_bytes);
-    let root = sealing.hash(report)?;
+    let changes = match old_root {
+        Some(root) => Some(Changes::find(options, &sealing, root)?),
+        None => None,
+    };
+    let root = match &changes {
+        Some(changes) => changes.hash(&sealing, report)?,
+        None => sealing.hash(report)?,
+    };
     let (blob, start) = start_blob(&output, path, options)?;
     let parent_uuid = options.parent(stack.top().and_then(|layer| layer.uuid()));
     let mut identity = Identity {
@@ -59,7 +74,11 @@ pub fn seal(path: &Path, options: &Options, report: &dyn Report) -> Result<Seale
         parent_uuid,
     };
     let mut layer = LayerWriter::new(blob, path, &identity)?;
-    let hash = sealing.write(&mut layer)?;
+    let mut hash = ContentHash::default();
+    sealing.each_new_block(changes.as_ref(), |block, data| {
+        let start = block * BLOCK_BYTES as u64 / SECTOR_BYTES;
+        layer.blocks(start, data, &mut hash)
+    })?;
     if layer.segments() == 0 {
         return Err(Error::new(path, "the stack has this seal already"));
     }
@@ -74,29 +93,53 @@ pub fn seal(path: &Path, options: &Options, report: &dyn Report) -> Result<Seale
     })
 }
 
+/// Reads all of a stack that [`seal`] has sealed, and returns the root hash of what it holds.
+///
+/// # Errors
+///
+/// It is not sealed, or its tree is not that of what it holds, and those of reading.
+pub fn check(layers: &[LayerPath], parents: Parents, report: &dyn Report) -> Result<Sealed> {
+    let stack = Stack::open(layers, parents)?;
+    let top = stack.top().map_or(Path::new("-"), |layer| layer.path());
+    if sealed_bytes(&stack)?.is_none() {
+        return Err(Error::new(top, "no seal is on top of the stack"));
+    }
+    let sealing = Sealing::new(&stack, top)?;
+    let root = sealing.hash(report)?;
+    sealing.each_new_block(None, |block, _| {
+        let what = format!("block {block} of the hash tree is not that of what was sealed");
+        Err(Error::new(top, what))
+    })?;
+    Ok(Sealed {
+        root,
+        data_bytes: sealing.geometry.data_bytes(),
+    })
+}
+
 /// Bytes of the image that is in a sealed stack: its superblock says so, where it must be in a stack of that size. What
 /// was written to a sealed stack, with its tree, has that size too.
 fn sealed_bytes(stack: &Stack) -> Result<Option<u64>> {
     let Some(geometry) = Geometry::of_sealed(stack.virtual_bytes()) else {
         return Ok(None);
     };
-    let mut superblock = vec![0; BLOCK_BYTES];
+    let mut superblock = vec![0; Superblock::BYTES];
     stack
         .reader()
         .read(&mut superblock, geometry.data_bytes())?;
-    let says = verity::data_blocks(&superblock);
-    Ok((says == Some(geometry.data_blocks)).then_some(geometry.data_bytes()))
+    let found = Superblock::parse(&superblock).ok().flatten();
+    let is_ours = found.is_some_and(|found| found.data_bytes() == Some(geometry.data_bytes()));
+    Ok(is_ours.then_some(geometry.data_bytes()))
 }
 
-struct Sealing<'a> {
-    stack: &'a Stack,
+pub(crate) struct Sealing<'a> {
+    pub(crate) stack: &'a Stack,
     /// The image of which there is a tree: without the seal, if the stack has one on top.
-    image_bytes: u64,
-    geometry: Geometry,
-    seal: Seal,
+    pub(crate) image_bytes: u64,
+    pub(crate) geometry: Geometry,
+    pub(crate) seal: Seal,
     /// All levels, each block where it is in the image, less the blocks before the tree.
     tree: File,
-    path: &'a Path,
+    pub(crate) path: &'a Path,
 }
 
 impl<'a> Sealing<'a> {
@@ -132,6 +175,7 @@ impl<'a> Sealing<'a> {
 
     /// Hashes the image and all levels into the temporary file; returns the root.
     fn hash(&self, report: &dyn Report) -> Result<Digest> {
+        report.expect(self.image_bytes);
         let zeros = self.seal.digests(&vec![0; WINDOW_BYTES as usize]);
         let readers = Pool::<StackReader<'_>>::default();
         let buffers = Pool::<Vec<u8>>::default();
@@ -199,10 +243,54 @@ impl<'a> Sealing<'a> {
         self.root(&root)
     }
 
-    fn root(&self, digests: &[u8]) -> Result<Digest> {
+    /// The root hash, as the only one of `digests`.
+    pub(crate) fn root(&self, digests: &[u8]) -> Result<Digest> {
         digests
             .try_into()
             .map_err(|_| Error::new(self.path, "the tree has no root"))
+    }
+
+    /// Whether `old` is a stack of an image of this size, sealed in this way, with that root hash.
+    pub(crate) fn is_sealed_with(&self, old: &Stack, root: &Digest) -> Result<bool> {
+        let mut reader = old.reader();
+        let mut block = vec![0; BLOCK_BYTES];
+        reader.read(&mut block, self.geometry.data_bytes())?;
+        if old.virtual_bytes() != self.geometry.bytes()
+            || block != self.seal.superblock(&self.geometry)
+        {
+            return Ok(false);
+        }
+        let highest = self.geometry.levels.last().map_or(0, |(first, _)| *first);
+        reader.read(&mut block, highest * BLOCK_BYTES as u64)?;
+        Ok(self.seal.digests(&block) == *root)
+    }
+
+    /// Reads a block of the tree from the temporary file.
+    pub(crate) fn read_tree(&self, block: u64, data: &mut [u8]) -> Result<()> {
+        let read = self.tree.read_exact_at(data, self.place(block));
+        read.map_err(|e| self.temporary("read a file in", e))
+    }
+
+    /// Writes a block of the tree to the temporary file.
+    pub(crate) fn write_tree(&self, block: u64, data: &[u8]) -> Result<()> {
+        let written = self.tree.write_all_at(data, self.place(block));
+        written.map_err(|e| self.temporary("write a file in", e))
+    }
+
+    /// Reads the digest of block `index` of the level below from the level that begins at block `first`.
+    pub(crate) fn read_digest(&self, first: u64, index: u64) -> Result<Digest> {
+        let mut digest = [0; DIGEST_BYTES];
+        let at = self.place(first) + index * DIGEST_BYTES as u64;
+        let read = self.tree.read_exact_at(&mut digest, at);
+        read.map_err(|e| self.temporary("read a file in", e))?;
+        Ok(digest)
+    }
+
+    /// Writes digests of blocks of the level below, from `index` on, to the level that begins at block `first`.
+    pub(crate) fn write_digests(&self, first: u64, index: u64, digests: &[u8]) -> Result<()> {
+        let at = self.place(first) + index * DIGEST_BYTES as u64;
+        let written = self.tree.write_all_at(digests, at);
+        written.map_err(|e| self.temporary("write a file in", e))
     }
 
     /// Calls `take` with blocks of the tree, from `first` on, a window at most at a time.
@@ -227,27 +315,38 @@ impl<'a> Sealing<'a> {
         Ok(())
     }
 
-    /// Stores superblock and tree, as far as the stack does not hold them already.
-    fn write(&self, layer: &mut LayerWriter<'_>) -> Result<ContentHash> {
-        let mut hash = ContentHash::default();
+    /// Calls `take` with each block of superblock and tree that the stack does not hold already. Of a tree of which not all
+    /// was made, those blocks are looked at that were.
+    fn each_new_block(
+        &self,
+        changes: Option<&Changes>,
+        mut take: impl FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
         let mut reader = self.stack.reader();
         let mut below = Vec::new();
-        let mut store = |first: u64, blocks: &[u8]| {
+        let mut look = |first: u64, blocks: &[u8]| {
             let start = first * BLOCK_BYTES as u64;
             below.resize(blocks.len(), 0);
             reader.read(&mut below, start)?;
             let new = blocks.chunks(BLOCK_BYTES);
             for (block, (new, old)) in (first..).zip(new.zip(below.chunks(BLOCK_BYTES))) {
                 if new != old {
-                    layer.blocks(block * BLOCK_BYTES as u64 / SECTOR_BYTES, new, &mut hash)?;
+                    take(block, new)?;
                 }
             }
             Ok(())
         };
         let superblock = self.geometry.data_blocks;
-        store(superblock, &self.seal.superblock(&self.geometry))?;
+        look(superblock, &self.seal.superblock(&self.geometry))?;
+        if let Some(changes) = changes {
+            let mut data = vec![0; BLOCK_BYTES];
+            for block in changes.blocks() {
+                self.read_tree(block, &mut data)?;
+                look(block, &data)?;
+            }
+            return Ok(());
+        }
         let end = self.geometry.bytes() / BLOCK_BYTES as u64;
-        self.each_window(superblock + 1, end - superblock - 1, &mut store)?;
-        Ok(hash)
+        self.each_window(superblock + 1, end - superblock - 1, &mut look)
     }
 }

@@ -81,16 +81,95 @@ impl Geometry {
 
 const MAGIC: &[u8; 8] = b"verity\0\0";
 
-/// Where the superblock has the number of blocks of data.
-const DATA_BLOCKS_AT: usize = 72;
+/// Bytes of a superblock of which a salt of 256 bytes is the last field.
+const SUPERBLOCK_BYTES: usize = 512;
 
-/// The blocks of data that a superblock is for; `None` if it is none.
-pub fn data_blocks(superblock: &[u8]) -> Option<u64> {
-    if !superblock.starts_with(MAGIC) {
-        return None;
+/// Most bytes of a salt.
+const MAX_SALT_BYTES: usize = 256;
+
+/// What a superblock says of the tree behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Superblock {
+    /// 1, or 0 where the salt is hashed last, as Chromium OS has it.
+    pub hash_type: u32,
+    /// The hash function, in the words of the kernel's crypto interface.
+    pub algorithm: String,
+    /// Bytes of a block of data.
+    pub data_block_bytes: u32,
+    /// Bytes of a block of the tree.
+    pub hash_block_bytes: u32,
+    /// Blocks of data.
+    pub data_blocks: u64,
+    /// What is hashed with each block.
+    pub salt: Vec<u8>,
+}
+
+impl Superblock {
+    /// Bytes that [`Superblock::parse`] looks at.
+    pub const BYTES: usize = SUPERBLOCK_BYTES;
+
+    /// Reads the first bytes of a superblock; `None` if it is none.
+    ///
+    /// # Errors
+    ///
+    /// It is one of which dm-verity could make nothing; what is wrong with it.
+    pub fn parse(bytes: &[u8]) -> Result<Option<Self>, &'static str> {
+        let Some(bytes) = bytes.first_chunk::<SUPERBLOCK_BYTES>() else {
+            return Ok(None);
+        };
+        if !bytes.starts_with(MAGIC) {
+            return Ok(None);
+        }
+        let number = |at: usize| {
+            let mut field = [0; 4];
+            field.copy_from_slice(&bytes[at..at + 4]);
+            u32::from_le_bytes(field)
+        };
+        let data_blocks = u64::from(number(72)) | (u64::from(number(76)) << 32);
+        let salt_bytes = usize::from(u16::from_le_bytes([bytes[80], bytes[81]]));
+        let algorithm: Vec<u8> = bytes[32..64]
+            .iter()
+            .copied()
+            .take_while(|byte| *byte != 0)
+            .collect();
+        let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_".contains(byte);
+        // A word of a table.
+        let algorithm = String::from_utf8(algorithm)
+            .ok()
+            .filter(|name| !name.is_empty() && name.bytes().all(|byte| plain(&byte)))
+            .ok_or("the superblock of the hash tree names no hash function")?;
+        let (data_block_bytes, hash_block_bytes) = (number(64), number(68));
+        let is_block = |bytes: u32| bytes.is_power_of_two() && (512..=1 << 20).contains(&bytes);
+        if number(8) != 1 || number(12) > 1 {
+            return Err("the superblock of the hash tree has an unknown version");
+        }
+        if !is_block(data_block_bytes) || !is_block(hash_block_bytes) {
+            return Err("the superblock of the hash tree has blocks of a wrong size");
+        }
+        if salt_bytes > MAX_SALT_BYTES {
+            return Err("the superblock of the hash tree has a salt that is too long");
+        }
+        Ok(Some(Self {
+            hash_type: number(12),
+            algorithm,
+            data_block_bytes,
+            hash_block_bytes,
+            data_blocks,
+            salt: bytes[88..88 + salt_bytes].to_vec(),
+        }))
     }
-    let (blocks, _) = superblock.get(DATA_BLOCKS_AT..)?.split_first_chunk()?;
-    Some(u64::from_le_bytes(*blocks))
+
+    /// Bytes of data; `None` where there are more than numbers.
+    pub fn data_bytes(&self) -> Option<u64> {
+        self.data_blocks.checked_mul(self.data_block_bytes.into())
+    }
+
+    /// The digest of a block, where the hash function is one that is known here.
+    pub fn digest(&self, block: &[u8]) -> Option<Digest> {
+        let known = self.hash_type == 1 && self.algorithm == "sha256";
+        let hash = || Sha256::new_with_prefix(&self.salt).chain_update(block);
+        known.then(|| hash().finalize().into())
+    }
 }
 
 /// How blocks are hashed: salt and UUID, both of the bottom layer, so that trees of images that share layers share blocks.
@@ -208,10 +287,28 @@ mod tests {
     #[test]
     fn the_superblock_says_how_much_data_there_is() {
         let geometry = Geometry::new(1 << 30).unwrap();
-        let block = Seal::new(Uuid::nil()).superblock(&geometry);
-        assert_eq!(data_blocks(&block), Some(1 << 18));
-        assert_eq!(data_blocks(&block[1..]), None);
-        assert_eq!(data_blocks(&block[..DATA_BLOCKS_AT + 7]), None);
+        let seal = Seal::new(Uuid::nil());
+        let block = seal.superblock(&geometry);
+        let found = Superblock::parse(&block).unwrap().unwrap();
+        assert_eq!(found.data_blocks, 1 << 18);
+        assert_eq!(found.data_bytes(), Some(1 << 30));
+        assert_eq!(found.salt, seal.salt());
+        assert_eq!((found.hash_type, found.algorithm.as_str()), (1, "sha256"));
+        assert_eq!(Superblock::parse(&block[1..]), Ok(None));
+        assert_eq!(Superblock::parse(&block[..511]), Ok(None));
+        for (at, byte) in [
+            (8, 2),
+            (12, 2),
+            (32, 0),
+            (33, b' '),
+            (64, 1),
+            (69, 0),
+            (81, 2),
+        ] {
+            let mut wrong = block.clone();
+            wrong[at] = byte;
+            assert!(Superblock::parse(&wrong).is_err(), "byte {at}");
+        }
     }
 
     #[test]

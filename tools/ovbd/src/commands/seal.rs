@@ -84,7 +84,7 @@ impl Seal {
         let sealed = self
             .layer
             .threads
-            .run(|| Ok(seal(out, &options, report)?))?;
+            .run(|| Ok(seal(out, &options, None, report)?))?;
         let mut root = String::new();
         for byte in sealed.root {
             write!(root, "{byte:02x}")?;
