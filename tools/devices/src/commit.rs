@@ -175,6 +175,9 @@ pub fn commit(
 /// Why a stack cannot be put on a layer, which can still be made.
 const ON_ITSELF: &str = "is on the stack itself";
 
+/// As [`ON_ITSELF`]: the root hash that the stack is checked against is not that of a longer one.
+const UNCHECKED: &str = "is not sealed";
+
 /// A stack that is being committed.
 struct Work<'a> {
     control: Control,
@@ -305,6 +308,9 @@ impl<'a> Work<'a> {
     fn why_stack_stays(&self, out: &Path, output: &Output) -> Result<Option<&'static str>> {
         if output.is_stream() {
             return Ok(Some("is a pipe"));
+        }
+        if self.stack.verity().is_some() {
+            return Ok(Some(UNCHECKED));
         }
         if self.stack.layers().len() >= MAX_LAYERS {
             return Ok(Some("would be the 256th layer"));

@@ -50,7 +50,7 @@ pub struct Chain {
     pub top: Mapped,
     /// Newest first; there is one at least.
     pub generations: Vec<Generation>,
-    /// The stack that the oldest is written over.
+    /// The stack that the oldest is written over, or dm-verity over it.
     pub stack: Mapped,
 }
 
@@ -158,7 +158,7 @@ impl Chain {
                 return strange(lower);
             }
             match only_line(lower) {
-                Some(table) if table.kind == "overlaybd" => {
+                Some(table) if ["overlaybd", "verity"].contains(&table.kind.as_str()) => {
                     return Ok(Self {
                         top: top.clone(),
                         generations,
@@ -250,7 +250,7 @@ pub fn remove_leftovers(
             Role::Probe => true,
             Role::Generation(number) | Role::Lower(number) => !numbers.contains(number),
             Role::Turbo(layer) | Role::Zfile(layer) | Role::Blob(layer) => *layer >= layers,
-            Role::Top | Role::Cow | Role::Stack => false,
+            Role::Top | Role::Cow | Role::Stack | Role::Sealed => false,
         };
         if !is_left {
             continue;

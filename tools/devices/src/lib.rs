@@ -35,6 +35,7 @@ mod store_files;
 mod test_programs;
 pub mod up;
 pub mod users;
+pub mod verity;
 
 use std::{
     path::Path,

@@ -20,6 +20,7 @@ use crate::{
     running::Running,
     storage::Storage,
     users::{device_name, why_in_use},
+    verity,
 };
 use ovbd_layers::{error::Result, sysfs::backing_file, units::size};
 
@@ -48,6 +49,8 @@ pub struct Entry {
     pub index_bytes: u64,
     /// Bottom first.
     pub layers: Vec<LayerEntry>,
+    /// What all that is read is checked against, if it is.
+    pub verity: Option<VerityEntry>,
     /// Where writes go.
     pub cow: Option<CowEntry>,
     /// Generations below, newest first: what was written before, and is in no layer of the stack.
@@ -79,6 +82,17 @@ pub struct ZfileEntry {
     pub decode_errors: u64,
     /// Reads of the device below that failed.
     pub read_errors: u64,
+}
+
+/// dm-verity over a stack.
+#[derive(Debug, Serialize)]
+pub struct VerityEntry {
+    /// The root hash and the bytes of the image, as `ovbd up --verity` takes them.
+    pub root: String,
+    /// `verified`, or `corrupted` once a block was not what was sealed.
+    pub state: String,
+    /// Whether the kernel has checked a signature of the root hash.
+    pub signed: bool,
 }
 
 /// The COW store of a writable stack.
@@ -169,6 +183,9 @@ fn entry(stack: &Running, control: &Control, storage: &Storage) -> Result<Entry>
         segments: number(1).unwrap_or(0),
         index_bytes: number(3).unwrap_or(0),
         layers: stack.layers().into_iter().enumerate().map(layer).collect(),
+        verity: stack
+            .verity()
+            .and_then(|device| verity(device.target()?, status.get(&device.number)?)),
         cow: stack
             .snapshot()
             .and_then(|device| cow(device.target()?, status.get(&device.number)?)),
@@ -191,6 +208,20 @@ fn zfile(status: &Target) -> Option<ZfileEntry> {
         crc_errors: status.number(6)?,
         decode_errors: status.number(7)?,
         read_errors: status.number(8)?,
+    })
+}
+
+/// The words are those of Documentation/admin-guide/device-mapper/verity.rst.
+fn verity(table: &Target, status: &Target) -> Option<VerityEntry> {
+    let bytes = table.number(3)?.checked_mul(table.number(5)?)?;
+    Some(VerityEntry {
+        root: format!("{}:{bytes}", table.words.get(8)?),
+        state: match status.words.first()?.as_str() {
+            "V" => "verified".to_owned(),
+            "C" => "corrupted".to_owned(),
+            other => other.to_lowercase(),
+        },
+        signed: table.words.iter().any(|word| word == verity::KEY_OPTION),
     })
 }
 
@@ -245,6 +276,10 @@ impl fmt::Display for Entry {
                 f,
                 "  layer {number}: {stored} ({how}), holds {owned}: {path}"
             )?;
+        }
+        if let Some(verity) = &self.verity {
+            let signed = if verity.signed { ", signed" } else { "" };
+            writeln!(f, "  {}{signed}: {}", verity.state, verity.root)?;
         }
         if let Some(cow) = &self.cow {
             let (used, bytes) = (size(cow.used_bytes), size(cow.bytes));

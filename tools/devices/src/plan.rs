@@ -29,7 +29,7 @@ use crate::{
     mapped::{node, Mapper},
     programs::run as run_program,
     users::block_number,
-    Interrupt,
+    verity, Interrupt,
 };
 use ovbd_layers::{
     error::{Error, Result},
@@ -53,6 +53,13 @@ pub enum Device {
 /// One step. Loop devices are known by variables, as in a shell script.
 #[derive(Debug)]
 pub enum Step {
+    /// Give the kernel a signature that a table names. Before all others.
+    Key {
+        /// By what the table names it.
+        description: String,
+        /// Its bytes.
+        signature: Vec<u8>,
+    },
     /// Attach a loop device to a layer's file, read-only.
     Layer {
         /// Its variable.
@@ -215,6 +222,16 @@ pub fn run(
         maps: Vec::new(),
         files: Vec::new(),
     };
+    // Threads that are started from now on have them too.
+    for step in steps {
+        if let Step::Key {
+            description,
+            signature,
+        } = step
+        {
+            verity::add_key(description, signature)?;
+        }
+    }
     let result: Result<()> = waves(steps).iter().try_for_each(|wave| {
         let results = in_parallel(wave, |step| {
             interrupt.check(step.path())?;
@@ -245,6 +262,7 @@ fn waves(steps: &[Step]) -> Vec<Vec<&Step>> {
     let mut maps: HashMap<&str, usize> = HashMap::new();
     for step in steps {
         let at = match step {
+            Step::Key { .. } => continue,
             Step::Layer { .. } | Step::Tails { .. } | Step::Memory { .. } => 0,
             // Nothing is written before all that may fail earlier.
             Step::Wipe { .. } | Step::Begin { .. } | Step::Cow { .. } => waves.len(),
@@ -278,7 +296,7 @@ fn waves(steps: &[Step]) -> Vec<Vec<&Step>> {
             Step::Map { name, .. } => {
                 maps.insert(name, at);
             }
-            Step::Wipe { .. } | Step::Begin { .. } | Step::Reload { .. } => {}
+            Step::Key { .. } | Step::Wipe { .. } | Step::Begin { .. } | Step::Reload { .. } => {}
         }
         if waves.len() <= at {
             waves.resize_with(at + 1, Vec::new);
@@ -295,6 +313,7 @@ impl Step {
             Step::Layer { path, .. } | Step::Wipe { path, .. } | Step::Begin { path, .. } => path,
             Step::Cow { path, .. } => path.as_deref().unwrap_or(Path::new(UNNAMED_FOLDER)),
             Step::Tails { .. } | Step::Memory { .. } => Path::new("/dev/loop-control"),
+            Step::Key { description, .. } => Path::new(description),
             Step::Map { name, .. } | Step::Reload { name, .. } => Path::new(name),
         }
     }
@@ -325,6 +344,7 @@ enum Made {
 impl Done<'_> {
     fn step(&self, step: &Step) -> Result<Made> {
         Ok(match step {
+            Step::Key { .. } => Made::Nothing,
             Step::Layer {
                 variable,
                 path,
@@ -391,7 +411,8 @@ impl Done<'_> {
                 let table = self.resolve(table)?;
                 let rules = if *hidden { Rules::Hidden } else { Rules::All };
                 tracing::debug!(name, ?table, "create");
-                let number = self.mapper.create(name, uuid, &table, *read_only, rules)?;
+                let number = self.mapper.create(name, uuid, &table, *read_only, rules);
+                let number = number.map_err(|e| verity::explain(&table, e))?;
                 Made::Map(Mapped {
                     name: name.clone(),
                     uuid: uuid.clone(),

@@ -8,6 +8,7 @@
 //! NAME-cow<k>   OVERLAYBD-GEN-<uuid>-<k>-NAME   dm-snapshot over NAME-lower<k>: generation k
 //! NAME-lower<k> OVERLAYBD-LOWER-<uuid>-<k>-NAME the stack, or dm-linear over the generation before
 //! NAME-turbo<n> OVERLAYBD-TURBO-<uuid>-<n>-NAME TurboOCI layer n: its blob, its target and an index for both
+//! NAME-sealed   OVERLAYBD-SEALED-<uuid>-NAME    the stack with its hash tree, where dm-verity over it checks what is read
 //! NAME-zfile<n> ZFILE-<uuid>-<n>-NAME           the content of layer n, if it is compressed
 //! NAME-blob<n>  OVERLAYBD-BLOB-<uuid>-<n>-NAME  the blob of layer n, where one device does not give all of it
 //! NAME-probe    OVERLAYBD-PROBE-<uuid>-NAME     a moment only: the table that NAME is about to get
@@ -63,6 +64,8 @@ pub enum Role {
     Stack,
     /// A TurboOCI layer and its target, put together.
     Turbo(usize),
+    /// The stack with its hash tree, below dm-verity, which then has the role that the stack has without.
+    Sealed,
     /// Content of a compressed layer.
     Zfile(usize),
     /// The blob of a layer.
@@ -80,9 +83,10 @@ impl Ord for Role {
             Role::Generation(number) => (3, u32::MAX - number, 0),
             Role::Lower(number) => (3, u32::MAX - number, 1),
             Role::Stack => (4, 0, 0),
-            Role::Turbo(layer) => (5, 0, layer),
-            Role::Zfile(layer) => (6, 0, layer),
-            Role::Blob(layer) => (7, 0, layer),
+            Role::Turbo(layer) => (6, 0, layer),
+            Role::Sealed => (5, 0, 0),
+            Role::Zfile(layer) => (7, 0, layer),
+            Role::Blob(layer) => (8, 0, layer),
         };
         place(self).cmp(&place(other))
     }
@@ -103,6 +107,7 @@ impl Role {
             Role::Generation(number) => format!("{name}-cow{number}"),
             Role::Lower(number) => format!("{name}-lower{number}"),
             Role::Turbo(layer) => format!("{name}-turbo{layer}"),
+            Role::Sealed => format!("{name}-sealed"),
             Role::Zfile(layer) => format!("{name}-zfile{layer}"),
             Role::Blob(layer) => format!("{name}-blob{layer}"),
         }
@@ -129,6 +134,7 @@ impl Role {
             Role::Lower(number) => format!("OVERLAYBD-LOWER-{digits}-{number}-{name}"),
             Role::Stack => format!("OVERLAYBD-{digits}-{name}"),
             Role::Turbo(layer) => format!("OVERLAYBD-TURBO-{digits}-{layer}-{name}"),
+            Role::Sealed => format!("OVERLAYBD-SEALED-{digits}-{name}"),
             Role::Zfile(layer) => format!("ZFILE-{digits}-{layer}-{name}"),
             Role::Blob(layer) => format!("OVERLAYBD-BLOB-{digits}-{layer}-{name}"),
         }
@@ -158,6 +164,7 @@ impl Role {
             ("LOWER", rest) => numbered(rest).map(|(number, name)| (Role::Lower(number), name)),
             ("PROBE", rest) => named(rest).map(|name| (Role::Probe, name)),
             ("TOP", rest) => named(rest).map(|name| (Role::Top, name)),
+            ("SEALED", rest) => named(rest).map(|name| (Role::Sealed, name)),
             ("COW", rest) => named(rest).map(|name| (Role::Cow, name)),
             _ => named(rest).map(|name| (Role::Stack, name)),
         }
@@ -290,12 +297,22 @@ impl Running {
         (device.name != lower && !device.table.is_empty()).then_some(device)
     }
 
-    /// The device of the stack itself, below all generations.
+    /// dm-verity over the stack, where what is read is checked.
+    pub fn verity(&self) -> Option<&Mapped> {
+        let sealed = self.device(Role::Sealed)?.number;
+        let mut devices = self.devices.iter();
+        devices.find_map(|(_, device)| {
+            let table = device.target().filter(|table| table.kind == "verity")?;
+            (table.device(1) == Some(sealed)).then_some(device)
+        })
+    }
+
+    /// The device of the stack itself, below all generations and dm-verity.
     pub fn stack(&self) -> Option<&Mapped> {
         let mut devices = self.devices.iter();
         // Of two, which are there for a moment, the one of the newer generation has more layers.
         devices.find_map(|(role, device)| {
-            let is_lower = matches!(role, Role::Stack | Role::Lower(_));
+            let is_lower = matches!(role, Role::Stack | Role::Lower(_) | Role::Sealed);
             let is_stack = device
                 .target()
                 .is_some_and(|table| table.kind == "overlaybd");
@@ -414,6 +431,7 @@ mod tests {
             Role::Lower(u32::MAX),
             Role::Stack,
             Role::Turbo(7),
+            Role::Sealed,
             Role::Zfile(0),
             Role::Blob(254),
         ] {

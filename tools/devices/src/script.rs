@@ -31,6 +31,16 @@ pub fn print(steps: &[Step]) -> String {
 
 fn print_step(step: &Step, loops: &mut Vec<String>, text: &mut String) {
     let result = match step {
+        Step::Key {
+            description,
+            signature,
+        } => {
+            let signature = BASE64_STANDARD.encode(signature);
+            writeln!(
+                text,
+                "echo {signature} | base64 --decode | keyctl padd user {description} @s"
+            )
+        }
         Step::Layer {
             variable,
             path,

@@ -27,6 +27,7 @@ use crate::{
     running::{check_name, Role, Running},
     script,
     storage::Storage,
+    verity::{self, Checked},
     Interrupt,
 };
 use ovbd_layers::{
@@ -54,6 +55,8 @@ pub struct Options {
     pub wipe_cow: bool,
     /// See [`Storage::assume_elsewhere`].
     pub assume_elsewhere: bool,
+    /// What every block that is read is checked against.
+    pub verity: Option<verity::Options>,
 }
 
 /// Makes the device, and tells its node to `announce`.
@@ -167,14 +170,30 @@ fn steps(options: &Options) -> Result<Vec<Step>> {
         words.push(blob.mapped_bytes().into());
     }
     let uuid = blobs.last().and_then(|blob| blob.trailer.uuid);
+    let map = |role: Role, sectors, read_only, words| Step::Map {
+        name: role.device_name(&options.name),
+        uuid: role.device_uuid(&options.name, uuid),
+        read_only,
+        hidden: !matches!(role, Role::Top | Role::Stack),
+        table: vec![line(sectors, words)],
+    };
+    let device = |role: Role| Device::Mapped(role.device_name(&options.name));
+    let (mut sectors, mut words) = (sectors, words);
+    if let Some(how) = &options.verity {
+        let checked = Checked::new(&options.name, &options.layers, options.parents, how)?;
+        if let Some(signature) = &how.signature {
+            let (description, signature) = (verity::key_of(&options.name), signature.clone());
+            steps.push(Step::Key {
+                description,
+                signature,
+            });
+        }
+        steps.push(map(Role::Sealed, sectors, true, words));
+        words = checked.words(&device(Role::Sealed));
+        sectors = checked.sectors();
+    }
     let Some(writable) = &options.writable else {
-        steps.push(Step::Map {
-            name: options.name.clone(),
-            uuid: Role::Stack.device_uuid(&options.name, uuid),
-            read_only: true,
-            hidden: false,
-            table: vec![line(sectors, words)],
-        });
+        steps.push(map(Role::Stack, sectors, true, words));
         return Ok(steps);
     };
     let check_no_layer = |path: &Path| match FileId::at(path)? {
@@ -198,26 +217,18 @@ fn steps(options: &Options) -> Result<Vec<Step>> {
     stores
         .iter()
         .try_for_each(|store| check_no_layer(&store.path))?;
-    let map = |role: Role, read_only, words| Step::Map {
-        name: role.device_name(&options.name),
-        uuid: role.device_uuid(&options.name, uuid),
-        read_only,
-        hidden: role != Role::Top,
-        table: vec![line(sectors, words)],
-    };
-    let device = |role: Role| Device::Mapped(role.device_name(&options.name));
     let mut below = words;
     // The oldest generation first.
     for store in stores.into_iter().rev() {
         let number = store.record.map_or(0, |record| record.generation);
         let (lower, generation) = (Role::Lower(number), Role::Generation(number));
-        steps.push(map(lower, true, below));
+        steps.push(map(lower, sectors, true, below));
         steps.extend(store.steps);
         let words = snapshot(device(lower), store.device, store.chunk_sectors);
-        steps.push(map(generation, false, words));
+        steps.push(map(generation, sectors, false, words));
         below = linear(&device(generation), 0);
     }
-    steps.push(map(Role::Top, false, below));
+    steps.push(map(Role::Top, sectors, false, below));
     Ok(steps)
 }
 

@@ -40,5 +40,11 @@ pub const DIFF_ID: &str = "vnd.dm-overlaybd.tar-diff-id";
 pub const TAR_BYTES: &str = "vnd.dm-overlaybd.tar-bytes";
 /// What the image was made of, on the manifest: `file`, `thin`, `thick` or `tar`.
 pub const SOURCE: &str = "vnd.dm-overlaybd.source";
+/// Root hash of dm-verity of a sealed image, in hexadecimal digits, on the manifest.
+pub const VERITY_ROOT: &str = "vnd.dm-overlaybd.verity.root";
+/// Bytes of the image that is sealed, behind which the tree is, on the manifest.
+pub const VERITY_OFFSET: &str = "vnd.dm-overlaybd.verity.offset";
+/// Signature of the digits of the root hash, PKCS#7 in DER, in base64, on the manifest.
+pub const VERITY_SIGNATURE: &str = "vnd.dm-overlaybd.verity.signature";
 /// On the manifest of an image whose layers were compressed by a copying tool: the digest of the manifest it came with.
 pub const RESTORED_FROM: &str = "vnd.dm-overlaybd.restored-from";

@@ -5,6 +5,7 @@
 //! What the verbs do is in [`ovbd_layers`], [`ovbd_devices`] and [`ovbd_oci`]; here is what a user types and sees.
 
 pub mod base;
+pub mod checked;
 pub mod cli;
 pub mod commands;
 pub mod config;
@@ -15,6 +16,7 @@ pub mod layer_files;
 pub mod layer_format;
 pub mod names;
 pub mod place;
+pub mod policy;
 pub mod pull_thin;
 pub mod pull_vg;
 pub mod pulled_volume;
@@ -22,5 +24,7 @@ pub mod push_stack;
 pub mod push_volume;
 pub mod remote;
 pub mod report;
+pub mod seal_note;
 pub mod service;
+pub mod signing;
 pub mod watch;

@@ -11,9 +11,9 @@ use std::{
 use anyhow::Result;
 use clap::{error::ErrorKind, ArgMatches, Args, FromArgMatches, ValueHint};
 use ovbd_layers::{layer::LayerPath, turbo::Target};
-use ovbd_oci::{Image, ImageLayer, Kind, LayerKind, Named, Platform, Store};
+use ovbd_oci::{Digest, Image, ImageLayer, Kind, LayerKind, Named, Platform, Reference, Store};
 
-use crate::report::Report;
+use crate::{report::Report, seal_note::NamedImage};
 
 /// Where the store is without `--store`.
 const DEFAULT_STORE: &str = "/var/lib/ovbd";
@@ -118,6 +118,26 @@ impl StoreOption {
         Ok(guards)
     }
 
+    /// The images that there are among what `names` mean, each with its name.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`StoreOption::find`] and [`Found::image`].
+    pub fn images(&self, names: &[OsString]) -> Result<Vec<ImageOfName>> {
+        let mut images = Vec::new();
+        for name in names {
+            if let Some(found) = self.find(name)? {
+                let image = found.image()?;
+                images.push(ImageOfName {
+                    name: name.to_string_lossy().into_owned(),
+                    entry: found.named,
+                    image,
+                });
+            }
+        }
+        Ok(images)
+    }
+
     /// The layers that `names` mean, bottom first.
     ///
     /// # Errors
@@ -141,6 +161,32 @@ pub fn split_layout(text: &str) -> (&str, Option<&str>) {
         Some((folder, name)) if !name.is_empty() => (folder, Some(name)),
         Some((folder, _)) => (folder, None),
         None => (text, None),
+    }
+}
+
+/// An image and how it was named.
+pub struct ImageOfName {
+    /// The name that the user gave.
+    name: String,
+    /// Its entry in the store.
+    entry: Named,
+    image: Image,
+}
+
+impl ImageOfName {
+    /// For looking at its seal.
+    pub fn named(&self) -> NamedImage<'_> {
+        let entry = self.entry.name.as_deref().unwrap_or(&self.name);
+        let reference: Option<Reference> = self.name.parse().ok();
+        let digest = reference.as_ref().and_then(Reference::digest).cloned();
+        let digest: Option<Digest> = digest.or_else(|| self.name.parse().ok());
+        let known = [&self.entry.descriptor.digest, &self.image.descriptor.digest];
+        NamedImage {
+            name: &self.name,
+            reference: entry.parse().ok(),
+            has_digest: digest.is_some_and(|digest| known.contains(&&digest)),
+            manifest: &self.image.manifest,
+        }
     }
 }
 

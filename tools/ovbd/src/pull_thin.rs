@@ -22,19 +22,21 @@ use ovbd_lvm::{
     undo::{self, Undo},
     Name, Volume, Volumes,
 };
-use ovbd_oci::{Digest, Image, LayerKind, Platform, Reference, Registry, Store};
+use ovbd_oci::{Digest, Error, Image, Kind, LayerKind, Platform, Reference, Registry, Store};
 use serde_json::json;
 
 use crate::{
     commands::{
         images::layer_count,
-        pull::{fetch, Pull},
+        pull::{fetch, named_image, Pull},
     },
     documents::{chain, content_of},
     layer_files::fetch_layers,
     names::{block_layers, split_layout},
+    policy::{Rule, PATH},
     pulled_volume,
     report::Report,
+    seal_note::rule,
     watch::Watch,
 };
 
@@ -159,6 +161,15 @@ pub fn run(
     // Nobody sweeps what is to be written.
     let _guard = store.protect()?;
     let known = look(pull, from, &store)?;
+    let subject = from.to_string();
+    let named = named_image(from.reference(), &subject, &known.image.manifest);
+    if matches!(named.rule()?, Rule::SignedBy(_)) {
+        let what = format!(
+            "must be signed, by {PATH}, and what is written to a thin volume is not checked against the root hash: \
+             pull it without --thin"
+        );
+        return Err(Error::new(Kind::Refused, &subject, what).into());
+    }
     let name = target.name.clone().unwrap_or(known.short.clone());
     let name = target.pool.sibling(name);
     let digits = &known.image.descriptor.digest.hex()[..DIGITS];
@@ -268,6 +279,7 @@ pub fn look(pull: &Pull, from: &ImageSource, store: &Store) -> Result<Known> {
     let platform = pull.platform.clone().unwrap_or_else(Platform::here);
     let (image, repo, tag, short) = match from {
         ImageSource::Registry(reference) => {
+            rule(reference)?;
             let registry = Registry::to_pull(reference, pull.transfer.options());
             let short = reference.repository().rsplit('/').next().unwrap_or("image");
             (
@@ -296,6 +308,7 @@ pub fn look(pull: &Pull, from: &ImageSource, store: &Store) -> Result<Known> {
         }
     };
     let subject = from.to_string();
+    named_image(from.reference(), &subject, &image.manifest).check()?;
     let layers = block_layers(&image, &subject)?;
     let chains = (1..=layers.len())
         .filter_map(|count| chain(layers[..count].iter().cloned().map(content_of)))

@@ -27,7 +27,10 @@ use ovbd_oci::{Descriptor, Error, Hasher, Kind, Store};
 use serde_json::json;
 
 use crate::{
-    commands::{images::layer_count, pull::Pull},
+    commands::{
+        images::layer_count,
+        pull::{named_image, Pull},
+    },
     layer_files::fetch_layers,
     names::block_layers,
     pull_thin::{look, ImageSource, Known},
@@ -288,6 +291,10 @@ impl Work<'_> {
             .iter()
             .map(|volume| LayerPath::Sealed(volume.device().to_owned()))
             .collect();
+        let subject = self.from.to_string();
+        let manifest = &self.known.image.manifest;
+        let named = named_image(self.from.reference(), &subject, manifest);
+        let verity = self.pull.verity.of_stack(&[named], true)?;
         let (mut new, mut cow) = (None, None);
         if self.pull.writable {
             let stack = Stack::open(&layers, self.pull.parents.of_device())?;
@@ -329,6 +336,7 @@ impl Work<'_> {
             // What the extents of a new volume held is nobody's.
             wipe_cow: new.is_some(),
             assume_elsewhere: false,
+            verity,
         };
         let result = up::up(&options, self.interrupt, self.report, |device| {
             self.report.answer(&format!("{}\n", device.display()))

@@ -161,6 +161,136 @@ fn a_stack_that_is_sealed_again_stores_what_changed_of_the_tree() {
 }
 
 #[test]
+fn what_changed_alone_gives_the_same_seal() {
+    let folder = tempdir().unwrap();
+    let at = folder.path();
+    raw_image(&at.join("raw"), 20 << 20, 1);
+    let said = good(at, "build --verity seal -o base raw");
+    assert_eq!(
+        good(
+            at,
+            "seal base -o again --uuid 00000000-0000-0000-0000-000000000001"
+        ),
+        said
+    );
+    change(&at.join("raw"), 2);
+    good(at, "build --base base seal -o next raw");
+    let all = good(at, "seal base seal next -o all");
+    let root = fs::read_to_string(at.join("seal.roothash")).unwrap();
+    for old in ["seal.roothash", &root] {
+        let said = good(
+            at,
+            &format!("seal --old-root {old} base seal next --force -o changed"),
+        );
+        assert_eq!(said, all);
+        assert!(fs::read(at.join("all")).unwrap() == fs::read(at.join("changed")).unwrap());
+    }
+    let said = bad(
+        at,
+        "seal --old-root all.roothash base seal next -o wrong",
+        1,
+    );
+    assert!(said.contains("with that root hash"), "{said}");
+    bad(at, "seal --old-root nothing base seal next -o wrong", 1);
+    assert!(!names(at).iter().any(|name| name.starts_with("wrong")));
+    bad(at, "build --verity seal2 -o - raw", 2);
+}
+
+/// Runs `openssl`, which must succeed.
+fn openssl(at: &Path, words: &str) {
+    let mut command = Command::new("openssl");
+    let command = command.args(words.split(' ')).current_dir(at);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{words}: {said}");
+}
+
+#[test]
+fn a_signature_is_that_of_the_root_hash() {
+    let folder = tempdir().unwrap();
+    let at = folder.path();
+    raw_image(&at.join("raw"), 1 << 20, 1);
+    good(at, "build -o base raw");
+    for name in ["a", "b"] {
+        openssl(
+            at,
+            &format!("req -x509 -newkey rsa:2048 -nodes -subj /CN={name} -keyout {name}.key -out {name}.pem"),
+        );
+    }
+    good(at, "seal --sign-key a.key --certificate a.pem base -o seal");
+    openssl(
+        at,
+        "smime -verify -binary -inform der -in seal.roothash.p7s -content seal.roothash -certfile a.pem -nointern -noverify",
+    );
+    let said = bad(
+        at,
+        "seal --sign-key a.key --certificate b.pem base -o other",
+        1,
+    );
+    assert!(
+        said.contains("openssl") || said.contains("is not the certificate"),
+        "{said}"
+    );
+    bad(
+        at,
+        "seal --sign-key raw --certificate a.pem base -o third",
+        1,
+    );
+    bad(at, "seal --sign-key a.key base -o fourth", 2);
+    bad(
+        at,
+        "push --sign-key a.key --certificate a.pem base oci:store:x",
+        2,
+    );
+    assert!(!names(at)
+        .iter()
+        .any(|name| name.ends_with("p7s") && name != "seal.roothash.p7s"));
+
+    // Signed when it is an image already. Reads all of it, and signs nothing else.
+    good(at, "--quiet push --seal base oci:store:x");
+    good(
+        at,
+        "--quiet sign --sign-key a.key --certificate a.pem oci:store:x",
+    );
+    let index: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(at.join("store/index.json")).unwrap()).unwrap();
+    let digest = index["manifests"][0]["digest"].as_str().unwrap();
+    let manifest = at.join("store/blobs").join(digest.replace(':', "/"));
+    let manifest: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(manifest).unwrap()).unwrap();
+    let annotation =
+        |name: &str| manifest["annotations"][format!("vnd.dm-overlaybd.verity.{name}")].clone();
+    let root = fs::read_to_string(at.join("seal.roothash")).unwrap();
+    assert_eq!(annotation("root"), root);
+    assert_eq!(annotation("offset"), (1 << 20).to_string());
+    assert!(annotation("signature").is_string());
+    good(at, "--quiet push base oci:store:plain");
+    let said = bad(
+        at,
+        "sign --sign-key a.key --certificate a.pem oci:store:plain",
+        1,
+    );
+    assert!(said.contains("no seal is on top of the stack"), "{said}");
+    // The topmost layer says what it is with --verity too.
+    good(
+        at,
+        "--quiet push --verity seal.roothash base seal oci:store:given",
+    );
+    let said = bad(
+        at,
+        &format!(
+            "push --verity {} base seal oci:store:wrong",
+            "ab".repeat(32)
+        ),
+        1,
+    );
+    assert!(
+        said.contains("the root of the hash tree is another"),
+        "{said}"
+    );
+}
+
+#[test]
 fn nothing_is_replaced_unasked() {
     let folder = tempdir().unwrap();
     let at = folder.path();

@@ -11,7 +11,9 @@ use std::{
 use anyhow::Result;
 use clap::{Args, ValueEnum, ValueHint};
 use ovbd_layers::{
-    build, output,
+    build,
+    layer::LayerPath,
+    output,
     tar::{
         filesystem::Kind,
         verbatim::{build_from_tar, TarOptions},
@@ -21,8 +23,10 @@ use ovbd_layers::{
 
 use crate::{
     cli::{self, NewLayer, Parents},
+    commands::seal::make,
     names::StoreOption,
     report::Report,
+    signing::SignOption,
 };
 
 const EXAMPLES: &str = "Examples:
@@ -32,6 +36,9 @@ const EXAMPLES: &str = "Examples:
 
   ovbd build --base base.zfile -o next.zfile changed.img
       what changed, as a second layer
+
+  ovbd build --verity seal.zfile -o base.zfile disk.img
+      a layer, and the hash tree with which dm-verity checks it; prints the root hash
 
   ovbd build --from-tar layer.tar.gz -o root.zfile
       an EROFS of a layer of a container image, which holds the tar; prints its digest and its bytes
@@ -70,6 +77,10 @@ pub struct Build {
     /// Refuse a tar that holds more than this [default: what the file system of OUT has left]
     #[arg(long, value_name = "BYTES", value_parser = units::parse)]
     pub max_size: Option<u64>,
+    /// Make SEAL too, the seal of the stack with the new layer on top, as "ovbd seal" does; its root hash goes to standard
+    /// output and into SEAL.roothash
+    #[arg(long, value_name = "SEAL", conflicts_with_all = ["raw", "from_tar"], value_hint = ValueHint::FilePath)]
+    pub verity: Option<PathBuf>,
     /// Take RAW even if it is mounted for writing: what is read may be torn
     #[arg(long)]
     pub allow_mounted: bool,
@@ -125,10 +136,20 @@ impl Build {
         let bytes = std::fs::metadata(&source).map_or(0, |found| found.len());
         report.begin("building", bytes);
         cli::clean_up_on_signals()?;
-        self.layer
-            .threads
-            .run(|| Ok(build::build(&source, &self.output, &options, report)?))?;
-        Ok(ExitCode::SUCCESS)
+        let threads = &self.layer.threads;
+        if self.verity.is_some() && self.output == Path::new("-") {
+            cli::wrong_usage("build", "--verity reads OUT, which is a pipe".to_owned());
+        }
+        threads.run(|| Ok(build::build(&source, &self.output, &options, report)?))?;
+        let Some(seal) = &self.verity else {
+            return Ok(ExitCode::SUCCESS);
+        };
+        let mut options = options;
+        options.base.push(LayerPath::Sealed(self.output.clone()));
+        // These were for OUT.
+        (options.uuid, options.parent_uuid) = (None, None);
+        let sign = SignOption::default();
+        report.print(&make(seal, &options, None, &sign, threads, report)?)
     }
 
     fn run_from_tar(&self, tar: &Path, report: &Report) -> Result<ExitCode> {

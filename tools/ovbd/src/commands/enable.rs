@@ -87,6 +87,15 @@ fn config_of(stack: &Entry, report: &Report) -> Result<Config> {
         StackOrZfile::open(&layers, Parents::Ignored).map_err(|_| error)?;
         config.options.push("--ignore-parents".into());
     }
+    if let Some(verity) = &stack.verity {
+        config
+            .options
+            .push(format!("--verity={}", verity.root).into());
+        if verity.signed {
+            let what = "the kernel checked a signature, which it does not give back: add \"signature FILE\" to the file";
+            ovbd_layers::report::Report::warn(report, &Error::new(Path::new(&stack.name), what));
+        }
+    }
     if let Some(cow) = &stack.cow {
         config.options.push("--writable".into());
         let path = stable_name(&cow.path);

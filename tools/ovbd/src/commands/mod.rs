@@ -22,6 +22,7 @@ pub mod push;
 pub mod rebase;
 pub mod rmi;
 pub mod seal;
+pub mod sign;
 pub mod squash;
 pub mod tag;
 pub mod up;
@@ -43,6 +44,7 @@ pub enum Command {
     Seal(seal::Seal),
     Squash(squash::Squash),
     Rebase(rebase::Rebase),
+    Sign(sign::Sign),
     Export(export::Export),
     Verify(verify::Verify),
     Info(info::Info),
@@ -96,6 +98,7 @@ impl Command {
             Command::Seal(seal) => seal.run(report),
             Command::Squash(squash) => squash.run(report),
             Command::Rebase(rebase) => rebase.run(report),
+            Command::Sign(sign) => sign.run(report),
             Command::Export(export) => export.run(report),
             Command::Verify(verify) => verify.run(report),
             Command::Info(info) => info.run(report),

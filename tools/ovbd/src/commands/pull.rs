@@ -18,7 +18,8 @@ use ovbd_oci::{
 use serde_json::json;
 
 use crate::{
-    cli::Parents,
+    checked::VerityOption,
+    cli::{wrong_usage, Parents},
     commands::images::{layer_count, stored, virtual_bytes},
     convert,
     documents::note_blob,
@@ -27,6 +28,7 @@ use crate::{
     pull_vg,
     remote::{Shown, Transfer},
     report::Report,
+    seal_note::{rule, NamedImage},
 };
 
 /// Bytes of a compressed layer that show what it holds: more than a block of zstd.
@@ -81,6 +83,9 @@ pub struct Pull {
     /// Make that device writable
     #[arg(long, requires = "up")]
     pub writable: bool,
+    /// What is checked on that device.
+    #[command(flatten)]
+    pub verity: VerityOption,
     /// Machines that the image is for, as OS/ARCHITECTURE[/VARIANT] [default: this one]
     #[arg(long, value_name = "PLATFORM")]
     pub platform: Option<Platform>,
@@ -128,6 +133,9 @@ fn volume_group(text: &str) -> Result<String, String> {
 impl Pull {
     /// Fetches the image.
     pub fn run(self, report: &Report) -> Result<ExitCode> {
+        if self.verity.verity.is_some() && self.up.is_none() {
+            wrong_usage("pull", "--verity is for --up".to_owned());
+        }
         if let Some(target) = &self.thin {
             return pull_thin::run(&self, &self.from, target, report);
         }
@@ -184,6 +192,9 @@ impl Pull {
         let Some(name) = self.up else {
             return Ok(ExitCode::SUCCESS);
         };
+        let subject = reference.to_string();
+        let named = named_image(Some(reference), &subject, &image.manifest);
+        let verity = self.verity.of_stack(&[named], true)?;
         let options = up::Options {
             name,
             layers,
@@ -192,6 +203,7 @@ impl Pull {
             wipe_cow: false,
             // Only layers on devices are looked for.
             assume_elsewhere: false,
+            verity,
         };
         up::up(&options, &Interrupt::install()?, report, |device| {
             report.answer(&format!("{}\n", device.display()))
@@ -234,9 +246,12 @@ pub fn fetch(
 ) -> Result<(Image, Vec<LayerPath>)> {
     // Nobody sweeps what has no name yet.
     let _guard = store.protect()?;
+    // Nothing is asked of a registry that nothing is taken from.
+    rule(reference)?;
     let registry = Registry::to_pull(reference, transfer.options());
     let mut image = registry.image(platform)?;
     let subject = reference.to_string();
+    named_image(Some(reference), &subject, &image.manifest).check()?;
     let mut compressed = Vec::new();
     for layer in block_layers(&image, &subject)? {
         if let Some(how) = look(&registry, store, &layer, &subject)? {
@@ -295,6 +310,21 @@ fn name(image: &Image, reference: &Reference, store: &Store, report: &Report) ->
         report.note(format_args!("{name} was {before}"));
     }
     Ok(())
+}
+
+/// An image that comes from a registry or a layout, to look at its seal.
+pub fn named_image<'a>(
+    reference: Option<&Reference>,
+    subject: &'a str,
+    manifest: &'a Manifest,
+) -> NamedImage<'a> {
+    NamedImage {
+        name: subject,
+        // A registry that is asked for a digest has sent what has it.
+        has_digest: reference.is_some_and(|reference| reference.digest().is_some()),
+        reference: reference.cloned(),
+        manifest,
+    }
 }
 
 /// How a block layer is compressed, None if it is not. Its first bytes decide, where annotations do not.

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueHint};
+use ovbd_devices::verity;
 use ovbd_image::{tar, zfile::Options};
 use ovbd_layers::{
     blob::{Blob, Content},
@@ -19,6 +20,7 @@ use ovbd_layers::{
     layer::LayerPath,
     parents,
     report::Report as _,
+    seal::seal,
     split,
     stack::Stack,
     units,
@@ -30,9 +32,11 @@ use ovbd_oci::{
 };
 use rayon::prelude::*;
 use serde_json::json;
+use tempfile::TempDir;
 
 use crate::{
-    cli::{self, Parents},
+    checked,
+    cli::{self, wrong_usage, Parents},
     commands::images::{layer_count, stored, virtual_bytes},
     documents::{Composition, NewLayer},
     filesystem,
@@ -42,6 +46,8 @@ use crate::{
     push_volume::{self, VolumeOptions},
     remote::{Counts, Shown, Transfer},
     report::Report,
+    seal_note::SealNote,
+    signing::SignOption,
 };
 
 const EXAMPLES: &str = "Examples:
@@ -63,6 +69,9 @@ const EXAMPLES: &str = "Examples:
 
   ovbd push --layer /var/lib/layers/tuesday.zfile root reg.example:5000/vm/web:tue
       the system that runs from the stack \"root\", as it is now
+
+  ovbd push --seal --sign-key vm.key --certificate vm.pem root.layer reg.example:5000/vm/root:1
+      with a hash tree of all that it holds, and a signature; ovbd up --verity image has dm-verity check it
 
   ovbd push --config config.json root.layer reg.example/vm/root:1
       a container too, with {\"Cmd\": [\"/sbin/init\"]} in config.json";
@@ -96,6 +105,18 @@ pub struct Push {
     /// lose what they have of a layer when a connection breaks lose less of it
     #[arg(long, value_name = "BYTES", num_args = 0..=1, require_equals = true, default_missing_value = "0", value_parser = units::parse)]
     pub split: Option<u64>,
+    /// Seal the image: the hash tree of all that it holds goes on top as a layer, and the root hash into its manifest
+    #[arg(long, conflicts_with = "split")]
+    pub seal: bool,
+    /// With --seal: the root hash, or the file with it, of a seal among the layers: only what changed above that is read
+    #[arg(long, value_name = "HASH|FILE", requires = "seal", value_hint = ValueHint::FilePath)]
+    pub old_root: Option<String>,
+    /// Say in the manifest that this is the root hash of the seal that is the topmost layer
+    #[arg(long, value_name = "HASH|FILE", conflicts_with_all = ["seal", "split"], value_hint = ValueHint::FilePath)]
+    pub verity: Option<String>,
+    /// With what the root hash is signed.
+    #[command(flatten)]
+    pub sign: SignOption,
     /// Write Docker's media types, for old registries
     #[arg(long)]
     pub docker_types: bool,
@@ -144,7 +165,16 @@ impl Push {
         let target = self.names.pop().unwrap_or_default();
         let target = target.to_str().context("the name to push to is not text")?;
         let place = Place::parse(target, &self.transfer)?;
+        let is_sealed = self.seal || self.verity.is_some();
+        if self.sign.sign_key.is_some() && !is_sealed {
+            wrong_usage("push", "--sign-key is for --seal or --verity".to_owned());
+        }
         if let Some(volume) = self.logical_volume()? {
+            if is_sealed {
+                let what =
+                    "--seal and --verity are for layers and images, not for a logical volume";
+                wrong_usage("push", what.to_owned());
+            }
             return push_volume::run(&self, volume, &place, report);
         }
         if let Some((name, layer)) = self.running_stack()? {
@@ -159,7 +189,9 @@ impl Push {
         for name in &self.names {
             found.push(self.store.find(name)?);
         }
-        let plain = self.config.is_none()
+        let plain = !self.seal
+            && self.verity.is_none()
+            && self.config.is_none()
             && self.subject.is_none()
             && !self.docker_types
             && self.split.is_none()
@@ -241,7 +273,10 @@ impl Push {
             )),
             _ => None,
         };
-        let paths = self.store.resolve(&self.names)?;
+        let mut paths = self.store.resolve(&self.names)?;
+        // Goes when the layer in it is open.
+        let mut folder = None;
+        let note = self.seal_note(&mut paths, &mut folder, report)?;
         let stack = Stack::open(&paths, self.parents.of_device())?;
         let kept = base.as_ref().map_or(0, |(.., count)| *count);
         let fs_type = match self.fs.as_deref() {
@@ -293,9 +328,13 @@ impl Push {
             docker_types: self.docker_types,
             config: self.config.as_deref(),
         };
+        drop(folder);
         let (mut manifest, config) = composed.documents()?;
         let media_type = composed.media_type();
         let layers = manifest.layers.to_vec();
+        if let Some(note) = note {
+            note.write(&mut manifest);
+        }
         if let Some(subject) = &self.subject {
             let Some((_, registry)) = place.registry() else {
                 let what = "a subject is for registries, which list what refers to it";
@@ -325,6 +364,50 @@ impl Push {
             bytes,
             blobs,
         })
+    }
+
+    /// What the manifest is to say of the seal, which becomes the topmost layer, in `folder`, if it is to be made.
+    fn seal_note(
+        &self,
+        paths: &mut Vec<LayerPath>,
+        folder: &mut Option<TempDir>,
+        report: &Report,
+    ) -> Result<Option<SealNote>> {
+        let parents = self.parents.of_device();
+        let root = match &self.verity {
+            Some(text) => {
+                let given = checked::root(text)?;
+                let how = verity::Options {
+                    root: given.clone(),
+                    signature: None,
+                };
+                verity::Root {
+                    data_bytes: Some(verity::data_bytes(paths, parents, &how.root)?),
+                    ..given
+                }
+            }
+            None if self.seal => {
+                cli::clean_up_on_signals()?;
+                report.begin("sealing", 0);
+                let made = folder.insert(temporary_folder()?);
+                let path = made.path().join("seal");
+                let options = build::Options {
+                    base: paths.clone(),
+                    parents,
+                    ..build::Options::default()
+                };
+                let old_root = self.old_root.as_deref().map(checked::digest).transpose()?;
+                let sealed = seal(&path, &options, old_root, report)?;
+                paths.push(LayerPath::Sealed(path));
+                verity::Root {
+                    digest: sealed.root.to_vec(),
+                    data_bytes: Some(sealed.data_bytes),
+                }
+            }
+            None => return Ok(None),
+        };
+        let signature = self.sign.sign(&verity::hex(&root.digest))?;
+        Ok(Some(SealNote { root, signature }))
     }
 
     /// The logical volume that is to be pushed, if it is one: neither a file nor an image has that name.
@@ -450,6 +533,13 @@ fn repositories_with(store: &Store, target: &Reference, blob: &Descriptor) -> Re
     Ok(names)
 }
 
+/// A folder for layers that are only sent.
+fn temporary_folder() -> Result<TempDir> {
+    let folder = std::env::var_os("TMPDIR").unwrap_or_else(|| "/var/tmp".into());
+    tempfile::tempdir_in(&folder)
+        .with_context(|| format!("{}: cannot make a folder in it", folder.to_string_lossy()))
+}
+
 /// The layer as several, each with at most `most` bytes of data; 0 is the default. The last one has the UUID of the layer,
 /// which those above it know. There may be `room` of them. The files go with the program, they have no names.
 fn split(
@@ -480,9 +570,7 @@ fn split(
     };
     cli::clean_up_on_signals()?;
     report.begin("splitting", data);
-    let folder = std::env::var_os("TMPDIR").unwrap_or_else(|| "/var/tmp".into());
-    let folder = tempfile::tempdir_in(&folder)
-        .with_context(|| format!("{}: cannot make a folder in it", folder.to_string_lossy()))?;
+    let folder = temporary_folder()?;
     let parts = split::parts(&stack, most);
     if parts.len() > room {
         let what = format!(

@@ -4,19 +4,21 @@
 
 use std::{
     ffi::OsString,
-    fmt::Write,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::Result;
 use clap::{Args, ValueHint};
-use ovbd_layers::seal::seal;
+use ovbd_devices::verity::hex;
+use ovbd_layers::{build, seal::seal, verity::Digest};
 
 use crate::{
-    cli::{self, NewLayer, Parents},
+    checked,
+    cli::{self, NewLayer, Parents, Threads},
     names::StoreOption,
     report::Report,
+    signing::SignOption,
 };
 
 const EXAMPLES: &str = "Examples:
@@ -28,8 +30,8 @@ const EXAMPLES: &str = "Examples:
   veritysetup open --root-hash-file seal.zfile.roothash --hash-offset BYTES /dev/mapper/disk checked /dev/mapper/disk
       /dev/mapper/checked, of which every block is checked
 
-  ovbd seal base.zfile seal.zfile next.zfile -o again.zfile
-      stores what changed of the tree";
+  ovbd seal --old-root seal.zfile.roothash base.zfile seal.zfile next.zfile -o again.zfile
+      reads what changed, and stores what changed of the tree";
 
 /// Make a layer with the dm-verity hash tree of a stack of layers.
 ///
@@ -51,7 +53,14 @@ pub struct Seal {
     /// The layer.
     #[command(flatten)]
     pub layer: NewLayer,
-    /// The file to make; the root hash goes into OUT.roothash
+    /// The root hash, or the file with it, of the seal among the layers: only what changed above that is read. It must
+    /// come from whom you trust, as all that did not change is taken to be what it says
+    #[arg(long, value_name = "HASH|FILE", value_hint = ValueHint::FilePath)]
+    pub old_root: Option<String>,
+    /// With what the root hash is signed; the signature goes into OUT.roothash.p7s.
+    #[command(flatten)]
+    pub sign: SignOption,
+    /// The file to make; the root hash goes into OUT.roothash, and its signature into OUT.roothash.p7s
     #[arg(short, long, value_name = "OUT", value_hint = ValueHint::FilePath)]
     pub output: PathBuf,
     /// Layers, bottom first, or the name of an image of the store
@@ -70,27 +79,49 @@ impl Seal {
             );
         }
         let layers = self.store.resolve(&self.layers)?;
-        let mut root_file = out.clone().into_os_string();
-        root_file.push(".roothash");
-        let root_file = PathBuf::from(root_file);
-        let options = ovbd_layers::build::Options {
+        let old_root = self.old_root.as_deref().map(checked::digest).transpose()?;
+        let options = build::Options {
             parents: self.parents.of_device(),
             ..self.layer.options("seal", layers, false)
         };
-        report.begin("sealing", 0);
-        cli::clean_up_on_signals()?;
-        // What cannot be written is known before all is read.
-        let root_output = options.create_file(&root_file, &[])?;
-        let sealed = self
-            .layer
-            .threads
-            .run(|| Ok(seal(out, &options, None, report)?))?;
-        let mut root = String::new();
-        for byte in sealed.root {
-            write!(root, "{byte:02x}")?;
-        }
-        root_output.write_at(root.as_bytes(), 0)?;
-        root_output.finish()?;
-        report.print(&format!("{root} {}\n", sealed.data_bytes))
+        let threads = &self.layer.threads;
+        report.print(&make(out, &options, old_root, &self.sign, threads, report)?)
     }
+}
+
+/// Makes the seal `out` of the layers in `options.base`, and the files beside it; returns the line for standard output.
+///
+/// # Errors
+///
+/// Those of [`seal`] and of signing.
+pub fn make(
+    out: &Path,
+    options: &build::Options,
+    old_root: Option<Digest>,
+    sign: &SignOption,
+    threads: &Threads,
+    report: &Report,
+) -> Result<String> {
+    let beside = |end: &str| {
+        let mut name = out.to_owned().into_os_string();
+        name.push(end);
+        PathBuf::from(name)
+    };
+    report.begin("sealing", 0);
+    cli::clean_up_on_signals()?;
+    // What cannot be written is known before all is read.
+    let root_output = options.create_file(&beside(".roothash"), &[])?;
+    let signature_output = match sign.sign_key {
+        Some(_) => Some(options.create_file(&beside(".roothash.p7s"), &[])?),
+        None => None,
+    };
+    let sealed = threads.run(|| Ok(seal(out, options, old_root, report)?))?;
+    let root = hex(&sealed.root);
+    root_output.write_at(root.as_bytes(), 0)?;
+    root_output.finish()?;
+    if let (Some(output), Some(signature)) = (signature_output, sign.sign(&root)?) {
+        output.write_at(&signature, 0)?;
+        output.finish()?;
+    }
+    Ok(format!("{root} {}\n", sealed.data_bytes))
 }

@@ -14,11 +14,13 @@ use ovbd_devices::{cow, running::check_name, up, Interrupt};
 use ovbd_layers::{units, Error};
 
 use crate::{
+    checked::VerityOption,
     cli::{Cli, Parents, UnknownStorage},
     commands::Command,
     config::{self, Config},
     names::{StoreOption, Targets},
     report::Report,
+    seal_note::NamedImage,
 };
 
 /// Map a stack of layers to a block device.
@@ -47,6 +49,9 @@ pub struct Up {
     /// Room for what is written, for instance 500M or 2G, instead of enough for everything. The file is sparse
     #[arg(long, value_name = "BYTES", requires = "writable", value_parser = units::parse)]
     pub size: Option<u64>,
+    /// What is checked.
+    #[command(flatten)]
+    pub verity: VerityOption,
     /// Print the commands that make the device, and do nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -115,6 +120,10 @@ impl Up {
     fn run_with_layers(self, report: &Report) -> Result<ExitCode> {
         // Until loop devices have the files.
         let _guards = self.store.protect(&self.layers)?;
+        let found = self.store.images(&self.layers)?;
+        let images: Vec<NamedImage<'_>> = found.iter().map(|image| image.named()).collect();
+        let is_one_image = images.len() == 1 && self.layers.len() == 1;
+        let verity = self.verity.of_stack(&images, is_one_image)?;
         let beside = self
             .cow_dir
             .map(|dir| dir.join(format!("{}.cow", self.name)));
@@ -131,6 +140,7 @@ impl Up {
             .of_device(),
             wipe_cow: self.wipe_cow,
             assume_elsewhere: self.unknown.assume_elsewhere,
+            verity,
         };
         if self.dry_run {
             return report.print(&up::dry_run(&options)?);
