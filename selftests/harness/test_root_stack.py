@@ -49,6 +49,11 @@ class RootStack(unittest.TestCase):
         self.assertEqual(self.boot(f"ovbd={DEVICE}:a.zfile,b.zfile root=/dev/mapper/root"),
                          (0, ["ovbd --quiet up root a.zfile b.zfile"]))
 
+    def test_what_is_checked(self):
+        line = f"ovbd={DEVICE}:a.zfile,seal.zfile ovbd.verity=0123:4096 ovbd.signature=seal.p7s"
+        self.assertEqual(self.boot(line),
+                         (0, ["ovbd --quiet up --verity 0123:4096 --signature seal.p7s root a.zfile seal.zfile"]))
+
     def test_images_of_a_store(self):
         pathlib.Path("/run/ovbd/layers").mkdir(parents=True, exist_ok=True)
         layout = pathlib.Path("/run/ovbd/layers/oci-layout")

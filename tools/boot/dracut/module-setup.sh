@@ -12,12 +12,21 @@ depends() {
 
 installkernel() {
 	# Also where this system does not run from a stack.
-	hostonly='' instmods loop dm-snapshot dm-overlaybd dm-zfile
+	hostonly='' instmods loop dm-snapshot dm-overlaybd dm-zfile dm-verity
 }
 
 install() {
 	inst_multiple ovbd wipefs blkid cat mkdir mount
 	inst_simple /usr/lib/ovbd/root-stack
+	# Which images of the store are taken, and with what signatures are checked.
+	if [ -e /etc/ovbd/policy.conf ]; then
+		inst_multiple openssl
+		inst_simple /etc/ovbd/policy.conf
+		local word
+		for word in $(grep -v '^[[:space:]]*#' /etc/ovbd/policy.conf); do
+			case $word in /*) inst_simple "$word" ;; esac
+		done
+	fi
 	inst_hook initqueue/settled 10 "$moddir/ovbd-settled.sh"
 	inst_hook initqueue/timeout 10 "$moddir/ovbd-timeout.sh"
 }
