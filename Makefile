@@ -16,7 +16,7 @@ prefix ?= /usr/local
 
 .DEFAULT_GOAL := modules
 .PHONY: modules clean test test-all selftests torture planted upstream bench bench-compare bench-track profile demo rustfmt \
-	rustfmt-check clippy clippy-tools ovbd man install deb test-packages bench-boot bench-host bench-registry bench-lvm fuzz fuzz-smoke shell kernel-update distclean-cache help
+	rustfmt-check clippy clippy-tools ovbd man install deb test-packages bench-boot bench-seal bench-host bench-registry bench-lvm fuzz fuzz-smoke shell kernel-update distclean-cache help
 
 ifdef KDIR
 modules clean: ## build the modules, against KDIR=<kernel build tree> or the cached stock kernel
@@ -53,6 +53,13 @@ bench-track: ## write the tracked figures anew; REASON='why' is recorded with th
 	@$(ENTER) bench-track
 profile: ## instructions function by function; W='lz4-4k-random' names the workload
 	@$(ENTER) profile
+bench-seal: ## seconds to seal an image of MB= and to seal it again, beside veritysetup
+ifdef OVBD_INSIDE
+	$(CARGO) build --release --locked -p ovbd
+	python3 selftests/bench/seal.py
+else
+	@$(ENTER) shell $(MAKE) $@
+endif
 bench-lvm: ## push and pull of a thin volume of LVM_MB= in the native kernel, beside pipes of the same steps
 	@KERNEL=native T=lvm/figures OVBD_UML_MEMORY=8G OVBD_LVM_MB=$(or $(LVM_MB),1024) OVBD_LVM_ROUNDS=3 $(ENTER) selftests
 	@sed -n 's/^# //p' build/selftests-native/lvm/figures.log

@@ -126,6 +126,14 @@ def write_chain(folder, data, count):
     raw.unlink()
 
 
+def write_sealed(folder, data):
+    """The content as a compressed layer, the seal of it, and both as one image."""
+    folder.mkdir()
+    layers = [folder / "base.zfile", folder / "seal.zfile"]
+    run(OVBD, "build", "--verity", layers[1], "-o", layers[0], data)
+    run(OVBD, "export", *layers, "-o", folder / "image")
+
+
 def required_packages():
     """The packages of priority `required` and all that they depend on: the smallest Debian."""
     listing = subprocess.run(["dpkg-query", "-W", "-f=${Package}\t${Priority}\t${Depends}, ${Pre-Depends}\n"],
@@ -200,6 +208,7 @@ def main():
         run("mksquashfs", folder / "tree", folder / name, *options, "-noappend", "-all-time", "0", "-mkfs-time", "0")
     for count in CHAINS:
         write_chain(folder / f"qcow2-{count}", data.read_bytes(), count)
+    write_sealed(folder / "sealed", data)
     write_root(folder)
     for path in folder.glob("candidate*"):
         path.unlink()

@@ -12,6 +12,7 @@ COLUMNS = {
     "zfile": {"random": "4 KiB random", "cold": "4 KiB, page cache", "sequential": "1 MiB sequential",
               "buffered": "1 MiB, page cache", "crc": "parts: CRC", "decode": "decompression",
               "kernel decode": "the kernel's", "lower": "lower read", "stored": "stored, KiB"},
+    "verity": {"random": "4 KiB random", "sequential": "1 MiB sequential"},
     "slow": {"sequential": "1 MiB sequential", "buffered": "1 MiB, page cache", "stored": "stored, KiB"},
     "scaling": {"one": "1 CPU", "two": "2 CPUs"},
     "debian": {"mount": "mount, k", "start bash": "start bash, k", "start apt": "start apt-get, k", "tar": "tar c, k",
@@ -21,6 +22,7 @@ TITLES = {
     "segments": "dm-overlaybd beside dm-linear: {} for each read",
     "stacks": "Layers: {} for each 4 KiB read, MiB, activation",
     "zfile": "Compression: {} for each 4 KiB read, MiB",
+    "verity": "dm-verity over a stack: {} for each 4 KiB read, MiB",
     "slow": "From a device that serves 20 MB each second: {} for each MiB",
     "scaling": "dm-zfile with one CPU and with two: {} for each MiB",
     "debian": "A Debian root: {}",
@@ -136,6 +138,13 @@ def goals(reports):
                          1.25)
         yield from ratio("dm-zfile lz4 4k / lower read + CRC + decompression, 1 MiB sequential",
                          of("zfile", lz4, "sequential"), [of("zfile", lz4, "lower"), crc, decode], 1 / 0.9)
+    stack, plain = "dm-overlaybd and dm-zfile", "dm-linear"
+    for key, what in (("random", "4 KiB random"), ("sequential", "1 MiB sequential")):
+        below = [of("verity", row, key) for row in (f"dm-verity on {plain}", stack, plain)]
+        if None not in below:
+            most = below[0] + 1.05 * (below[1] - below[2])
+            yield from ratio(f"dm-verity on a stack / on dm-linear + 1.05 (stack - dm-linear), {what}",
+                             of("verity", f"dm-verity on {stack}", key), [most], 1.0)
     for rival in of.rows("zfile", "erofs", "squashfs", "vdo"):
         for key, what in (("cold", "4 KiB random"), ("buffered", "1 MiB sequential")):
             # EROFS is what was ahead of the kernel's decoder.
