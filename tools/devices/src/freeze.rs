@@ -209,7 +209,7 @@ impl Freezing<'_> {
         let (lower, generation) = (Role::Lower(number), Role::Generation(number));
         let frozen = Device::Number(old.device.number);
         let loop_device = Device::Loop(variable.to_owned());
-        let words = snapshot(device(lower), loop_device, old.chunk_sectors);
+        let words = snapshot(device(lower), loop_device, old.chunk_sectors, old.discards);
         vec![
             map(lower, true, linear(&frozen, 0)),
             store,

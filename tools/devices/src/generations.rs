@@ -11,6 +11,7 @@
 use ovbd_kernel::{dm::Control, Number};
 
 use crate::{
+    discards,
     mapped::{node, Mapped, Mapper, Target},
     running::{Role, Running},
 };
@@ -32,6 +33,8 @@ pub struct Generation {
     pub store: Number,
     /// Sectors of a chunk of its store.
     pub chunk_sectors: u32,
+    /// Whether it discards in its store.
+    pub discards: bool,
 }
 
 /// How a generation is.
@@ -137,6 +140,7 @@ impl Chain {
             let Some((lower, store, chunk_sectors)) = snapshot(device) else {
                 return strange(device);
             };
+            let discards = has_discards(device);
             let Some((Role::Lower(of), lower)) = of_number(stack, lower) else {
                 return strange(device);
             };
@@ -153,6 +157,7 @@ impl Chain {
                 lower: lower.clone(),
                 store,
                 chunk_sectors,
+                discards,
             });
             if lower.sectors() != top.sectors() {
                 return strange(lower);
@@ -226,6 +231,12 @@ fn snapshot(device: &Mapped) -> Option<(Number, Number, u32)> {
     Some((table.device(0)?, table.device(1)?, chunk)).filter(|_| persistent)
 }
 
+/// Whether a snapshot discards in its store.
+fn has_discards(device: &Mapped) -> bool {
+    let mut words = device.table.iter().flat_map(|line| &line.words);
+    words.any(|word| word == discards::FEATURE)
+}
+
 /// Removes what a commit that was killed left behind, which is in no table any more. Returns the generations of those
 /// that were removed because a layer has what they held.
 ///
@@ -281,6 +292,7 @@ fn check_unneeded(control: &Control, device: &Mapped, number: u32, chain: &Chain
         lower: device.clone(),
         store,
         chunk_sectors,
+        discards: false,
     };
     match generation.state(control) {
         Ok(State::Written) => {

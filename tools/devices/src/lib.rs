@@ -10,6 +10,7 @@ mod block_writer;
 pub mod commit;
 pub mod cow;
 pub mod direct_io;
+mod discards;
 pub mod down;
 pub mod exceptions;
 mod freeze;

@@ -16,7 +16,7 @@ use ovbd_image::lsmt::{topmost_size, SECTOR_BYTES};
 use ovbd_kernel::dm::Control;
 
 use crate::{
-    check_root, cow, in_parallel,
+    check_root, cow, discards, in_parallel,
     layer_place::{layer_steps, line, linear, LayerPlace, TAILS},
     lock::Lock,
     loops,
@@ -81,12 +81,13 @@ pub fn up(
         None => None,
     };
     check_no_stack(&control, &options.name)?;
-    let steps = steps(options)?;
+    loops::prepare()?;
+    let discards = options.writable.is_some() && discards::are_possible(&control, &options.name);
+    let steps = steps(options, discards)?;
     check_names(&control, &options.name, &steps)?;
     for target in targets(&steps) {
         check_target(target)?;
     }
-    loops::prepare()?;
     plan::run(&control, &steps, interrupt, report, || {
         let node = node(&options.name);
         if options.writable.is_some() {
@@ -122,11 +123,11 @@ pub fn dry_run(options: &Options) -> Result<String> {
             }
         }
     }
-    Ok(script::print(&steps(options)?))
+    Ok(script::print(&steps(options, false)?))
 }
 
-/// Everything that has to be done.
-fn steps(options: &Options) -> Result<Vec<Step>> {
+/// Everything that has to be done; `discards` says whether snapshots can discard.
+fn steps(options: &Options, discards: bool) -> Result<Vec<Step>> {
     check_name(&options.name)?;
     check_count(&options.layers)?;
     let opened = in_parallel(&options.layers, LayerPlace::open);
@@ -224,7 +225,7 @@ fn steps(options: &Options) -> Result<Vec<Step>> {
         let (lower, generation) = (Role::Lower(number), Role::Generation(number));
         steps.push(map(lower, sectors, true, below));
         steps.extend(store.steps);
-        let words = snapshot(device(lower), store.device, store.chunk_sectors);
+        let words = snapshot(device(lower), store.device, store.chunk_sectors, discards);
         steps.push(map(generation, sectors, false, words));
         below = linear(&device(generation), 0);
     }
@@ -233,14 +234,19 @@ fn steps(options: &Options) -> Result<Vec<Step>> {
 }
 
 /// The table of a generation. With `O` a store that is full refuses writes and keeps what it has; without, it loses all.
-pub fn snapshot(below: Device, store: Device, chunk_sectors: u32) -> Vec<Word> {
-    vec![
+/// What is discarded becomes zero, and room in the file of the store, where the kernel can do `discards`.
+pub fn snapshot(below: Device, store: Device, chunk_sectors: u32, discards: bool) -> Vec<Word> {
+    let mut words = vec![
         "snapshot".into(),
         below.into(),
         store.into(),
         "PO".into(),
         u64::from(chunk_sectors).into(),
-    ]
+    ];
+    if discards {
+        words.extend([1.into(), discards::FEATURE.into()]);
+    }
+    words
 }
 
 /// Refuses the name of a stack of which anything exists.
