@@ -109,6 +109,14 @@ impl RawSource {
         }
     }
 
+    /// The file or device, if it is one.
+    pub fn file(&self) -> Option<&File> {
+        match &self.kind {
+            Kind::Seekable { input, .. } => Some(input.file()),
+            Kind::Stream(_) => None,
+        }
+    }
+
     /// Whether it can be read only once, and its size is not known before.
     pub fn is_stream(&self) -> bool {
         matches!(self.kind, Kind::Stream(_))

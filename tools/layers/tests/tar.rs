@@ -13,7 +13,7 @@ use std::{
 
 use common::{
     content, layers, names, problems,
-    programs::has,
+    programs::{has, skip},
     tars::{set_checksum, Member, Tar},
     Random,
 };
@@ -24,8 +24,11 @@ use ovbd_image::{
 use ovbd_layers::{
     blob::Blob,
     build::Options,
+    export,
     layer::{Layer, LayerPath},
     output::Rules,
+    parents::Parents,
+    stack_or_zfile::StackOrZfile,
     tar::{
         filesystem::Kind,
         original::{DiffId, Original},
@@ -65,6 +68,77 @@ fn made(folder: &Path, name: &str, tar: &[u8], options: &Options) -> Result<(Pat
     original.to_file(&back, Rules::default(), &()).unwrap();
     assert!(fs::read(&back).unwrap() == tar);
     Ok((layer, made))
+}
+
+#[test]
+fn an_ext4_over_a_tar() {
+    if !has("mke2fs") || !has("debugfs") {
+        return;
+    }
+    let folder = tempdir().unwrap();
+    let at = folder.path();
+    let tar = some_tar(7).end();
+    let source = at.join("a.tar");
+    fs::write(&source, &tar).unwrap();
+    let packed = at.join("a.zst");
+    fs::write(&packed, zstd::encode_all(&tar[..], 1).unwrap()).unwrap();
+    let ext4 = TarOptions {
+        filesystem: Kind::Ext4,
+        ..EROFS
+    };
+    let build = |source: &Path, name: &str| {
+        build_from_tar(source, &at.join(name), &plain(), ext4, &())
+            .map(|made| (at.join(name), made))
+    };
+    let (layer, made) = match build(&source, "one") {
+        // On a machine with an older one, or without libarchive.
+        Err(error) if std::env::var_os("OVBD_INSIDE").is_none() => return skip(error),
+        result => result.unwrap(),
+    };
+    assert!(made.stored_bytes < 1 << 20, "{made:?}");
+    assert_eq!(problems(&layers(&[&layer])), [""; 0]);
+    // Nothing of it depends on the time.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let (again, _) = build(&packed, "two").unwrap();
+    assert!(fs::read(&layer).unwrap() == fs::read(&again).unwrap());
+    let blob = Blob::open(&layer).unwrap();
+    let original = Original::of(&blob).unwrap();
+    original
+        .check(DiffId(Sha256::digest(&tar).into()), &())
+        .unwrap();
+    let image = at.join("image");
+    let stack = StackOrZfile::open(&layers(&[&layer]), Parents::All).unwrap();
+    export::to_file(&stack, &image, Rules::default(), &()).unwrap();
+    let checked = Command::new("e2fsck").args(["-fn"]).arg(&image).output();
+    let checked = checked.unwrap();
+    assert!(checked.status.success(), "{checked:?}");
+    let files = at.join("files");
+    fs::create_dir(&files).unwrap();
+    let request = format!("rdump / {}", files.display());
+    let dumped = Command::new("debugfs")
+        .arg("-R")
+        .arg(request)
+        .arg(&image)
+        .output();
+    assert!(dumped.unwrap().status.success());
+    for number in 0..11 {
+        let name = format!("etc/file{number}");
+        let cat = Command::new("tar")
+            .arg("-xOf")
+            .arg(&source)
+            .arg(format!("./{name}"))
+            .output();
+        assert!(
+            cat.unwrap().stdout == fs::read(files.join(&name)).unwrap(),
+            "{name}"
+        );
+    }
+    let options = Options {
+        base: layers(&[&layer]),
+        ..plain()
+    };
+    let error = build_from_tar(&source, &at.join("three"), &options, ext4, &()).unwrap_err();
+    assert!(error.what().contains("over other layers"), "{error}");
 }
 
 /// What the tool itself makes of a tar.

@@ -58,6 +58,16 @@ pub struct Scanner {
     pieces: Vec<Piece>,
     /// Whether the first block is a header, or zeros as in a tar of nothing.
     looks_right: bool,
+    extent: Extent,
+}
+
+/// How much a tar holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// Members, and headers that belong to them.
+    pub headers: u64,
+    /// Blocks of 4 KiB of the content of files.
+    pub blocks: u64,
 }
 
 impl Default for Scanner {
@@ -72,6 +82,7 @@ impl Default for Scanner {
             open: Vec::new(),
             pieces: Vec::new(),
             looks_right: true,
+            extent: Extent::default(),
         }
     }
 }
@@ -108,6 +119,11 @@ impl Scanner {
                 is_zero(block) || ovbd_image::tar::MemberHeader::parse(block).is_some();
         }
         self.at += 1;
+        self.extent.headers += u64::from(!is_zero(block));
+        if let Follows::File(blocks) = follows {
+            let blocks = blocks.div_ceil(PIECE_SECTORS);
+            self.extent.blocks = self.extent.blocks.saturating_add(blocks);
+        }
         (self.content, self.of_file) = match follows {
             Follows::Block => (0, false),
             Follows::File(blocks) => (blocks, true),
@@ -150,6 +166,11 @@ impl Scanner {
     /// Whether this is a tar, as far as its first block shows.
     pub fn looks_right(&self) -> bool {
         self.looks_right
+    }
+
+    /// How much the tar holds.
+    pub fn extent(&self) -> Extent {
+        self.extent
     }
 
     /// Whether the tar ends inside a member. Where one ends, or the blocks of zeros after the last are missing, it is whole

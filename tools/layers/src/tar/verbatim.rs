@@ -16,7 +16,7 @@ use std::{
 use ovbd_image::lsmt::{Identity, UuidText, SECTOR_BYTES};
 
 use super::{
-    filesystem::{scratch_folder, Kind, Maker},
+    filesystem::{scratch_folder, Job, Kind, Maker},
     original::DiffId,
     pieces::Scanner,
     plan::{Hashed, Plan, Run, Source},
@@ -94,6 +94,13 @@ pub fn build_next(
 ) -> Result<Made> {
     options.check().map_err(|what| Error::new(path, what))?;
     options.check_room(path)?;
+    if !options.base.is_empty() && !tar.filesystem.goes_over_layers() {
+        let what = format!(
+            "no {} can be made over other layers (erofs can)",
+            tar.filesystem.name()
+        );
+        return Err(Error::new(path, what));
+    }
     let input = TarSource::open(source)?;
     let is_pipe = || {
         let what = "a pipe, but the layer is compared with the file system before it gets its name";
@@ -266,14 +273,14 @@ impl Building<'_> {
         let mut at = 0;
         let start_maker = |first: &[u8]| {
             let kind = self.tar.filesystem;
-            let identity = [kind.name().as_bytes(), parent.as_str().as_bytes(), first];
-            Maker::start(
+            Maker::start(Job {
                 kind,
-                self.image,
-                self.base.is_some(),
-                &identity,
-                self.folder,
-            )
+                image: self.image,
+                over_base: self.base.is_some(),
+                identity: &[kind.name().as_bytes(), parent.as_str().as_bytes(), first],
+                tar: self.input.plain().and_then(RawSource::file),
+                folder: self.folder,
+            })
         };
         let bytes = self
             .input
@@ -308,7 +315,7 @@ impl Building<'_> {
         let padding = at.next_multiple_of(GRANULE_BYTES as u64) - at;
         layer.unmapped(&vec![0; padding as usize])?;
         match maker {
-            Some(maker) => Ok((bytes, maker.finish()?)),
+            Some(maker) => Ok((bytes, maker.finish(scanner.extent())?)),
             None => Err(self.no_tar()),
         }
     }

@@ -104,6 +104,8 @@ pub struct Build {
 pub enum TarFilesystem {
     /// EROFS, which is read-only
     Erofs,
+    /// ext4, for the lowest layer alone
+    Ext4,
 }
 
 impl Build {
@@ -163,6 +165,7 @@ impl Build {
         let what = TarOptions {
             filesystem: match self.fs.unwrap_or(TarFilesystem::Erofs) {
                 TarFilesystem::Erofs => Kind::Erofs,
+                TarFilesystem::Ext4 => Kind::Ext4,
             },
             max_bytes: self.max_size.unwrap_or(left.unwrap_or(u64::MAX)),
         };
