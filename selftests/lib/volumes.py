@@ -83,7 +83,7 @@ class Group:
     def all(self):
         """What LVM says of all volumes, by name."""
         text = run("lvs", "--reportformat", "json", "--options",
-                   "lv_name,lv_tags,lv_active,lv_permissions,lv_size,origin,data_percent", "--units", "b",
+                   "lv_name,lv_tags,lv_active,lv_permissions,lv_size,origin,data_percent,zero", "--units", "b",
                    "--nosuffix", self.name)
         return {row["lv_name"]: row for row in json.loads(text)["report"][0]["lv"]}
 

@@ -47,10 +47,12 @@ def both_ways(group, pool, name, sizes):
 
 def chunks(devices):
     """Chunks from the smallest to some that are larger than the volume, and no power of two."""
-    group = Group(devices, "chunks", 900)
+    sizes = os.environ.get("OVBD_CHUNKS", "64k 192k 1m 32m").split()
+    # A chunk of each snapshot; all that is not written to is a hole of a file.
+    group = Group(devices, "chunks", 900 + 4096 * sizes.count("1g"))
     group.pool("pulled", 300, "--chunksize", "64k")
-    for size in ("64k", "192k", "1m", "32m"):
-        group.pool(f"p-{size}.x", 128, "--chunksize", size)
+    for size in sizes:
+        group.pool(f"p-{size}.x", 4096 if size == "1g" else 128, "--chunksize", size)
         both_ways(group, f"p-{size}.x", f"v-{size}", [12 << 10, 16 << 10])
 
 

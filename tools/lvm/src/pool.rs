@@ -149,6 +149,16 @@ pub fn metadata_blocks(mapped: u64, chunks: u64) -> u64 {
     new + copied + OTHERS
 }
 
+/// Why neither a volume nor a metadata snapshot can be made in a pool as it is now.
+pub fn defect(status: &Status) -> Option<&'static str> {
+    match status.mode.as_str() {
+        "rw" | "out_of_data_space" if status.needs_check => Some("its metadata needs a check"),
+        "rw" | "out_of_data_space" => None,
+        _ if status.needs_check => Some("it is read-only, and its metadata needs a check"),
+        _ => Some("it is read-only"),
+    }
+}
+
 /// Refuses a pool of which nothing can be read as it is now. It is active.
 ///
 /// # Errors
@@ -158,13 +168,7 @@ pub fn check(pool: &Volume) -> Result<Status> {
     let Some(status) = status(&target(pool))? else {
         return Err(pool.name.error("the pool is not active"));
     };
-    let why = match status.mode.as_str() {
-        "rw" | "out_of_data_space" if status.needs_check => Some("its metadata needs a check"),
-        "rw" | "out_of_data_space" => None,
-        _ if status.needs_check => Some("it is read-only, and its metadata needs a check"),
-        _ => Some("it is read-only"),
-    };
-    match why {
+    match defect(&status) {
         None => Ok(status),
         Some(why) => Err(pool.name.error(format!(
             "{why}: no metadata snapshot can be taken (lvconvert --repair {} mends it)",

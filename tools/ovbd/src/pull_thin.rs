@@ -196,6 +196,12 @@ pub fn run(
         );
         return Err(pool.name.error(what).into());
     }
+    // If it is not active, making the volume activates it.
+    let status = pool::status(&pool::target(pool))?;
+    if let Some(why) = status.as_ref().and_then(pool::defect) {
+        let what = format!("{why} (lvconvert --repair {} mends it)", pool.name);
+        return Err(pool.name.error(what).into());
+    }
     let work = Work {
         pull,
         from,
@@ -505,12 +511,8 @@ impl Work<'_> {
         let Some(status) = pool::status(&pool::target(self.pool))? else {
             return Err(self.pool.name.error("the pool is not active").into());
         };
-        if status.mode != "rw" || status.needs_check {
-            let why = match status.needs_check {
-                true => "needs a check of its metadata (\"lvconvert --repair\" mends it)",
-                false => "cannot be written to",
-            };
-            let what = format!("the pool is {} and {why}", status.mode);
+        if status.mode != "rw" {
+            let what = format!("the pool is {} and cannot be written to", status.mode);
             return Err(self.pool.name.error(what).into());
         }
         let chunk = self.pool.chunk_bytes.max(1);
