@@ -24,10 +24,10 @@ RUN = 64 << 10
 
 def text(generator, size):
     """Bytes that lz4 leaves about half of."""
-    words = [generator.randbytes(12) for _ in range(512)]
+    words = [generator.randbytes(14) for _ in range(48)]
     parts = []
     while size > 0:
-        parts.append(generator.choice(words) + generator.randbytes(6))
+        parts.append(generator.choice(words) + generator.randbytes(4))
         size -= 18
     return b"".join(parts)
 

@@ -8,7 +8,8 @@
 //! here, so zeroed segments stay.
 //!
 //! The new layer has the UUID of the topmost one and the parent of the lowest one: it takes their place, and layers above
-//! and stores of running stacks fit on it.
+//! and stores of running stacks fit on it. Of layers that are no neighbours it has no UUID, as it is not what the topmost one
+//! was over the others.
 
 use std::{path::Path, slice, sync::Arc};
 
@@ -26,6 +27,7 @@ use crate::{
     error::{Error, Result},
     layer::Layer,
     layer_writer::{BlobWriter, LayerWriter},
+    parents::{self, Ancestry, Parents},
     pipeline::{self, Pool},
     report::Report,
     stack::{Stack, StackReader},
@@ -78,11 +80,14 @@ pub fn squash(
         BlobWriter::Plain(_) => Arc::default(),
         BlobWriter::Zfile(zfile) => zfile.buffers(),
     };
-    let own = |layer: Option<&Layer>| layer.and_then(Layer::uuid).unwrap_or(UuidText::NIL);
+    let ancestry: Vec<_> = stack.layers().iter().map(Ancestry::of).collect();
+    let are_neighbours = parents::check(&ancestry, Parents::Neighbours).is_ok();
+    let top = stack.top().and_then(Layer::uuid);
+    let own = options.uuid.or(top.filter(|_| are_neighbours));
     let bottom = stack.layers().first();
     let identity = Identity {
         virtual_size: stack.virtual_bytes(),
-        uuid: options.uuid.unwrap_or_else(|| own(stack.top())),
+        uuid: own.unwrap_or(UuidText::NIL),
         parent_uuid: options.parent(bottom.and_then(Layer::parent_uuid)),
     };
     let mut layer = LayerWriter::new(blob, path, &identity)?;

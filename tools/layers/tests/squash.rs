@@ -224,6 +224,15 @@ fn only_neighbours_are_squashed() {
     let wrong = [paths[1].clone(), paths[3].clone()];
     let error = squashed(&wrong, &out, &plain(), false).unwrap_err();
     assert!(error.to_string().contains("l3: not the one for"), "{error}");
+    // Whoever wants that gets a layer that nobody takes for the topmost one.
+    let options = Options {
+        base: all(&wrong),
+        parents: Parents::Ignored,
+        ..plain()
+    };
+    let made = squash(&out, &options, false, &()).unwrap();
+    assert!(made.uuid.is_nil());
+    fs::remove_file(&out).unwrap();
     // Its own layers are no place for it.
     let error = squashed(&paths, &paths[1], &plain(), false).unwrap_err();
     assert!(error.to_string().contains("l1"), "{error}");

@@ -31,7 +31,8 @@ const EXAMPLES: &str = "Examples:
 /// that is the compression of most of the data; --level is for what is compressed again.
 ///
 /// The new layer has the UUID of the topmost one and the parent of the lowest one, so it takes their place in any stack: the
-/// layers above fit on it, and so does the store of a writable device. The layers themselves stay as they are.
+/// layers above fit on it, and so does the store of a writable device. The layers themselves stay as they are. Layers that do
+/// not lie on each other, with --ignore-parents, become one without a UUID.
 ///
 /// What lies below is not looked at. Where the layers have made something zero, the new one does so too, also where it is
 /// the lowest.
