@@ -20,6 +20,7 @@ use ovbd_layers::{
     squash::squash,
     stack::{Stack, WINDOW_BYTES},
     stack_or_zfile::StackOrZfile,
+    turbo::Target,
     verify::{verify, Finding},
 };
 use tempfile::TempDir;
@@ -28,6 +29,9 @@ use crate::{base::MAX_LAYERS, random::Random};
 
 /// Windows that are read of an image, so that a huge one takes no longer than others.
 const MAX_WINDOWS: usize = 8;
+
+/// Bytes of the target of layers that may be TurboOCI.
+const TARGET_BYTES: u64 = 300_000;
 
 /// Files that every input is written to.
 pub struct Fuzzer {
@@ -44,6 +48,7 @@ impl Fuzzer {
     /// The system's.
     pub fn new() -> io::Result<Self> {
         let folder = TempDir::new_in("/dev/shm").or_else(|_| TempDir::new())?;
+        File::create(folder.path().join("target"))?.set_len(TARGET_BYTES)?;
         Ok(Self {
             layers: [
                 File::create(folder.path().join("0"))?,
@@ -81,6 +86,12 @@ impl Fuzzer {
             paths.push(LayerPath::Sealed(self.path(&number.to_string())));
         }
         read(&paths, &self.path("squashed"));
+        if let [LayerPath::Sealed(blob)] = &paths[..] {
+            // Perhaps it points into another file, of which only the size matters.
+            let target = Target::open(&self.path("target"), &()).map_err(io::Error::other)?;
+            let blob = blob.clone();
+            read(&[LayerPath::Turbo { blob, target }], &self.path("squashed"));
+        }
         Ok(())
     }
 

@@ -14,6 +14,7 @@ pub mod memory;
 pub mod mutate;
 pub mod random;
 pub mod repair;
+pub mod tars;
 
 use std::{
     fmt::Write as _,
