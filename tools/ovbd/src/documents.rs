@@ -7,8 +7,8 @@ use std::path::Path;
 use anyhow::{bail, Context, Result};
 use ovbd_oci::{
     annotations::{
-        BASE_DIGEST, BASE_NAME, BLOB_DIGEST, BLOB_SIZE, CREATED, FS_TYPE, SOURCE, VERSION,
-        VERSION_VALUE, VIRTUAL_SIZE,
+        BASE_DIGEST, BASE_NAME, BLOB_DIGEST, BLOB_SIZE, CREATED, FS_TYPE, SOURCE, TAR_BYTES,
+        VERSION, VERSION_VALUE, VIRTUAL_SIZE,
     },
     Bounded, Config, Descriptor, Digest, History, Image, ImageLayer, LayerKind, Manifest,
     MediaType, Platform, RootFs, DOCKER_CONFIG, DOCKER_LAYER, MAX_LAYERS, OCI_CONFIG, OCI_LAYER,
@@ -23,6 +23,8 @@ pub struct NewLayer {
     pub bytes: u64,
     /// What it was made of, for the history.
     pub made_of: Option<String>,
+    /// Bytes of the original tar that it begins with, if it does.
+    pub tar_bytes: Option<u64>,
 }
 
 /// What a new image is made of.
@@ -76,6 +78,10 @@ impl Composition<'_> {
             if let Some(fs_type) = self.fs_type {
                 let annotations = &mut layer.annotations;
                 annotations.insert(FS_TYPE.to_owned(), fs_type.to_owned());
+            }
+            if let Some(bytes) = new.tar_bytes {
+                let annotations = &mut layer.annotations;
+                annotations.insert(TAR_BYTES.to_owned(), bytes.to_string());
             }
             layers.push(layer);
             // The digest of a layer is that of its uncompressed form: the tar around it is not compressed.
@@ -306,6 +312,7 @@ mod tests {
                 digest: Digest::of(format!("new {n}").as_bytes()),
                 bytes: 4096,
                 made_of: None,
+                tar_bytes: None,
             });
             let composition = Composition {
                 base: Some((None, &base)),

@@ -443,6 +443,7 @@ impl Work<'_> {
                     digest: digest.clone(),
                     bytes: *bytes,
                     made_of: Some(name.clone()),
+                    tar_bytes: None,
                 })
                 .collect(),
             virtual_bytes: self.new.bytes,

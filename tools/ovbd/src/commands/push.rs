@@ -23,6 +23,7 @@ use ovbd_layers::{
     seal::seal,
     split,
     stack::Stack,
+    tar::original::tar_bytes,
     units,
 };
 use ovbd_lvm::Name;
@@ -287,6 +288,10 @@ impl Push {
         let mut sources: Vec<Arc<dyn BlobSource>> =
             paths.iter().map(wrapped).collect::<Result<_>>()?;
         let mut names: Vec<PathBuf> = paths.iter().map(|path| path.data().to_owned()).collect();
+        let tars = stack.layers().iter();
+        let mut tars: Vec<Option<u64>> = tars
+            .map(|layer| tar_bytes(layer.content()))
+            .collect::<ovbd_layers::Result<_>>()?;
         if let (Some(most), Some(lowest)) = (self.split, paths.first()) {
             if kept > 0 {
                 let what =
@@ -295,6 +300,9 @@ impl Push {
             }
             let parts = split(lowest, most, MAX_LAYERS - (paths.len() - 1), report)?;
             names.splice(0..1, (0..parts.len()).map(|_| lowest.data().to_owned()));
+            if parts.len() > 1 {
+                tars.splice(0..1, vec![None; parts.len()]);
+            }
             sources.splice(0..1, parts);
         }
         let bytes = sources[kept..].iter().map(|source| source.size()).sum();
@@ -315,6 +323,7 @@ impl Push {
                 made_of: names[number]
                     .file_name()
                     .map(|name| name.to_string_lossy().into_owned()),
+                tar_bytes: tars[number],
             })
             .collect();
         let composed = Composition {

@@ -121,6 +121,25 @@ fn an_ordinary_image_becomes_block_layers() {
     here.good(&format!("pull --plain-http --store s {host}/x/y:blocks"));
 }
 
+/// What is pushed by hand says of its tar too.
+#[test]
+fn layers_over_tars_are_pushed() {
+    if !has("mkfs.erofs") {
+        return;
+    }
+    let server = Scripted::start();
+    let (here, host) = (Place::new(), &server.host);
+    let tars = three_tars();
+    fs::write(here.path().join("one.tar"), &tars[0]).unwrap();
+    here.good("build --from-tar one.tar -o one.layer");
+    here.good(&format!("push --plain-http one.layer {host}/x/y:hand"));
+    let manifest = here.good(&format!("inspect --plain-http --raw {host}/x/y:hand"));
+    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    let annotations = &manifest["layers"][0]["annotations"];
+    let bytes = tars[0].len().to_string();
+    assert_eq!(annotations["vnd.dm-overlaybd.tar-bytes"], bytes.as_str());
+}
+
 #[test]
 fn images_that_are_not_what_they_say() {
     if !has("mkfs.erofs") {
