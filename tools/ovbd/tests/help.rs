@@ -84,9 +84,9 @@ fn texts_are_in_help_and_man_pages() {
 }
 
 #[test]
-fn verbs_about_registries_have_examples_that_parse() {
+fn verbs_about_images_elsewhere_have_examples_that_parse() {
     let verbs = [
-        "push", "pull", "images", "inspect", "tag", "rmi", "gc", "fsck", "login", "logout",
+        "push", "pull", "images", "inspect", "tag", "rmi", "gc", "fsck", "login", "logout", "lvm",
     ];
     let folder = tempdir().unwrap();
     for verb in verbs {

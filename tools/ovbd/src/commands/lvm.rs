@@ -20,15 +20,28 @@ use serde_json::json;
 
 use crate::{base::candidates, report::Report};
 
+const EXAMPLES: &str = "Examples:
+
+  ovbd lvm status --changes vg
+      which volumes of vg are images, and how much a push of the others would read
+
+  ovbd lvm recover
+      takes back what a push or pull left that was killed, and says what stays
+
+  ovbd lvm recover --force vg/pool
+      releases the metadata snapshot of a pool, whichever program asked for it
+
+  ovbd lvm prune --dry-run --keep 3 vg/web
+      which snapshots of vg/web would go if the newest three that were pushed are kept";
+
 /// Show which logical volume is which image, and tidy up.
 ///
 /// "status" lists the volumes that are images. "recover" takes back what programs left that were killed: volumes that they
 /// activated, their metadata snapshots of pools, volumes that are not complete. Every push and pull does that as well, but
 /// for volumes from before a reboot. What "recover" cannot tell the owner of stays, and is said with the option that removes
 /// it. "prune" removes old snapshots.
-///
-/// Example: ovbd lvm prune --keep 3 vg/web
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Lvm {
     /// What to do.
     #[command(subcommand)]
