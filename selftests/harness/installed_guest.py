@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """A fresh Debian, booted with its stock kernel and initrd. Two commands, apt and `ovbd up`, give a stack without a reboot;
 once it is enabled it comes up from /etc/ovbd, is mounted by fstab, and has what was written to it; so has one with a volume
-group on it. Another, with a missing layer, does not and says why.
+group on it, and one that dm-verity checks. Another, with a missing layer, does not and says why.
 """
 
 import re
@@ -44,6 +44,9 @@ if ! command -v ovbd >/dev/null; then
 	echo on a volume >/srv/inside/written
 	ovbd enable pv
 	echo '/dev/inside/data /srv/inside ext4 nofail 0 0' >>/etc/fstab
+	ovbd --quiet build --verity /srv/layers/seal.zfile -o /srv/layers/sealed.zfile /srv/layers/empty
+	ovbd up --verity /srv/layers/seal.zfile.roothash sealed /srv/layers/sealed.zfile /srv/layers/seal.zfile
+	ovbd enable sealed
 	echo 'layer /srv/layers/missing.zfile' >/etc/ovbd/broken.conf
 	ovbd enable broken
 	systemctl reboot
@@ -52,13 +55,15 @@ else
 	say "broken: $(systemctl is-failed ovbd@broken) $(journalctl -b -o cat -u ovbd@broken | grep '^ovbd:')"
 	say "written: $(cat /srv/disk/written)"
 	say "volume: $(findmnt -n -o SOURCE /srv/inside) $(cat /srv/inside/written)"
+	say "sealed: $(dmsetup table sealed | cut -d' ' -f3), $(ovbd ls | grep -c '^  verified: ') verified"
 	systemctl poweroff
 fi
 """
 # Each line in the order in which it must come.
 LOOK = ["mounted /dev/mapper/disk ext4", "from the layer: hello", "modules 2"]
 WANTED = [*LOOK, *LOOK, "broken: failed ovbd: /srv/layers/missing.zfile: cannot open: No such file or directory",
-          "written: before the reboot", "volume: /dev/mapper/inside-data on a volume"]
+          "written: before the reboot", "volume: /dev/mapper/inside-data on a volume",
+          "sealed: verity, 1 verified"]
 
 
 def prepare(top, debs, release):

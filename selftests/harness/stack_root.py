@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A fresh Debian with the packages whose root file system is a stack of one compressed layer: booted with the initramfs
-of initramfs-tools and with that of dracut, and what it costs beside the same file system on a dm-linear, in
-instructions.
+"""A fresh Debian with the packages whose root file system is a stack of one compressed layer, sealed or not: booted with
+the initramfs of initramfs-tools and with that of dracut, and what it costs beside the same file system on a dm-linear,
+in instructions.
 """
 
 import contextlib
@@ -51,7 +51,9 @@ def system(kernel, debs):
         installed.copy_boot_files(top, release, RESULTS, ("vmlinuz", "initrd.img", "dracut.img"))
         installed.make_image(top, RESULTS / "linear.img", SYSTEM_BYTES)
     installed.run("sh", "-ec", f"""
-        mkdir "$0/files"; "$1" --quiet build -o "$0/files/base.zfile" "$0/linear.img"
+        mkdir "$0/files"
+        "$1" --quiet build --verity "$0/files/seal.zfile" -o "$0/files/base.zfile" "$0/linear.img"
+        mv "$0/files/seal.zfile.roothash" "$0/root"
         truncate -s {SYSTEM_BYTES} "$0/stack.img"; mkfs.ext4 -q -d "$0/files" "$0/stack.img"
         rm -r "$0/files"
     """, RESULTS, installed.OVBD)
@@ -78,12 +80,20 @@ def boots(initrd):
     installed.expect(report == WANTED, f"the system reported {report}")
 
 
+def boots_checked(initrd):
+    """The root file system is on dm-verity, with the root hash of the command line."""
+    root = (RESULTS / "root").read_text()
+    report, _ = boot("stack.img", initrd, f"{STACK},seal.zfile ovbd.verity={root}")
+    installed.expect(report == [WANTED[0], "table verity"], f"the system reported {report}")
+
+
 def test(kernel, debs):
     """Both kinds of initramfs boot; returns the counts."""
     counts = Counts()
     with system(kernel, debs):
         installed.check(counts, "boots from a stack with initramfs-tools", boots, "initrd.img")
         installed.check(counts, "boots from a stack with dracut", boots, "dracut.img")
+        installed.check(counts, "boots from a sealed stack", boots_checked, "initrd.img")
     return counts
 
 

@@ -234,6 +234,8 @@ def test_all(stages):
     stages.run("logical volumes", lambda: counted("selftests", "KERNEL=native", "T=lvm/*"))
     stages.run("more damaged images", lambda: counted("selftests", "KERNEL=debug", "T=hostile/*", OVBD_MUTANTS="200",
                                                       OVBD_TEST_LIMIT="3600"))
+    stages.run("sealed stacks that were changed", lambda: counted("selftests", "T=ovbd/tampered", OVBD_MUTANTS="5000",
+                                                                  OVBD_TEST_LIMIT="7200"))
     stages.run("commits under a writer, and killed", lambda: counted("selftests", "KERNEL=native",
                                                                      "T=ovbd/generations ovbd/crashes ovbd/powercut",
                                                                      OVBD_COMMITS="200", OVBD_KILLS="100",

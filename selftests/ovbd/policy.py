@@ -71,6 +71,7 @@ def signed(tap, host, base, sign):
         tap.result(state is not None, "and checked, though nothing on the command line says so")
         refused(tap, "with another layer on top", "a seal is of that image alone", "up", "checked", image, base)
         refused(tap, "into a thin volume", "is not checked against the root hash", "pull", "--thin", "vg/pool", image)
+        refused(tap, "an ordinary image", "has no root hash", "pull", "--convert", image)
         refused(tap, "another repository", "rejects images of this repository", "pull", f"{host}/other/web:mon")
     with policy("nonsense\n"):
         refused(tap, "a policy that is not understood", f"{POLICY}: line 1:", "up", "checked", image)
@@ -88,6 +89,24 @@ def without_policy(tap, host, image, certificate, other):
     documents[f"/v2/vm/web/manifests/{digest.partition('@')[2]}"] = documents["/v2/vm/web/manifests/mon"]
     ovbd("pull", digest)
     use(tap, digest, "the user names the image by its digest", "--verity", "image")
+
+
+def push_again(tap, host, image, sign):
+    """What was written to a stack that is checked, sealed by the root hash that it is checked against."""
+    written, new = SCRATCH / "written.zfile", f"{host}/vm/web:new"
+    with policy(f"{host}/vm {sign[-1]}\n"):
+        ovbd("up", "--writable", "checked", image)
+        with open(DEVICE, "r+b", buffering=0) as device:
+            device.seek(100 * BLOCK)
+            device.write(bytes(BLOCK))
+            os.fsync(device.fileno())
+        digest = sha256(DEVICE)
+        ovbd("push", "--seal", *sign, "--layer", written, "checked", new)
+        ovbd("down", "checked")
+        ovbd("pull", "--up", "checked", new)
+        tap.equal(sha256(DEVICE), digest, "what was written, pulled from the registry")
+        tap.result(listed("checked")["verity"] is not None, "and checked")
+        ovbd("down", "checked")
 
 
 def sign_later(tap, host, base, sign):
@@ -169,6 +188,7 @@ def main(tap):
     with registry() as host:
         signed(tap, host, base, sign)
         without_policy(tap, host, f"{host}/vm/web:mon", sign[-1], unknown[-1])
+        push_again(tap, host, f"{host}/vm/web:mon", sign)
         sign_later(tap, host, base, sign)
         changed_by_the_registry(tap, host, base, sign, unknown)
     tap.equal(settled(before), before, "no device is left")

@@ -307,6 +307,11 @@ impl Running {
         })
     }
 
+    /// The root hash that what is read is checked against, in hexadecimal digits.
+    pub fn root_hash(&self) -> Option<&str> {
+        self.verity()?.target()?.words.get(8).map(String::as_str)
+    }
+
     /// The device of the stack itself, below all generations and dm-verity.
     pub fn stack(&self) -> Option<&Mapped> {
         let mut devices = self.devices.iter();

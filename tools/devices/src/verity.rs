@@ -24,7 +24,10 @@ use ovbd_layers::{
     verity::{Geometry, Superblock},
 };
 
-use crate::plan::{Device, Word};
+use crate::{
+    plan::{Device, Word},
+    programs::run,
+};
 
 /// What a stack is checked against.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -247,7 +250,12 @@ pub fn explain(table: &[Line], error: Error) -> Error {
 
 /// Whether dm-verity takes no root without a signature.
 pub fn signatures_are_required() -> bool {
-    let found = fs::read("/sys/module/dm_verity/parameters/require_signatures");
+    let module = Path::new("/sys/module/dm_verity");
+    if !module.exists() {
+        // Its parameters may be on the kernel's command line. Where it cannot be loaded the kernel says so later.
+        let _ = run("modprobe", ["dm-verity"]);
+    }
+    let found = fs::read(module.join("parameters/require_signatures"));
     found.is_ok_and(|text| text.starts_with(b"Y"))
 }
 

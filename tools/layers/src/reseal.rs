@@ -8,6 +8,7 @@
 //! before the rest of it is hashed again. What is never read can be wrong; it is then wrong for dm-verity too.
 
 use ovbd_image::lsmt::SECTOR_BYTES;
+use rayon::prelude::*;
 
 use crate::{
     build::Options,
@@ -24,6 +25,9 @@ const BLOCK_SECTORS: u64 = BLOCK / SECTOR_BYTES;
 
 /// Most blocks of a [`Run`].
 const RUN_BLOCKS: u64 = WINDOW_BYTES / BLOCK;
+
+/// Runs, and blocks of a level, that a thread takes at once.
+const TOGETHER: usize = 64;
 
 /// Blocks that changed, one after the other.
 struct Run {
@@ -124,7 +128,7 @@ impl Changes {
         self.check_tree(sealing)?;
         let new = Pool::<StackReader<'_>>::default();
         let old = Pool::<StackReader<'_>>::default();
-        let hash = |run: &Run| {
+        let hash_run = |run: &Run| {
             for block in &run.partial {
                 let mut data = vec![0; BLOCK_BYTES];
                 let read = |reader: &mut StackReader<'_>| reader.read(&mut data, block * BLOCK);
@@ -138,47 +142,55 @@ impl Changes {
             new.with(|| Ok(sealing.stack.reader()), read)?;
             Ok((run.first, sealing.seal.digests(&data)))
         };
+        let hash = |runs: &[Run]| runs.iter().map(hash_run).collect::<Result<Vec<_>>>();
         let mut only = None;
-        pipeline::run(self.runs.iter(), Ok, hash, |(first, digests)| {
-            report.add((digests.len() / DIGEST_BYTES * BLOCK_BYTES) as u64);
-            match sealing.geometry.levels.first() {
-                Some((lowest, _)) => sealing.write_digests(*lowest, first, &digests),
-                None => {
-                    only = Some(digests);
-                    Ok(())
+        pipeline::run(self.runs.chunks(TOGETHER), Ok, hash, |runs| {
+            for (first, digests) in runs {
+                report.add((digests.len() / DIGEST_BYTES * BLOCK_BYTES) as u64);
+                match sealing.geometry.levels.first() {
+                    Some((lowest, _)) => sealing.write_digests(*lowest, first, &digests)?,
+                    None => only = Some(digests),
                 }
             }
+            Ok(())
         })?;
         if let Some(digests) = only {
             return sealing.root(&digests);
         }
-        let mut block = vec![0; BLOCK_BYTES];
-        let mut root = self.root;
         for (number, level) in self.levels.iter().enumerate() {
             let first = sealing.geometry.levels[number].0;
-            for at in level {
-                sealing.read_tree(*at, &mut block)?;
-                let digest = sealing.seal.digests(&block);
-                match sealing.geometry.levels.get(number + 1) {
-                    Some((above, _)) => sealing.write_digests(*above, at - first, &digest)?,
-                    None => root = sealing.root(&digest)?,
-                }
-            }
+            let Some((above, _)) = sealing.geometry.levels.get(number + 1) else {
+                let mut highest = vec![0; BLOCK_BYTES];
+                sealing.read_tree(first, &mut highest)?;
+                return sealing.root(&sealing.seal.digests(&highest));
+            };
+            level.par_chunks(TOGETHER).try_for_each(|blocks| {
+                let mut block = vec![0; BLOCK_BYTES];
+                blocks.iter().try_for_each(|at| {
+                    sealing.read_tree(*at, &mut block)?;
+                    sealing.write_digests(*above, at - first, &sealing.seal.digests(&block))
+                })
+            })?;
         }
-        Ok(root)
+        Ok(self.root)
     }
 
     /// Copies the blocks of the old tree that change into the temporary file, from the highest down, each checked against
     /// the one above it.
     fn check_tree(&self, sealing: &Sealing<'_>) -> Result<()> {
-        let mut reader = self.old.reader();
-        let mut block = vec![0; BLOCK_BYTES];
+        let readers = Pool::<StackReader<'_>>::default();
         for level in self.levels.iter().rev() {
-            for at in level {
-                reader.read(&mut block, at * BLOCK)?;
-                self.check(sealing, *at, &block)?;
-                sealing.write_tree(*at, &block)?;
-            }
+            level.par_chunks(TOGETHER).try_for_each(|blocks| {
+                let mut block = vec![0; BLOCK_BYTES];
+                let check = |reader: &mut StackReader<'_>| {
+                    blocks.iter().try_for_each(|at| {
+                        reader.read(&mut block, at * BLOCK)?;
+                        self.check(sealing, *at, &block)?;
+                        sealing.write_tree(*at, &block)
+                    })
+                };
+                readers.with(|| Ok(self.old.reader()), check)
+            })?;
         }
         Ok(())
     }

@@ -117,5 +117,8 @@ fn output(mut command: Command, input: &[u8]) -> Result<Vec<u8>, Error> {
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.lines().map(str::trim).filter(|line| !line.is_empty());
-    Err(Error::new(path, said.collect::<Vec<_>>().join("; ")))
+    // A provider that crashes says nothing.
+    let how = output.status.to_string();
+    let said: Vec<&str> = said.chain([how.as_str()]).collect();
+    Err(Error::new(path, said.join("; ")))
 }

@@ -24,6 +24,7 @@ use crate::{
     convert,
     documents::note_blob,
     names::{block_layers, StoreOption},
+    policy::Rule,
     pull_thin::{self, ImageSource, ThinTarget},
     pull_vg,
     remote::{Shown, Transfer},
@@ -152,6 +153,11 @@ impl Pull {
         let platform = self.platform.unwrap_or_else(Platform::here);
         let limit = self.max_size.unwrap_or(u64::MAX);
         let transfer = &self.transfer;
+        // Nothing is asked of a registry that nothing is taken from.
+        if matches!(rule(reference)?, Rule::SignedBy(_)) && self.convert {
+            let what = "must be signed, and an ordinary image has no root hash that could be";
+            return Err(Error::new(Kind::Refused, reference, what).into());
+        }
         let (image, layers) = match self.convert {
             true => {
                 let limit = limit.min(store.free_bytes()?);
@@ -246,8 +252,6 @@ pub fn fetch(
 ) -> Result<(Image, Vec<LayerPath>)> {
     // Nobody sweeps what has no name yet.
     let _guard = store.protect()?;
-    // Nothing is asked of a registry that nothing is taken from.
-    rule(reference)?;
     let registry = Registry::to_pull(reference, transfer.options());
     let mut image = registry.image(platform)?;
     let subject = reference.to_string();
