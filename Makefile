@@ -16,7 +16,7 @@ prefix ?= /usr/local
 
 .DEFAULT_GOAL := modules
 .PHONY: modules clean test test-all selftests torture planted upstream bench bench-compare bench-track profile demo rustfmt \
-	rustfmt-check clippy clippy-tools ovbd man install deb test-packages bench-boot bench-seal bench-host bench-registry bench-lvm fuzz fuzz-smoke shell kernel-update distclean-cache help
+	rustfmt-check clippy clippy-tools ovbd man install deb test-packages bench-boot bench-seal bench-host bench-registry bench-lvm bench-commit fuzz fuzz-smoke shell kernel-update distclean-cache help
 
 ifdef KDIR
 modules clean: ## build the modules, against KDIR=<kernel build tree> or the cached stock kernel

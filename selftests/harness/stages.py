@@ -23,7 +23,7 @@ from report import Counts, Tap
 
 # What is about ovbd and starts very many programs. The debug kernel runs them at the speed of the machine.
 TOOL_TESTS = ["ovbd/crashes", "ovbd/generations", "ovbd/many", "ovbd/powercut", "ovbd/push", "ovbd/races",
-              "ovbd/refusals", "ovbd/rounds", "ovbd/streams"]
+              "ovbd/refusals", "ovbd/rounds", "ovbd/streams", "ovbd/windows"]
 # What else runs under the debug kernel: what needs its checkers, and of the rest what does most to the targets.
 DEBUG_TESTS = ["kunit/*", "faults/*", "device-mapper/*", "hostile/*", "dm-overlaybd/tables", "dm-overlaybd/io",
                "dm-zfile/reads", "dm-zfile/io"]
