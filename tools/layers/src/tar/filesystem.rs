@@ -141,7 +141,6 @@ impl Maker {
     /// The program is missing, and the system's.
     pub fn start(job: Job<'_>) -> Result<Self> {
         let Job { kind, folder, .. } = job;
-        let path = Path::new(kind.program());
         let scratch = || {
             let file = tempfile::tempfile_in(folder);
             file.map_err(|e| Error::io(folder, "create a file in", e))
@@ -152,10 +151,9 @@ impl Maker {
         };
         let said = scratch()?;
         let uuid = uuid_of(job.identity).hyphenated().to_string();
-        let mut command = Command::new(path);
-        let search = env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-        command.env("PATH", search).env("LC_ALL", "C");
-        command.env("TMPDIR", folder).stdout(Stdio::null());
+        let mut command = Command::new(find(kind.program()));
+        command.env("LC_ALL", "C").env("TMPDIR", folder);
+        command.stdout(Stdio::null());
         command.stderr(duplicate(&said)?);
         let mut maker = Self {
             kind,
@@ -291,6 +289,16 @@ impl Drop for Maker {
         }
         let _ = self.feeder.take().map(JoinHandle::join);
     }
+}
+
+/// A program, also where administration is not in the path.
+fn find(program: &str) -> PathBuf {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    let mut places = folders.map(|folder: PathBuf| folder.join(program));
+    places
+        .find(|place| place.is_file())
+        .unwrap_or_else(|| program.into())
 }
 
 /// Writes all parts to the tool, and the end of an archive, which not every tar has. The tool may end before it has all: it

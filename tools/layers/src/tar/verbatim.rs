@@ -114,7 +114,7 @@ pub fn build_next(
         return is_pipe();
     }
     let folder = scratch_folder(path);
-    let (file, holds_base) = match image.take() {
+    let (file, holds_base) = match image.take().filter(|_| !options.base.is_empty()) {
         Some(file) => (file, true),
         None => {
             let file = tempfile::tempfile_in(&folder);
