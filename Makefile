@@ -16,7 +16,7 @@ prefix ?= /usr/local
 
 .DEFAULT_GOAL := modules
 .PHONY: modules clean test test-all selftests torture planted upstream bench bench-compare bench-track profile demo rustfmt \
-	rustfmt-check clippy clippy-tools ovbd man install deb test-packages bench-boot bench-seal bench-host bench-registry bench-lvm bench-commit fuzz fuzz-smoke shell kernel-update distclean-cache help
+	rustfmt-check clippy clippy-tools ovbd man install deb test-packages bench-boot bench-seal bench-tar bench-host bench-registry bench-lvm bench-commit fuzz fuzz-smoke shell kernel-update distclean-cache help
 
 ifdef KDIR
 modules clean: ## build the modules, against KDIR=<kernel build tree> or the cached stock kernel
@@ -53,6 +53,14 @@ bench-track: ## write the tracked figures anew; REASON='why' is recorded with th
 	@$(ENTER) bench-track
 profile: ## instructions function by function; W='lz4-4k-random' names the workload
 	@$(ENTER) profile
+bench-tar: ## a layer over a tar of MB=, beside mkfs, one read and lz4; metadata, memory of FILES=, random reads
+ifdef OVBD_INSIDE
+	$(CARGO) build --release --locked -p ovbd
+	$(CARGO) build --release --locked -p ovbd-layers --example random_reads
+	python3 selftests/bench/tar.py
+else
+	@$(ENTER) shell $(MAKE) $@
+endif
 bench-seal: ## seconds to seal an image of MB= and to seal it again, beside veritysetup
 ifdef OVBD_INSIDE
 	$(CARGO) build --release --locked -p ovbd
@@ -121,10 +129,11 @@ FUZZ := tools/target/fuzz/$(FUZZ_TARGET)/release
 fuzz: ## libFuzzer on the formats and on lz4 (10 million runs each), and on the library
 	cd tools/fuzz && CXX=clang++-19 RUSTFLAGS="$(FUZZ_FLAGS)" \
 		cargo build --release --locked --target $(FUZZ_TARGET) --target-dir ../target/fuzz
-	@mkdir -p build/fuzz/image build/fuzz/layer build/fuzz/log build/fuzz/lz4
+	@mkdir -p build/fuzz/image build/fuzz/layer build/fuzz/log build/fuzz/lz4 build/fuzz/tar
 	$(FUZZ)/image -runs=10000000 $(FUZZ_OPTIONS) build/fuzz/image tools/fuzz/corpus/image
 	$(FUZZ)/layer -runs=200000 $(FUZZ_OPTIONS) build/fuzz/layer tools/fuzz/corpus/layer
 	$(FUZZ)/log -runs=200000 $(FUZZ_OPTIONS) build/fuzz/log tools/fuzz/corpus/log
+	$(FUZZ)/tar -runs=1000000 $(FUZZ_OPTIONS) build/fuzz/tar
 	$(FUZZ)/manifest -runs=1000000 $(FUZZ_OPTIONS) build/fuzz/manifest tools/fuzz/corpus/manifest
 	$(FUZZ)/lz4 -runs=10000000 $(FUZZ_OPTIONS) build/fuzz/lz4
 else

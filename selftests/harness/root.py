@@ -186,7 +186,7 @@ def in_namespace(root, command):
     images.mkdir(exist_ok=True)
     _mount("--bind", str(images), str(modules))
 
-    passed = ("TERM", "CI", "COLUMNS", "T", "KERNEL", "B", "W", "LENS", "REASON", "CASES", "MB", "LAYERS", "ROUNDS")
+    passed = ("TERM", "CI", "COLUMNS", "T", "KERNEL", "B", "W", "LENS", "REASON", "CASES", "MB", "LAYERS", "ROUNDS", "FILES")
     environment = {key: value for key, value in os.environ.items() if key in passed
                    or key.startswith(("OVBD_", "http_proxy", "https_proxy", "no_proxy"))}
     environment |= {
