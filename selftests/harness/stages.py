@@ -31,6 +31,8 @@ DEBUG_TESTS = ["kunit/*", "faults/*", "device-mapper/*", "hostile/*", "dm-overla
 DEBUG_MUTANTS = os.environ.get("OVBD_MUTANTS", "11")
 # What runs under the oldest kernel, in one short boot: each part of what the modules ask of a kernel once.
 OLDEST_TESTS = ["device-mapper/io", "device-mapper/stale", "dm-overlaybd/io", "dm-zfile/io"]
+# What runs under the native kernel, of what is about logical volumes: each way that an image goes once.
+VOLUME_TESTS = ["lvm/push", "lvm/served", "lvm/inside"]
 DEBUG_LOG = SOURCE / "build/debug-pass.log"
 COUNTS = re.compile(r"(\d+) passed, (\d+) failed, (\d+) skipped")
 CARGO_RESULT = re.compile(r"test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored")
@@ -205,6 +207,8 @@ def test(patterns, stages):
                       lambda: selftests.run(oldest, selftests.select(OLDEST_TESTS, oldest.name)))
             stage("tracked figures", lambda: tracked.check(kernel))
             stage("packages", lambda: installed.test(kernel, packages.cached_kernels()))
+            stage("logical volumes, native kernel",
+                  lambda: counted("selftests", "KERNEL=native", f"T={' '.join(VOLUME_TESTS)}"))
             stage("guest tests, debug kernel (the wait for them)", finish)
 
 
@@ -231,7 +235,7 @@ def test_all(stages):
     """Everything of `test`, and what takes too long for it."""
     test(["*"], stages)
     stages.run("all guest tests, oldest kernel", lambda: counted("selftests", "KERNEL=oldest"))
-    stages.run("logical volumes", lambda: counted("selftests", "KERNEL=native", "T=lvm/*"))
+    stages.run("all about logical volumes", lambda: counted("selftests", "KERNEL=native", "T=lvm/*"))
     stages.run("more damaged images", lambda: counted("selftests", "KERNEL=debug", "T=hostile/*", OVBD_MUTANTS="200",
                                                       OVBD_TEST_LIMIT="3600"))
     stages.run("sealed stacks that were changed", lambda: counted("selftests", "T=ovbd/tampered", OVBD_MUTANTS="5000",
