@@ -15,10 +15,9 @@ sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
 from block_devices import read_direct, sha256
 from ovbd_command import MIB, existing, listed, ovbd, refused, settled
 from registry import Handler, registry
-from signed import make_key
+from sealed_stacks import BLOCK, make_key
 from test_script import SCRATCH, Tap, load
 
-BLOCK = 4096
 SIZE = 3 * MIB
 DEVICE = pathlib.Path("/dev/mapper/checked")
 POLICY = pathlib.Path("/etc/ovbd/policy.conf")

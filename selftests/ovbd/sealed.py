@@ -9,11 +9,11 @@ import random
 import sys
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
-from block_devices import read_direct, sha256
+from block_devices import sha256
 from ovbd_command import MIB, existing, ovbd, settled
+from sealed_stacks import BLOCK, failed_blocks, flip
 from test_script import SCRATCH, Tap, load, run
 
-BLOCK = 4096
 SIZE = 5 * MIB
 DEVICE = pathlib.Path("/dev/mapper/sealed")
 CHECKED = pathlib.Path("/dev/mapper/checked")
@@ -21,15 +21,9 @@ CHECKED = pathlib.Path("/dev/mapper/checked")
 CHANGED = 700
 
 
-def failed_blocks(path):
-    """The blocks that cannot be read. Past the page cache, which would read more than it is asked for."""
-    failed = []
-    for block in range(SIZE // BLOCK):
-        try:
-            read_direct(path, block * BLOCK, BLOCK)
-        except OSError:
-            failed.append(block)
-    return failed
+def failed(device):
+    """The blocks that cannot be read."""
+    return failed_blocks(device, SIZE)
 
 
 def opened(root, layers, look):
@@ -60,15 +54,11 @@ def main(tap):
 
     wrong = SCRATCH / "wrong.roothash"
     wrong.write_text(f"{int(root[0], 16) ^ 1:x}{root[1:]}")
-    tap.equal(opened(wrong, layers, failed_blocks), list(range(SIZE // BLOCK)), "another root: nothing can be read")
+    tap.equal(opened(wrong, layers, failed), list(range(SIZE // BLOCK)), "another root: nothing can be read")
 
-    with open(base, "r+b") as file:
-        # Behind the header.
-        file.seek((1 + CHANGED) * BLOCK + 7)
-        byte = file.read(1)
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte[0] ^ 1]))
-    tap.equal(opened(root_file, layers, failed_blocks), [CHANGED], "a changed byte is an error for its block alone")
+    # Behind the header.
+    flip(base, (1 + CHANGED) * BLOCK + 7)
+    tap.equal(opened(root_file, layers, failed), [CHANGED], "a changed byte is an error for its block alone")
 
     changed = bytearray(raw.read_bytes())
     changed[:BLOCK] = generator.randbytes(BLOCK)

@@ -9,28 +9,16 @@ import random
 import sys
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
-from block_devices import read_direct, sha256
+from block_devices import sha256
 from ovbd_command import MIB, leaves_nothing, listed, ovbd, ovbd_fails, refused
-from signed import flip, make_key
+from sealed_stacks import BLOCK, failed_blocks, flip, make_key
 from test_script import SCRATCH, Tap, load, run
 
-BLOCK = 4096
 SIZE = 5 * MIB
 DEVICE = pathlib.Path("/dev/mapper/checked")
 # A block of the image, which is not in the first window that is read.
 CHANGED = 700
 SYSTEMD = "/usr/lib/systemd/systemd-veritysetup"
-
-
-def failed_blocks():
-    """The blocks that cannot be read. Past the page cache, which would read more than it is asked for."""
-    failed = []
-    for block in range(SIZE // BLOCK):
-        try:
-            read_direct(DEVICE, block * BLOCK, BLOCK)
-        except OSError:
-            failed.append(block)
-    return failed
 
 
 def sign(root, name):
@@ -90,7 +78,7 @@ def damage(tap, root, layers):
     place = (1 + CHANGED) * BLOCK + 7
     flip(layers[0], place)
     ovbd("up", "--verity", root, "checked", *layers)
-    tap.equal(failed_blocks(), [CHANGED], "a changed byte is an error for its block alone")
+    tap.equal(failed_blocks(DEVICE, SIZE), [CHANGED], "a changed byte is an error for its block alone")
     tap.equal(listed("checked")["verity"]["state"], "corrupted", "ovbd ls: something was not what was sealed")
     ovbd("down", "checked")
     flip(layers[0], place)

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Keys and signatures of root hashes, made by openssl."""
+"""What the tests of sealed stacks share: keys, damage, and what of a device cannot be read."""
 
+from block_devices import read_direct
 from test_script import SCRATCH, run
+
+# Of dm-verity's blocks.
+BLOCK = 4096
 
 
 def make_key(name):
@@ -10,6 +14,17 @@ def make_key(name):
     run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", f"/CN={name}",
         "-keyout", key, "-out", certificate)
     return key, certificate
+
+
+def failed_blocks(device, size):
+    """The blocks that cannot be read. Past the page cache, which would read more than it is asked for."""
+    failed = []
+    for block in range(size // BLOCK):
+        try:
+            read_direct(device, block * BLOCK, BLOCK)
+        except OSError:
+            failed.append(block)
+    return failed
 
 
 def flip(path, place):
