@@ -109,6 +109,8 @@ pub struct MemberHeader {
     pub kind: u8,
     /// Bytes of its content.
     pub bytes: u64,
+    /// When it was changed last, in seconds since 1970; the largest number where that is earlier.
+    pub mtime: u64,
     /// Whether another header of the same sparse file follows, as [`sparse_goes_on`] says of that one.
     pub sparse_goes_on: bool,
 }
@@ -120,6 +122,7 @@ impl MemberHeader {
         has_checksum(block).then(|| Self {
             kind: block.get(TYPE).copied().unwrap_or(0),
             bytes: number(block, SIZE),
+            mtime: number(block, MTIME),
             sparse_goes_on: block.get(SPARSE_GOES_ON).is_some_and(|byte| *byte != 0),
         })
     }

@@ -133,6 +133,15 @@ fn an_ext4_over_a_tar() {
             "{name}"
         );
     }
+    // The time of every member.
+    let request = ["-R", "stat /etc/file1"];
+    let said = Command::new("debugfs")
+        .args(request)
+        .arg(&image)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(said.contains("mtime: 0x60000000:"), "{said}");
     let options = Options {
         base: layers(&[&layer]),
         ..plain()

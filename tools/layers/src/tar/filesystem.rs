@@ -33,7 +33,8 @@ const BLOCK_BYTES: u64 = 4096;
 /// Inodes of ext4 in a block.
 const INODES_PER_BLOCK: u64 = 16;
 
-/// The time of what has no other, for the same bytes from the same tar.
+/// The time of what has no other, for the same bytes from the same tar. mke2fs takes it for the time of files that are newer,
+/// too.
 const EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 /// Room for the journal and the like.
@@ -177,9 +178,6 @@ impl Maker {
             }
             Kind::Ext4 => {
                 maker.command.args(ext4_arguments(&uuid));
-                if env::var_os(EPOCH).is_none() {
-                    maker.command.env(EPOCH, "1");
-                }
                 maker.command.stdin(Stdio::null());
                 let (spool, to): (File, Box<dyn Write + Send>) = match job.tar {
                     Some(tar) => (duplicate(tar)?, Box::new(io::sink())),
@@ -261,6 +259,7 @@ impl Maker {
         let path = Path::new(self.kind.program());
         let sized = self.image.set_len(bytes);
         sized.map_err(|e| Error::io(path, "set the size of a file for", e))?;
+        self.command.env(EPOCH, extent.newest.max(1).to_string());
         self.command.arg("-N").arg(inodes.to_string());
         if let Some(spool) = &self.spool {
             self.command.arg("-d").arg(own_name(spool));

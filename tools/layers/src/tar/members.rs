@@ -41,6 +41,8 @@ pub struct Members {
     pax: Vec<u8>,
     /// The size that it has for the next member.
     size: Option<u64>,
+    /// The latest time of a member that is one.
+    newest: u64,
 }
 
 impl Members {
@@ -66,12 +68,20 @@ impl Members {
         }
     }
 
+    /// The latest time at which a member was changed, in seconds since 1970, of those that have 32 bits.
+    pub fn newest(&self) -> u64 {
+        self.newest
+    }
+
     /// Whether a header is to come, or content that none was seen of.
     pub fn wants_more(&self) -> bool {
         !matches!(self.next, Next::Header) || self.size.is_some()
     }
 
     fn begin(&mut self, header: &MemberHeader) -> Follows {
+        if header.mtime <= u32::MAX.into() {
+            self.newest = self.newest.max(header.mtime);
+        }
         let bytes = match header.kind {
             b'x' if header.bytes <= MAX_PAX_BYTES => {
                 self.next = match header.bytes {

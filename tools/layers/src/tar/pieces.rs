@@ -68,6 +68,8 @@ pub struct Extent {
     pub headers: u64,
     /// Blocks of 4 KiB of the content of files.
     pub blocks: u64,
+    /// The latest time at which a member was changed, in seconds since 1970.
+    pub newest: u64,
 }
 
 impl Default for Scanner {
@@ -170,7 +172,10 @@ impl Scanner {
 
     /// How much the tar holds.
     pub fn extent(&self) -> Extent {
-        self.extent
+        Extent {
+            newest: self.members.newest(),
+            ..self.extent
+        }
     }
 
     /// Whether the tar ends inside a member. Where one ends, or the blocks of zeros after the last are missing, it is whole
