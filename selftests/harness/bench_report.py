@@ -12,6 +12,7 @@ COLUMNS = {
     "zfile": {"random": "4 KiB random", "cold": "4 KiB, page cache", "sequential": "1 MiB sequential",
               "buffered": "1 MiB, page cache", "crc": "parts: CRC", "decode": "decompression",
               "kernel decode": "the kernel's", "lower": "lower read", "stored": "stored, KiB"},
+    "commits": {"random": "4 KiB random", "sequential": "1 MiB sequential"},
     "verity": {"random": "4 KiB random", "sequential": "1 MiB sequential"},
     "slow": {"sequential": "1 MiB sequential", "buffered": "1 MiB, page cache", "stored": "stored, KiB"},
     "scaling": {"one": "1 CPU", "two": "2 CPUs"},
@@ -22,6 +23,7 @@ TITLES = {
     "segments": "dm-overlaybd beside dm-linear: {} for each read",
     "stacks": "Layers: {} for each 4 KiB read, MiB, activation",
     "zfile": "Compression: {} for each 4 KiB read, MiB",
+    "commits": "A writable stack before and after commits: {} for each 4 KiB read, MiB",
     "verity": "dm-verity over a stack: {} for each 4 KiB read, MiB",
     "slow": "From a device that serves 20 MB each second: {} for each MiB",
     "scaling": "dm-zfile with one CPU and with two: {} for each MiB",
@@ -158,6 +160,8 @@ def goals(reports):
                      of("zfile", lz4, "random"), [of("zfile", "dm-vdo lz4", "random")], 1.0)
     yield from ratio("dm-zfile lz4 4k / dm-vdo, 1 MiB sequential, direct",
                      of("zfile", lz4, "sequential"), [of("zfile", "dm-vdo lz4", "sequential")], 1.0)
+    yield from ratio("a writable stack after a commit / before it, 4 KiB random",
+                     of("commits", "after a commit", "random"), [of("commits", "writable", "random")], 1.01)
     yield from slow_goals(of)
 
 
