@@ -45,15 +45,25 @@ def system(kernel, debs):
         installed.install(top, debs, release)
         installed.inside(top, f"""
             apt-get update
-            apt-get install -y --no-install-recommends dracut-core
+            apt-get install -y --no-install-recommends dracut-core openssl
+            mkdir -p /etc/ovbd
+            cd /etc/ovbd
+            openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=vm -keyout vm.key -out vm.pem 2>vm.log
+            echo 'reg.example/vm /etc/ovbd/vm.pem' >policy.conf
+            update-initramfs -u -k {release}
             dracut --quiet --no-hostonly --kver {release} /boot/dracut.img-{release}
         """)
         installed.copy_boot_files(top, release, RESULTS, ("vmlinuz", "initrd.img", "dracut.img"))
+        installed.run("mv", top / "etc/ovbd/vm.key", RESULTS)
+        installed.run("cp", top / "etc/ovbd/vm.pem", RESULTS)
         installed.make_image(top, RESULTS / "linear.img", SYSTEM_BYTES)
     installed.run("sh", "-ec", f"""
         mkdir "$0/files"
         "$1" --quiet build --verity "$0/files/seal.zfile" -o "$0/files/base.zfile" "$0/linear.img"
         mv "$0/files/seal.zfile.roothash" "$0/root"
+        mkdir -p "$0/files/lib/ovbd"
+        "$1" --quiet push --seal --sign-key "$0/vm.key" --certificate "$0/vm.pem" "$0/files/base.zfile" \
+            "oci:$0/files/lib/ovbd:reg.example/vm/root:1"
         truncate -s {SYSTEM_BYTES} "$0/stack.img"; mkfs.ext4 -q -d "$0/files" "$0/stack.img"
         rm -r "$0/files"
     """, RESULTS, installed.OVBD)
@@ -87,6 +97,12 @@ def boots_checked(initrd):
     installed.expect(report == [WANTED[0], "table verity"], f"the system reported {report}")
 
 
+def boots_signed(initrd):
+    """The root file system is an image of a repository whose images must be signed, as the policy in the initramfs says."""
+    report, _ = boot("stack.img", initrd, "ovbd=/dev/vda:reg.example/vm/root:1")
+    installed.expect(report == [WANTED[0], "table verity"], f"the system reported {report}")
+
+
 def test(kernel, debs):
     """Both kinds of initramfs boot; returns the counts."""
     counts = Counts()
@@ -94,6 +110,8 @@ def test(kernel, debs):
         installed.check(counts, "boots from a stack with initramfs-tools", boots, "initrd.img")
         installed.check(counts, "boots from a stack with dracut", boots, "dracut.img")
         installed.check(counts, "boots from a sealed stack", boots_checked, "initrd.img")
+        installed.check(counts, "boots from a signed image with initramfs-tools", boots_signed, "initrd.img")
+        installed.check(counts, "boots from a signed image with dracut", boots_signed, "dracut.img")
     return counts
 
 
