@@ -4,15 +4,14 @@
 //! as the kernel takes them for dm-verity and systemd keeps them beside an image.
 
 use std::{
+    ffi::OsStr,
     io::Write as _,
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
 use anyhow::Result;
 use clap::{Args, ValueHint};
-use ovbd_devices::verity::MAX_SIGNATURE;
+use ovbd_devices::{programs::run_with_input, verity::MAX_SIGNATURE};
 use ovbd_layers::error::Error;
 
 const OPENSSL: &str = "openssl";
@@ -38,14 +37,12 @@ impl SignOption {
         let (Some(key), Some(certificate)) = (&self.sign_key, &self.certificate) else {
             return Ok(None);
         };
-        let mut command = smime();
-        command.args(["-sign", "-noattr", "-binary", "-nocerts", "-outform", "der"]);
-        command.arg("-signer").arg(certificate);
-        command.arg("-inkey").arg(key);
+        let mut words = words("smime -sign -noattr -binary -nocerts -outform der -signer");
+        words.extend([certificate.as_os_str(), "-inkey".as_ref(), key.as_ref()]);
         if key.starts_with("pkcs11:") {
-            command.args(["-provider", "pkcs11", "-provider", "default"]);
+            words.extend(self::words("-provider pkcs11 -provider default"));
         }
-        let signature = output(command, root.as_bytes())?;
+        let signature = run_with_input(OPENSSL, words, root.as_bytes())?;
         if !is_signed_by(root, &signature, certificate)? {
             return Err(Error::new(certificate, "is not the certificate of the key").into());
         }
@@ -64,24 +61,16 @@ pub fn is_signed_by(root: &str, signature: &[u8], certificate: &Path) -> Result<
         return Ok(false);
     }
     // Else a certificate that is none would look as a wrong signature does.
-    let mut command = Command::new(OPENSSL);
-    command.args(["x509", "-noout", "-in"]).arg(certificate);
-    output(command, b"")?;
+    let mut words = words("x509 -noout -in");
+    words.push(certificate.as_os_str());
+    run_with_input(OPENSSL, words, b"")?;
     let mut content = tempfile::NamedTempFile::new()?;
     content.write_all(root.as_bytes())?;
-    let mut command = smime();
     // No other certificate than that one, not even one in the signature.
-    command.args([
-        "-verify",
-        "-binary",
-        "-inform",
-        "der",
-        "-nointern",
-        "-noverify",
-    ]);
-    command.arg("-certfile").arg(certificate);
-    command.arg("-content").arg(content.path());
-    let checked = output(command, signature);
+    let mut words = self::words("smime -verify -binary -inform der -nointern -noverify -certfile");
+    words.extend([certificate.as_os_str(), "-content".as_ref()]);
+    words.push(content.path().as_os_str());
+    let checked = run_with_input(OPENSSL, words, signature);
     if let Err(error) = &checked {
         tracing::debug!(%error, "not signed by {}", certificate.display());
     }
@@ -89,36 +78,6 @@ pub fn is_signed_by(root: &str, signature: &[u8], certificate: &Path) -> Result<
     Ok(checked.is_ok_and(|checked| checked == root.as_bytes()))
 }
 
-fn smime() -> Command {
-    let mut command = Command::new(OPENSSL);
-    command.arg("smime");
-    command
-}
-
-/// What a program prints for `input`.
-fn output(mut command: Command, input: &[u8]) -> Result<Vec<u8>, Error> {
-    let path = Path::new(OPENSSL);
-    let fail = |e| Error::io(path, "run", e);
-    let mut child = command
-        .env("LC_ALL", "C")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn()
-        .map_err(fail)?;
-    if let Some(mut pipe) = child.stdin.take() {
-        // Less than a pipe holds. One that reads nothing says why.
-        let _ = pipe.write_all(input);
-    }
-    let output = child.wait_with_output().map_err(fail)?;
-    if output.status.success() {
-        return Ok(output.stdout);
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.lines().map(str::trim).filter(|line| !line.is_empty());
-    // A provider that crashes says nothing.
-    let how = output.status.to_string();
-    let said: Vec<&str> = said.chain([how.as_str()]).collect();
-    Err(Error::new(path, said.join("; ")))
+fn words(text: &str) -> Vec<&OsStr> {
+    text.split(' ').map(OsStr::new).collect()
 }
