@@ -280,29 +280,14 @@ pub fn layer_steps(
     let mut device = if blob.is_device {
         Device::Path(blob.path.clone())
     } else {
-        let variable = format!("layer{number}");
-        steps.push(Step::Layer {
-            variable: variable.clone(),
-            path: blob.path.clone(),
-            part: Part {
-                offset: blob.first(),
-                bytes: (blob.sectors() - tail.map_or(0, |_| blob.block_sectors())) * SECTOR_BYTES,
-                block_bytes: blob.block_bytes,
-            },
-        });
-        Device::Loop(variable)
+        let part = Part {
+            offset: blob.first(),
+            bytes: (blob.sectors() - tail.map_or(0, |_| blob.block_sectors())) * SECTOR_BYTES,
+            block_bytes: blob.block_bytes,
+        };
+        attach(format!("layer{number}"), &blob.path, part, steps)
     };
-    let mut map = |role: Role, table| {
-        let device = role.device_name(name);
-        steps.push(Step::Map {
-            name: device.clone(),
-            uuid: role.device_uuid(name, blob.trailer.uuid),
-            read_only: true,
-            hidden: true,
-            table,
-        });
-        Device::Mapped(device)
-    };
+    let mut map = |role, table| map(name, role, blob, table, steps);
     if let Some(tail) = tail {
         let whole = blob.sectors() - blob.block_sectors();
         let tails = Device::Loop(TAILS.to_owned());
@@ -347,17 +332,12 @@ fn turbo_steps(
     let target = if turbo.is_device {
         Device::Path(turbo.target.clone())
     } else {
-        let variable = format!("target{number}");
-        steps.push(Step::Layer {
-            variable: variable.clone(),
-            path: turbo.target.clone(),
-            part: Part {
-                offset: 0,
-                bytes: turbo.target_sectors * SECTOR_BYTES,
-                block_bytes: SECTOR_BYTES as u32,
-            },
-        });
-        Device::Loop(variable)
+        let part = Part {
+            offset: 0,
+            bytes: turbo.target_sectors * SECTOR_BYTES,
+            block_bytes: SECTOR_BYTES as u32,
+        };
+        attach(format!("target{number}"), &turbo.target, part, steps)
     };
     let variable = format!("index{number}");
     steps.push(Step::Memory {
@@ -380,7 +360,27 @@ fn turbo_steps(
         }
         start += sectors;
     }
-    let role = Role::Turbo(number);
+    map(name, Role::Turbo(number), blob, table, steps)
+}
+
+/// The step that attaches a file; returns its device.
+fn attach(variable: String, path: &Path, part: Part, steps: &mut Vec<Step>) -> Device {
+    steps.push(Step::Layer {
+        variable: variable.clone(),
+        path: path.to_owned(),
+        part,
+    });
+    Device::Loop(variable)
+}
+
+/// The step that makes a device of a layer which is only part of another one; returns it.
+fn map(
+    name: &str,
+    role: Role,
+    blob: &LayerPlace,
+    table: Vec<Line>,
+    steps: &mut Vec<Step>,
+) -> Device {
     let device = role.device_name(name);
     steps.push(Step::Map {
         name: device.clone(),
