@@ -80,15 +80,12 @@ impl BaseLayer {
         let inner = match Blob::open(path)?.content {
             Content::Plain(_) | Content::Turbo(_) => None,
             Content::Zfile(file) => {
-                let geometry = file.geometry();
-                let mut content = vec![0; geometry.original_bytes() as usize];
+                let mut content = vec![0; file.geometry().original_bytes() as usize];
                 file.read(&mut Cursor::default(), &mut content, 0)?;
-                let options = zfile::Options {
-                    block_bytes: geometry.block_bytes(),
-                    algorithm: geometry.algorithm(),
-                    block_crc: geometry.has_block_crc(),
-                };
-                Some(Inner { content, options })
+                Some(Inner {
+                    content,
+                    options: file.options(),
+                })
             }
         };
         let blob = fs::read(path)?;

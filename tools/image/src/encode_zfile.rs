@@ -13,7 +13,7 @@ use crate::image::zfile::{
 };
 
 /// What a writer records in header and trailer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Bytes of a block, a power of two up to [`crate::zfile::MAX_BLOCK_BYTES`].
     pub block_bytes: u32,

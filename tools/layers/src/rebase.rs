@@ -22,7 +22,7 @@ use crate::{
     parents::Parents,
     pipeline::{self, Pool},
     report::Report,
-    stack::{check_count, Stack, StackReader, WINDOW_BYTES},
+    stack::{check_count, windows_of, Stack, StackReader, WINDOW_BYTES},
     zeros::GRANULE_BYTES,
 };
 
@@ -178,13 +178,8 @@ impl Bases {
 
     /// The numbers of the windows in which the layer owns something, in order.
     fn windows(&self) -> impl Iterator<Item = u64> + Send + '_ {
-        const SECTORS: u64 = WINDOW_BYTES / SECTOR_BYTES;
-        let mut next = 0;
-        self.segments().iter().flat_map(move |segment| {
-            let first = (segment.start() / SECTORS).max(next);
-            next = segment.end().div_ceil(SECTORS).max(next);
-            first..next
-        })
+        let segments = self.segments().iter();
+        windows_of(segments.map(|segment| segment.start()..segment.end()))
     }
 
     /// [`blank_sectors`] of the device.

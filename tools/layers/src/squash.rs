@@ -147,14 +147,7 @@ pub fn squash(
 fn compression(layer: &Layer) -> Option<ZfileOptions> {
     match layer.content() {
         Content::Plain(_) | Content::Turbo(_) => None,
-        Content::Zfile(zfile) => {
-            let geometry = zfile.geometry();
-            Some(ZfileOptions {
-                block_bytes: geometry.block_bytes(),
-                algorithm: geometry.algorithm(),
-                block_crc: geometry.has_block_crc(),
-            })
-        }
+        Content::Zfile(zfile) => Some(zfile.options()),
     }
 }
 
@@ -280,13 +273,9 @@ struct Encoder<'a> {
 
 impl<'a> Encoder<'a> {
     fn new(stack: &'a Stack, options: &Options, idle: Arc<Pool<Vec<u8>>>, path: &'a Path) -> Self {
-        let is_alike = |layer: &Layer| match (compression(layer), options.zfile) {
-            (Some(own), Some(new)) => {
-                own.block_bytes == new.block_bytes
-                    && own.algorithm == new.algorithm
-                    && own.block_crc == new.block_crc
-            }
-            _ => false,
+        let is_alike = |layer: &Layer| {
+            let own = compression(layer);
+            own.is_some() && own == options.zfile
         };
         Self {
             stack,

@@ -2,7 +2,7 @@
 
 //! A stack of layers as one block device: the merged index, and reading through it.
 
-use std::{collections::VecDeque, path::Path, sync::Arc};
+use std::{collections::VecDeque, ops::Range, path::Path, sync::Arc};
 
 use ovbd_image::{
     index::{directory_len, Index, Mapping, Source},
@@ -143,15 +143,9 @@ impl Stack {
     /// The numbers of the windows below sector `to` in which a layer has data, in order; all others are
     /// zeros.
     pub fn data_windows(&self, to: u64) -> impl Iterator<Item = u64> + Send + '_ {
-        const SECTORS: u64 = WINDOW_BYTES / SECTOR_BYTES;
-        let mut next = 0;
-        self.mappings(0, to)
-            .filter(|mapping| matches!(mapping.source(), Source::Data { .. }))
-            .flat_map(move |mapping| {
-                let first = (mapping.start() / SECTORS).max(next);
-                next = mapping.end().div_ceil(SECTORS).max(next);
-                first..next
-            })
+        let mappings = self.mappings(0, to);
+        let data = mappings.filter(|mapping| matches!(mapping.source(), Source::Data { .. }));
+        windows_of(data.map(|mapping| mapping.start()..mapping.end()))
     }
 
     /// Reads what the bytes `from..to` of the device are made of in compressed layers into `ahead`, as far as it is not
@@ -185,6 +179,19 @@ impl Stack {
             ahead: Arc::default(),
         }
     }
+}
+
+/// The numbers of the windows in which there are sectors of `ranges`, each once; both are in order.
+pub(crate) fn windows_of(
+    ranges: impl Iterator<Item = Range<u64>> + Send,
+) -> impl Iterator<Item = u64> + Send {
+    const SECTORS: u64 = WINDOW_BYTES / SECTOR_BYTES;
+    let mut next = 0;
+    ranges.flat_map(move |sectors| {
+        let first = (sectors.start / SECTORS).max(next);
+        next = sectors.end.div_ceil(SECTORS).max(next);
+        first..next
+    })
 }
 
 /// Refuses an empty stack and one of too many layers, before any file is opened.

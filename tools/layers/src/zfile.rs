@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ovbd_image::{
     jump_table::{Extent, JumpTable, JumpTableReader, JUMP_GROUP},
-    zfile::{trailer_position, Geometry, Header, HEADER_BYTES},
+    zfile::{trailer_position, Geometry, Header, Options, HEADER_BYTES},
     Reason,
 };
 
@@ -121,6 +121,15 @@ impl Zfile {
         &self.geometry
     }
 
+    /// What another one with the same blocks is made with.
+    pub fn options(&self) -> Options {
+        Options {
+            block_bytes: self.geometry.block_bytes(),
+            algorithm: self.geometry.algorithm(),
+            block_crc: self.geometry.has_block_crc(),
+        }
+    }
+
     /// Whether the header was overwritten with the final values.
     pub fn has_final_header(&self) -> bool {
         self.final_header
@@ -179,6 +188,14 @@ impl Zfile {
         u64::from(self.geometry.decoded_bytes(block))
     }
 
+    /// Reads the blocks `first..=last` as they are stored; returns where they begin, too.
+    fn fetch<'s>(&self, stored: &'s mut Stored, first: u64, last: u64) -> Result<(u64, &'s [u8])> {
+        let span = self.table.span(first, last);
+        let (start, end) = span.ok_or_else(|| self.no_block(last))?;
+        let span = stored.fetch(&self.input, start, (end - start) as usize)?;
+        Ok((start, span))
+    }
+
     /// Decompresses the blocks `first..=last` to the start of `buffer`; returns the bytes filled.
     fn read_blocks(
         &self,
@@ -187,13 +204,7 @@ impl Zfile {
         last: u64,
         buffer: &mut [u8],
     ) -> Result<usize> {
-        let (start, end) = self
-            .table
-            .span(first, last)
-            .ok_or_else(|| self.no_block(last))?;
-        let span = cursor
-            .stored
-            .fetch(&self.input, start, (end - start) as usize)?;
+        let (start, span) = self.fetch(&mut cursor.stored, first, last)?;
         let mut done = 0;
         for block in first..=last {
             let extent = self.extent(block).ok_or_else(|| self.no_block(block))?;
@@ -243,12 +254,19 @@ impl Zfile {
         extent: Extent,
         block: &mut [u8],
     ) -> Result<()> {
-        let fail = |e: ovbd_image::Error| Self::error(&self.input, e.shifted(extent.offset));
-        let stored = &readable[..extent.bytes as usize];
-        let data = self.geometry.payload(stored, crc32c).map_err(fail)?;
+        let data = self.payload(&readable[..extent.bytes as usize], extent)?;
         decompressor
             .decompress(self.geometry.algorithm(), readable, data.len(), block)
-            .map_err(|_| fail(ovbd_image::Error::new(Reason::ZfileBlockData, 0)))
+            .map_err(|_| {
+                let error = ovbd_image::Error::new(Reason::ZfileBlockData, extent.offset);
+                Self::error(&self.input, error)
+            })
+    }
+
+    /// What is compressed in the block that `extent` is about, of which all is in `stored`, when its CRC was checked.
+    fn payload<'s>(&self, stored: &'s [u8], extent: Extent) -> Result<&'s [u8]> {
+        let payload = self.geometry.payload(stored, crc32c);
+        payload.map_err(|e| Self::error(&self.input, e.shifted(extent.offset)))
     }
 
     /// Calls `take` with each of the blocks `first..=last` as it is stored, CRC included, when that was checked.
@@ -263,20 +281,12 @@ impl Zfile {
         last: u64,
         mut take: impl FnMut(&[u8]),
     ) -> Result<()> {
-        let (start, end) = self
-            .table
-            .span(first, last)
-            .ok_or_else(|| self.no_block(last))?;
-        let span = cursor
-            .stored
-            .fetch(&self.input, start, (end - start) as usize)?;
+        let (start, span) = self.fetch(&mut cursor.stored, first, last)?;
         for block in first..=last {
             let extent = self.extent(block).ok_or_else(|| self.no_block(block))?;
             let from = (extent.offset - start) as usize;
             let stored = &span[from..from + extent.bytes as usize];
-            self.geometry
-                .payload(stored, crc32c)
-                .map_err(|e| Self::error(&self.input, e.shifted(extent.offset)))?;
+            self.payload(stored, extent)?;
             take(stored);
         }
         Ok(())

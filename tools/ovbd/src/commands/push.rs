@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::{Args, ValueHint};
 use ovbd_devices::verity;
-use ovbd_image::{tar, zfile::Options};
+use ovbd_image::tar;
 use ovbd_layers::{
     blob::{Blob, Content},
     build::{self, wrapped_bytes},
@@ -386,12 +386,8 @@ impl Push {
         let root = match &self.verity {
             Some(text) => {
                 let given = checked::root(text)?;
-                let how = verity::Options {
-                    root: given.clone(),
-                    signature: None,
-                };
                 verity::Root {
-                    data_bytes: Some(verity::data_bytes(paths, parents, &how.root)?),
+                    data_bytes: Some(verity::data_bytes(paths, parents, &given)?),
                     ..given
                 }
             }
@@ -571,11 +567,7 @@ fn split(
     }
     let zfile = match Blob::open(path)?.content {
         Content::Plain(_) | Content::Turbo(_) => None,
-        Content::Zfile(zfile) => Some(Options {
-            block_bytes: zfile.geometry().block_bytes(),
-            algorithm: zfile.geometry().algorithm(),
-            block_crc: zfile.geometry().has_block_crc(),
-        }),
+        Content::Zfile(zfile) => Some(zfile.options()),
     };
     cli::clean_up_on_signals()?;
     report.begin("splitting", data);
