@@ -15,16 +15,13 @@ use crate::{
     error::{Error, Result},
     pipeline::{self, Pool},
     report::Report,
-    seal::Sealing,
-    stack::{Stack, StackReader, WINDOW_BYTES},
+    seal::{Sealing, WINDOW_BLOCKS},
+    stack::{Stack, StackReader},
     verity::{Digest, BLOCK_BYTES, DIGESTS, DIGEST_BYTES},
 };
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 const BLOCK_SECTORS: u64 = BLOCK / SECTOR_BYTES;
-
-/// Most blocks of a [`Run`].
-const RUN_BLOCKS: u64 = WINDOW_BYTES / BLOCK;
 
 /// Runs, and blocks of a level, that a thread takes at once.
 const TOGETHER: usize = 64;
@@ -55,8 +52,7 @@ impl Changes {
     pub(crate) fn find(options: &Options, sealing: &Sealing<'_>, root: Digest) -> Result<Self> {
         let layers = sealing.stack.layers();
         let geometry = &sealing.geometry;
-        // With one block there is no tree, and its digest is the root.
-        let highest = geometry.levels.last().map_or(0, |(first, _)| *first) * BLOCK_SECTORS;
+        let highest = sealing.highest() * BLOCK_SECTORS;
         for count in (1..layers.len()).rev() {
             // A seal stores the highest block, for whatever changes changes that.
             let segments = layers[count - 1].segments();
@@ -160,9 +156,7 @@ impl Changes {
         for (number, level) in self.levels.iter().enumerate() {
             let first = sealing.geometry.levels[number].0;
             let Some((above, _)) = sealing.geometry.levels.get(number + 1) else {
-                let mut highest = vec![0; BLOCK_BYTES];
-                sealing.read_tree(first, &mut highest)?;
-                return sealing.root(&sealing.seal.digests(&highest));
+                return sealing.root_of_tree();
             };
             level.par_chunks(TOGETHER).try_for_each(|blocks| {
                 let mut block = vec![0; BLOCK_BYTES];
@@ -230,7 +224,7 @@ impl Changes {
 fn add(runs: &mut Vec<Run>, block: u64, is_partial: bool) {
     let last = runs.last_mut().filter(|run| {
         let end = run.first + run.blocks;
-        block + 1 == end || (block == end && run.blocks < RUN_BLOCKS)
+        block + 1 == end || (block == end && run.blocks < WINDOW_BLOCKS)
     });
     let run = match last {
         Some(run) => run,

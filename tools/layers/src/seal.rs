@@ -131,6 +131,9 @@ fn sealed_bytes(stack: &Stack) -> Result<Option<u64>> {
     Ok(is_ours.then_some(geometry.data_bytes()))
 }
 
+/// Blocks of a window.
+pub(crate) const WINDOW_BLOCKS: u64 = WINDOW_BYTES / BLOCK_BYTES as u64;
+
 pub(crate) struct Sealing<'a> {
     pub(crate) stack: &'a Stack,
     /// The image of which there is a tree: without the seal, if the stack has one on top.
@@ -187,7 +190,7 @@ impl<'a> Sealing<'a> {
             let mut mappings = self.stack.mappings(sectors.start, sectors.end);
             if mappings.all(|mapping| !matches!(mapping.source(), Source::Data { .. })) {
                 let blocks = (bytes as usize).div_ceil(BLOCK_BYTES);
-                return Ok((bytes, zeros[..blocks * DIGEST_BYTES].to_vec()));
+                return Ok((window, bytes, zeros[..blocks * DIGEST_BYTES].to_vec()));
             }
             let mut data = buffers.take().unwrap_or_default();
             data.resize(bytes as usize, 0);
@@ -195,7 +198,7 @@ impl<'a> Sealing<'a> {
             readers.with(|| Ok(self.stack.reader()), read)?;
             let digests = self.seal.digests(&data);
             buffers.put(data);
-            Ok((bytes, digests))
+            Ok((window, bytes, digests))
         };
         let Some(&(lowest, _)) = self.geometry.levels.first() else {
             let mut data = vec![0; self.image_bytes as usize];
@@ -203,12 +206,8 @@ impl<'a> Sealing<'a> {
             return self.root(&self.seal.digests(&data));
         };
         let windows = 0..self.image_bytes.div_ceil(WINDOW_BYTES);
-        let mut at = self.place(lowest);
-        pipeline::run(windows, Ok, hash, |(bytes, digests)| {
-            self.tree
-                .write_all_at(&digests, at)
-                .map_err(|e| self.temporary("write a file in", e))?;
-            at += digests.len() as u64;
+        pipeline::run(windows, Ok, hash, |(window, bytes, digests)| {
+            self.write_digests(lowest, window * WINDOW_BLOCKS, &digests)?;
             report.add(bytes);
             Ok(())
         })?;
@@ -223,24 +222,24 @@ impl<'a> Sealing<'a> {
             .map_err(|e| self.temporary("set the size of a file in", e))?;
         let above = self.geometry.levels.iter().skip(1);
         for ((first, blocks), (above, _)) in self.geometry.levels.iter().zip(above) {
-            let mut at = self.place(*above);
-            self.each_window(*first, *blocks, |_, level| {
-                let digests = self.seal.digests(level);
-                self.tree
-                    .write_all_at(&digests, at)
-                    .map_err(|e| self.temporary("write a file in", e))?;
-                at += digests.len() as u64;
-                Ok(())
+            self.each_window(*first, *blocks, |at, level| {
+                self.write_digests(*above, at - first, &self.seal.digests(level))
             })?;
         }
-        let mut root = Vec::new();
-        if let Some((highest, blocks)) = self.geometry.levels.last() {
-            self.each_window(*highest, *blocks, |_, level| {
-                root = self.seal.digests(level);
-                Ok(())
-            })?;
-        }
-        self.root(&root)
+        self.root_of_tree()
+    }
+
+    /// The root hash, by the highest block of the tree.
+    pub(crate) fn root_of_tree(&self) -> Result<Digest> {
+        let mut highest = vec![0; BLOCK_BYTES];
+        self.read_tree(self.highest(), &mut highest)?;
+        self.root(&self.seal.digests(&highest))
+    }
+
+    /// The highest block of the tree; with one block of data, which has no tree, that one.
+    pub(crate) fn highest(&self) -> u64 {
+        let highest = self.geometry.levels.last();
+        highest.map_or(0, |(first, _)| *first)
     }
 
     /// The root hash, as the only one of `digests`.
@@ -260,8 +259,7 @@ impl<'a> Sealing<'a> {
         {
             return Ok(false);
         }
-        let highest = self.geometry.levels.last().map_or(0, |(first, _)| *first);
-        reader.read(&mut block, highest * BLOCK_BYTES as u64)?;
+        reader.read(&mut block, self.highest() * BLOCK_BYTES as u64)?;
         Ok(self.seal.digests(&block) == *root)
     }
 
@@ -300,15 +298,12 @@ impl<'a> Sealing<'a> {
         blocks: u64,
         mut take: impl FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
-        const WINDOW_BLOCKS: u64 = WINDOW_BYTES / BLOCK_BYTES as u64;
         let mut window = vec![0; WINDOW_BYTES as usize];
         let mut done = 0;
         while done < blocks {
             let now = (blocks - done).min(WINDOW_BLOCKS);
             let window = &mut window[..now as usize * BLOCK_BYTES];
-            self.tree
-                .read_exact_at(window, self.place(first + done))
-                .map_err(|e| self.temporary("read a file in", e))?;
+            self.read_tree(first + done, window)?;
             take(first + done, window)?;
             done += now;
         }
