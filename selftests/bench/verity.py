@@ -8,25 +8,18 @@ dm-overlaybd add below dm-verity is to be what they add without it.
 import dm_ioctl
 import zfile_writer
 from measure import DATA, ram_disk, random_reads, require_content, row, sequential_reads, write_image
+from sealed_stacks import BLOCK, verity_table
 from test_script import load, run
 
 SUITE = "verity"
-BLOCK = 4096
 
 
 def reads(name, device, length):
     """The row of a device that begins with the content."""
     require_content(device)
     part = f"--length={length}"
-    row(SUITE, name, random=random_reads(device, part, "--direct"), sequential=sequential_reads(device, part, "--direct"))
-
-
-def verity(device, length, tree):
-    """The table of dm-verity over a sealed device, as its superblock says."""
-    blocks = length // BLOCK
-    salt = tree[88:88 + int.from_bytes(tree[80:82], "little")]
-    root = (DATA / "sealed/seal.zfile.roothash").read_text()
-    return f"0 {length // 512} verity 1 {device} {device} {BLOCK} {BLOCK} {blocks} {blocks + 1} sha256 {root} {salt.hex()}"
+    row(SUITE, name, random=random_reads(device, part, "--direct"),
+        sequential=sequential_reads(device, part, "--direct"))
 
 
 def main(_chosen):
@@ -36,10 +29,11 @@ def main(_chosen):
     whole = write_image(ram_disk(0), DATA / "sealed/image")
     with open(DATA / "sealed/image", "rb") as image:
         image.seek(length)
-        tree = image.read(BLOCK)
+        superblock = image.read(BLOCK)
+    root = (DATA / "sealed/seal.zfile.roothash").read_text()
     with dm_ioctl.Mapped("bench", f"0 {whole // 512} linear {ram_disk(0)} 0") as linear:
         reads("dm-linear", linear.node, length)
-        with dm_ioctl.Mapped("bench-verity", verity(linear.node, length, tree)) as device:
+        with dm_ioctl.Mapped("bench-verity", verity_table(linear.node, length, superblock, root)) as device:
             reads("dm-verity on dm-linear", device.node, length)
     table = f"0 {whole // 512} overlaybd 2"
     files = [DATA / "sealed/base.zfile", DATA / "sealed/seal.zfile"]
@@ -51,6 +45,6 @@ def main(_chosen):
         table += f" {zfiles[-1].node} {original}"
     with zfiles[0], zfiles[1], dm_ioctl.Mapped("bench", table) as stack:
         reads("dm-overlaybd and dm-zfile", stack.node, length)
-        with dm_ioctl.Mapped("bench-verity", verity(stack.node, length, tree)) as device:
+        with dm_ioctl.Mapped("bench-verity", verity_table(stack.node, length, superblock, root)) as device:
             reads("dm-verity on dm-overlaybd and dm-zfile", device.node, length)
 

@@ -27,6 +27,13 @@ def failed_blocks(device, size):
     return failed
 
 
+def verity_table(device, size, superblock, root):
+    """The table of dm-verity over a sealed device with an image of so many bytes, as its superblock says."""
+    blocks, salt = size // BLOCK, superblock[88:88 + int.from_bytes(superblock[80:82], "little")]
+    return (f"0 {size // 512} verity 1 {device} {device} {BLOCK} {BLOCK} {blocks} {blocks + 1} sha256 {root} "
+            f"{salt.hex()}")
+
+
 def flip(path, place):
     """Changes a bit of a file."""
     with open(path, "r+b") as file:

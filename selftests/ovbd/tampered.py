@@ -13,9 +13,9 @@ import dm_ioctl
 import zfile_writer
 from block_devices import read_direct
 from ovbd_command import make_image, ovbd
+from sealed_stacks import BLOCK, verity_table
 from test_script import SCRATCH, Tap, load, run
 
-BLOCK = 4096
 BYTES = 64 * BLOCK
 MUTANTS = int(os.environ.get("OVBD_MUTANTS", "60"))
 KINDS = {"plain": ["--format", "lsmt"], "compressed": ["--no-crc"]}
@@ -46,15 +46,14 @@ def write(number, blob):
         os.fsync(disk.fileno())
 
 
-def attempt(kind, blobs, verity, image):
+def attempt(kind, blobs, root, image):
     """The blocks of a stack that are wrong, and how many can be read at all; None where it cannot be mapped."""
-    whole = int(verity["whole"])
     with contextlib.ExitStack() as devices:
         def mapped(name, table):
             return devices.enter_context(dm_ioctl.Mapped(name, table)).node
 
         try:
-            table = f"0 {whole // 512} overlaybd {len(blobs)}"
+            table = f"0 {len(image) // 512} overlaybd {len(blobs)}"
             for number, blob in enumerate(blobs):
                 node, length = ram_disk(number), len(blob)
                 if kind == "compressed":
@@ -62,7 +61,7 @@ def attempt(kind, blobs, verity, image):
                     node = mapped(f"zfile{number}", f"0 {-(-length // 512)} zfile {node} {len(blob)}")
                 table += f" {node} {length}"
             stack = mapped("stack", table)
-            device = mapped("checked", verity["table"].format(stack))
+            device = mapped("checked", verity_table(stack, BYTES, image[BYTES:], root))
         except OSError:
             return None
         wrong, read = [], 0
@@ -86,22 +85,18 @@ def mutants(tap, kind, options):
     root, _ = ovbd("seal", *options, "-o", seal, base).split()
     ovbd("export", base, seal, "-o", export)
     image = export.read_bytes()
-    tree = image[BYTES:]
-    salt, blocks = tree[88:88 + int.from_bytes(tree[80:82], "little")], BYTES // BLOCK
-    verity = {"whole": len(image),
-              "table": f"0 {BYTES // 512} verity 1 {{0}} {{0}} {BLOCK} {BLOCK} {blocks} {blocks + 1} sha256 {root} "
-                       f"{salt.hex()}"}
+    blocks = BYTES // BLOCK
     blobs = [base.read_bytes(), seal.read_bytes()]
     for number, blob in enumerate(blobs):
         write(number, blob)
-    tap.equal(attempt(kind, blobs, verity, image), ([], blocks), f"{kind}: undamaged, all of it can be read")
+    tap.equal(attempt(kind, blobs, root, image), ([], blocks), f"{kind}: undamaged, all of it can be read")
     wrong, unmapped, partly, whole = [], 0, 0, 0
     for number in range(MUTANTS):
         which = generator.randrange(3) // 2
         damaged = list(blobs)
         damaged[which] = mutated(blobs[which], generator)
         write(which, damaged[which])
-        result = attempt(kind, blobs, verity, image)
+        result = attempt(kind, blobs, root, image)
         write(which, blobs[which])
         if result is None:
             unmapped += 1
