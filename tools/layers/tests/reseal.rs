@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use common::{layers, make, raw_image, Random};
+use common::{layers, make, plain, raw_image, Random};
 use ovbd_image::lsmt::Identity;
 use ovbd_layers::{
     build::{finish_output, start_blob, Options},
@@ -42,11 +42,7 @@ impl Images {
         // So that no block that is not zeros is missing.
         let file = File::options().write(true).open(&raw).unwrap();
         file.write_all_at(&[1], bytes - 1).unwrap();
-        let plain = Options {
-            zfile: None,
-            ..Options::default()
-        };
-        make(&raw, &base, &plain);
+        make(&raw, &base, &plain());
         Self {
             folder,
             layers: vec![base],
@@ -59,8 +55,7 @@ impl Images {
         let paths: Vec<&Path> = self.layers.iter().map(PathBuf::as_path).collect();
         Options {
             base: layers(&paths),
-            zfile: None,
-            ..Options::default()
+            ..plain()
         }
     }
 

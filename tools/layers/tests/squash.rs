@@ -10,11 +10,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use common::{change, content, layers, make, names, on_threads, problems, raw_image, Random};
-use ovbd_image::{
-    lsmt::UuidText,
-    zfile::{Algorithm, Options as ZfileOptions},
+use common::{
+    change, content, layers, make, names, on_threads, plain, problems, raw_image, zfile, Random,
 };
+use ovbd_image::{lsmt::UuidText, zfile::Algorithm};
 use ovbd_layers::{
     build::Options,
     layer::{Layer, LayerPath},
@@ -26,25 +25,6 @@ use ovbd_layers::{
 use tempfile::{tempdir, TempDir};
 
 const BYTES: u64 = (3 << 20) + 4096 + 512;
-
-fn zfile(algorithm: Algorithm, block_bytes: u32) -> Options {
-    Options {
-        zfile: Some(ZfileOptions {
-            block_bytes,
-            algorithm,
-            block_crc: true,
-        }),
-        own_reader_only: true,
-        ..Options::default()
-    }
-}
-
-fn plain() -> Options {
-    Options {
-        zfile: None,
-        ..Options::default()
-    }
-}
 
 /// Layers l0, l1, ... in a folder, each over all before it, and the image with all of them: raw.
 fn stack(formats: &[Options], seed: u64) -> (TempDir, Vec<PathBuf>) {

@@ -12,15 +12,12 @@ use std::{
 };
 
 use common::{
-    content, layers, names, problems,
+    content, layers, names, plain, problems,
     programs::{has, skip},
     tars::{set_checksum, Member, Tar},
-    Random,
+    zfile, Random,
 };
-use ovbd_image::{
-    lsmt::SECTOR_BYTES,
-    zfile::{Algorithm, Options as ZfileOptions},
-};
+use ovbd_image::{lsmt::SECTOR_BYTES, zfile::Algorithm};
 use ovbd_layers::{
     blob::Blob,
     build::Options,
@@ -43,13 +40,6 @@ const EROFS: TarOptions = TarOptions {
     filesystem: Kind::Erofs,
     max_bytes: 1 << 30,
 };
-
-fn plain() -> Options {
-    Options {
-        zfile: None,
-        ..Options::default()
-    }
-}
 
 /// Builds a layer of `tar` with `options`, and checks that the tar is in it.
 fn made(folder: &Path, name: &str, tar: &[u8], options: &Options) -> Result<(PathBuf, Made)> {
@@ -212,15 +202,6 @@ fn every_format_holds_the_tar_and_the_file_system() {
     }
     let folder = tempdir().unwrap();
     let tar = some_tar(1).end();
-    let zfile = |algorithm, block_bytes| Options {
-        zfile: Some(ZfileOptions {
-            block_bytes,
-            algorithm,
-            block_crc: true,
-        }),
-        own_reader_only: true,
-        ..Options::default()
-    };
     let mut images = Vec::new();
     for (number, options) in [
         plain(),

@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ovbd_image::zfile::{Algorithm, Options as ZfileOptions};
 use ovbd_layers::{
     build::{build, Options},
     export,
@@ -82,6 +83,27 @@ pub fn change(path: &Path, seed: u64) {
             _ => random.text(n),
         };
         file.write_all_at(&data, at).unwrap();
+    }
+}
+
+/// For layers that are not compressed.
+pub fn plain() -> Options {
+    Options {
+        zfile: None,
+        ..Options::default()
+    }
+}
+
+/// For ZFiles, also such as only our own readers can read.
+pub fn zfile(algorithm: Algorithm, block_bytes: u32) -> Options {
+    Options {
+        zfile: Some(ZfileOptions {
+            block_bytes,
+            algorithm,
+            block_crc: true,
+        }),
+        own_reader_only: true,
+        ..Options::default()
     }
 }
 
