@@ -29,6 +29,7 @@ pub struct Member {
 }
 
 // Fields of a header: first byte and the byte after the last.
+const NAME_BYTES: usize = 100;
 const MODE: (usize, usize) = (100, 108);
 const UID: (usize, usize) = (108, 116);
 const GID: (usize, usize) = (116, 124);
@@ -126,6 +127,12 @@ impl MemberHeader {
             sparse_goes_on: block.get(SPARSE_GOES_ON).is_some_and(|byte| *byte != 0),
         })
     }
+}
+
+/// The name in the header of a member, as far as it is there: longer ones are elsewhere.
+pub fn member_name(block: &[u8; BLOCK_BYTES]) -> &[u8] {
+    let field = block.get(..NAME_BYTES).unwrap_or(&[]);
+    field.split(|byte| *byte == 0).next().unwrap_or(&[])
 }
 
 /// Whether one more header of a sparse file follows the one in `block`, which is not its first.

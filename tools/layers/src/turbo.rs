@@ -129,27 +129,17 @@ impl Turbo {
     ///
     /// A blob that is no layer, entries that are in neither of the two, and those of reading.
     pub fn new(head: Content, target: Target) -> Result<Self> {
-        read_header(&head)?;
-        let fail = |e| head.error(e);
-        let at = Trailer::position(head.bytes()).map_err(fail)?;
-        let block = head.read_array(&mut Cursor::default(), at)?;
-        let trailer = turbo::parse_trailer(&block, head.bytes()).map_err(fail)?;
-        let mut entries: Vec<[u8; ENTRY_BYTES]> = Vec::new();
-        each_chunk(trailer.index_bytes(), |at, buffer| {
-            head.read(&mut Cursor::default(), buffer, trailer.index_offset + at)?;
-            entries.extend(layer_index::entries(buffer).0);
-            Ok(())
-        })?;
+        let Index {
+            trailer,
+            mut entries,
+        } = Index::read(&head)?;
         let target_sectors = target.tar.bytes().div_ceil(SECTOR_BYTES);
         let rebased = turbo::rebase(&mut entries, &trailer, target_sectors);
-        rebased.map_err(|wrong| wrong_entry(&head, &target, wrong))?;
+        let tar = (target.path.as_path(), target.tar.bytes());
+        rebased.map_err(|wrong| wrong_entry(&head, tar, wrong))?;
         let padded = entries.len().next_multiple_of(PADDING_ENTRIES as usize);
         entries.resize(padded, Entry::PADDING.encode());
-        let identity = Identity {
-            virtual_size: trailer.virtual_size,
-            uuid: trailer.uuid.unwrap_or(UuidText::NIL),
-            parent_uuid: trailer.parent_uuid.unwrap_or(UuidText::NIL),
-        };
+        let identity = identity(&trailer);
         let index_offset = trailer.index_offset + target_sectors * SECTOR_BYTES;
         let mut tail = entries.as_flattened().to_vec();
         tail.extend_from_slice(&identity.trailer(index_offset, padded as u64));
@@ -225,7 +215,47 @@ impl Turbo {
     }
 }
 
-fn wrong_entry(head: &Content, target: &Target, wrong: Wrong) -> Error {
+/// The index of a blob as it is stored.
+pub struct Index {
+    /// The end of the blob, which was checked but for the entries.
+    pub trailer: Trailer,
+    /// Not checked.
+    pub entries: Vec<[u8; ENTRY_BYTES]>,
+}
+
+impl Index {
+    /// Reads that of `head`.
+    ///
+    /// # Errors
+    ///
+    /// A blob that is no layer, and those of reading.
+    pub fn read(head: &Content) -> Result<Self> {
+        read_header(head)?;
+        let fail = |e| head.error(e);
+        let at = Trailer::position(head.bytes()).map_err(fail)?;
+        let block = head.read_array(&mut Cursor::default(), at)?;
+        let trailer = turbo::parse_trailer(&block, head.bytes()).map_err(fail)?;
+        let mut entries: Vec<[u8; ENTRY_BYTES]> = Vec::new();
+        each_chunk(trailer.index_bytes(), |at, buffer| {
+            head.read(&mut Cursor::default(), buffer, trailer.index_offset + at)?;
+            entries.extend(layer_index::entries(buffer).0);
+            Ok(())
+        })?;
+        Ok(Self { trailer, entries })
+    }
+}
+
+/// What a layer with this trailer is.
+pub fn identity(trailer: &Trailer) -> Identity {
+    Identity {
+        virtual_size: trailer.virtual_size,
+        uuid: trailer.uuid.unwrap_or(UuidText::NIL),
+        parent_uuid: trailer.parent_uuid.unwrap_or(UuidText::NIL),
+    }
+}
+
+/// The error of an entry of `head`, whose target has this path and so many bytes.
+pub fn wrong_entry(head: &Content, (target, bytes): (&Path, u64), wrong: Wrong) -> Error {
     let path = head.input().path();
     match wrong {
         Wrong::Format(error) => head.error(error),
@@ -236,9 +266,8 @@ fn wrong_entry(head: &Content, target: &Target, wrong: Wrong) -> Error {
         }
         Wrong::OutsideTarget(at) => {
             let what = format!(
-                "TurboOCI index entry beyond the {} bytes of {}, which may be another tar",
-                target.tar.bytes(),
-                crate::error::name(&target.path)
+                "TurboOCI index entry beyond the {bytes} bytes of {}, which may be another tar",
+                crate::error::name(target)
             );
             Error::new(path, what).at(head.place(at))
         }

@@ -10,32 +10,28 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use common::{content, fixtures, layers, problems, Random};
-use ovbd_image::lsmt::{Entry, Identity, UuidText, ENTRY_BYTES, HEADER_BYTES, SECTOR_BYTES};
+use common::{
+    content, fixtures, layers, problems,
+    turbo::{blob, VIRTUAL_BYTES},
+    zfile, Random,
+};
+use ovbd_image::{
+    lsmt::{Entry, ENTRY_BYTES, HEADER_BYTES, SECTOR_BYTES},
+    zfile::Algorithm,
+};
 use ovbd_layers::{
+    blob::Blob,
+    build::Options,
     layer::{Layer, LayerPath},
+    output::Rules,
+    tar::{
+        join::join,
+        original::{DiffId, Original},
+    },
     turbo::Target,
 };
+use sha2::{Digest, Sha256};
 use tempfile::{tempdir, TempDir};
-
-const VIRTUAL_BYTES: u64 = 1 << 20;
-
-/// The blob of a layer as the original leaves it: header, `data`, as many entries as there are, and the trailer.
-fn blob(data: &[u8], entries: &[Entry]) -> Vec<u8> {
-    let identity = Identity {
-        virtual_size: VIRTUAL_BYTES,
-        uuid: UuidText::new(b"01234567-89ab-cdef-0123-456789abcdef").unwrap(),
-        parent_uuid: UuidText::NIL,
-    };
-    let mut bytes = identity.header().to_vec();
-    bytes.extend_from_slice(data);
-    let index_offset = bytes.len() as u64;
-    for entry in entries {
-        bytes.extend_from_slice(&entry.encode());
-    }
-    bytes.extend_from_slice(&identity.trailer(index_offset, entries.len() as u64));
-    bytes
-}
 
 fn entry(start: u64, sectors: u32, stored: u64, tag: u8) -> Entry {
     Entry {
@@ -233,6 +229,61 @@ fn damage_is_an_error_or_other_sectors() {
         // Errors are fine, panics are bugs.
         let _ = content(&[layer]);
     }
+}
+
+/// What is pulled becomes one layer, which reads the same and has the tar.
+#[test]
+fn both_are_made_one_layer() {
+    let case = Case::new();
+    let meta = case.path("meta", &blob(&case.data, &ENTRIES));
+    let plain = case.path("tar", &case.target);
+    let packed = case.path("zstd", &zstd::encode_all(&case.target[..], 1).unwrap());
+    let wrapped = Options {
+        tar: true,
+        ..common::plain()
+    };
+    for (number, options) in [common::plain(), wrapped, zfile(Algorithm::Lz4, 4096)]
+        .into_iter()
+        .enumerate()
+    {
+        for target in [&plain, &packed] {
+            let out = case.folder.path().join(format!("out{number}"));
+            let made = join(&meta, target, &out, &options, 1 << 20, &()).unwrap();
+            let layer = layers(&[&out]);
+            assert_eq!(problems(&layer), [""; 0]);
+            assert!(content(&layer).unwrap() == case.wanted(&ENTRIES));
+            let opened = Layer::open(&layer[0], 0).unwrap();
+            let uuid = opened.uuid().unwrap();
+            assert_eq!(uuid.as_str(), "01234567-89ab-cdef-0123-456789abcdef");
+            let blob = Blob::open(&out).unwrap();
+            let original = Original::of(&blob).unwrap();
+            assert_eq!(made.diff_id, DiffId(Sha256::digest(&case.target).into()));
+            original.check(made.diff_id, &()).unwrap();
+            let back = case.folder.path().join("back");
+            original.to_file(&back, Rules::default(), &()).unwrap();
+            assert!(fs::read(&back).unwrap() == case.target);
+            fs::remove_file(back).unwrap();
+            fs::remove_file(out).unwrap();
+        }
+    }
+    // What is in neither, out of order, cut, or too large leaves nothing.
+    let out = case.folder.path().join("out");
+    let refuse = |entries: &[Entry], target: &[u8], limit: u64, says: &str| {
+        let meta = case.path("meta", &blob(&case.data, entries));
+        let target = case.path("tar", target);
+        let error = join(&meta, &target, &out, &common::plain(), limit, &()).unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+        assert!(!out.exists());
+    };
+    let all = &case.target[..];
+    refuse(&ENTRIES, all, 5000, "--max-size");
+    refuse(&ENTRIES, &all[..5120], 1 << 20, "beyond the 5120 bytes");
+    let overlap = [ENTRIES[0], entry(1, 1, 8, 1)];
+    refuse(&overlap, all, 1 << 20, "overlap");
+    refuse(&[ENTRIES[0], entry(2, 1, 8, 2)], all, 1 << 20, "tag");
+    refuse(&[entry(0, 1, 7, 0), ENTRIES[1]], all, 1 << 20, "outside");
+    let input = join(&meta, &plain, &plain, &common::plain(), 1 << 20, &());
+    assert!(input.is_err());
 }
 
 #[test]

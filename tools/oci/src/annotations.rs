@@ -14,7 +14,7 @@ pub const VERSION: &str = "containerd.io/snapshot/overlaybd/version";
 pub const VERSION_VALUE: &str = "0.1.0";
 /// `yes` on a layer that holds no data but a record of which data is read first.
 pub const ACCELERATION: &str = "containerd.io/snapshot/overlaybd/acceleration-layer";
-/// On a layer that points into an ordinary layer.
+/// On a layer that points into an ordinary layer, a blob of the same repository: its digest.
 pub const TURBO_TARGET: &str = "containerd.io/snapshot/overlaybd/turbo-oci/target-digest";
 /// As [`TURBO_TARGET`], written by older versions.
 pub const FAST_TARGET: &str = "containerd.io/snapshot/overlaybd/fastoci/target-digest";

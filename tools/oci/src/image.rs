@@ -111,6 +111,25 @@ impl Image {
             })
     }
 
+    /// The blob that a TurboOCI layer points into, which is in the same repository, as far as its annotations say.
+    ///
+    /// # Errors
+    ///
+    /// No digest, or one that is none.
+    pub fn turbo_target(&self, layer: &ImageLayer<'_>, subject: &str) -> Result<Digest> {
+        let annotations = &layer.descriptor.annotations;
+        let text = annotations
+            .get(TURBO_TARGET)
+            .or_else(|| annotations.get(FAST_TARGET));
+        let fail = |what: &str| {
+            let what = format!("layer {} is TurboOCI {what}", layer.number);
+            Error::invalid(subject, what)
+        };
+        let text = text.ok_or_else(|| fail("without the digest of its target"))?;
+        let digest = text.parse();
+        digest.map_err(|_| fail("with a digest of its target that is none"))
+    }
+
     /// Type of the manifest.
     pub fn media_type(&self) -> MediaType {
         MediaType::from_name(&self.descriptor.media_type).unwrap_or(MediaType::OciManifest)

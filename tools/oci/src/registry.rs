@@ -501,6 +501,31 @@ impl Registry {
         self.backoff().run(|_, _| (), || self.try_has_blob(blob))
     }
 
+    /// Describes a blob of which only the digest is known.
+    ///
+    /// # Errors
+    ///
+    /// There is none, the registry does not say how large it is, or cannot be asked.
+    pub fn find_blob(&self, digest: &Digest, media_type: &str) -> Result<Descriptor> {
+        self.backoff().run(
+            |_, _| (),
+            || {
+                let url = self.url(&format!("blobs/{digest}"))?;
+                let mut answer = self.ask(self.simple(Method::HEAD, url.clone()))?;
+                if answer.status != 200 {
+                    return Err(self.refusal(&Method::HEAD, &url, &mut answer));
+                }
+                match content_length(&answer) {
+                    Some(size) => Ok(Descriptor::new(media_type, digest.clone(), size)),
+                    None => {
+                        let what = format!("the registry does not say how large {digest} is");
+                        Err(self.error(Kind::Invalid, &what, &Method::HEAD, &url).into())
+                    }
+                }
+            },
+        )
+    }
+
     pub(crate) fn try_has_blob(&self, blob: &Descriptor) -> std::result::Result<bool, Failure> {
         let url = self.url(&format!("blobs/{}", blob.digest))?;
         let mut answer = self.ask(self.simple(Method::HEAD, url.clone()))?;
@@ -509,9 +534,7 @@ impl Registry {
             404 | 405 => return Ok(false),
             _ => return Err(self.refusal(&Method::HEAD, &url, &mut answer)),
         }
-        let size = answer
-            .header("content-length")
-            .and_then(|size| size.parse::<u64>().ok());
+        let size = content_length(&answer);
         match size {
             Some(size) if size != blob.size => {
                 let what = format!(
@@ -523,4 +546,9 @@ impl Registry {
             _ => Ok(true),
         }
     }
+}
+
+/// The size in an answer without a body.
+fn content_length(answer: &Answer) -> Option<u64> {
+    answer.header("content-length")?.parse().ok()
 }

@@ -3,11 +3,7 @@
 //! Making block layers of an ordinary container image, in the store: each over the original tar, so that whoever has the
 //! original's configuration can check them.
 
-use std::{
-    fs::File,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
-};
+use std::{fs::File, path::Path};
 
 use anyhow::{Context, Result};
 use ovbd_layers::{
@@ -23,19 +19,16 @@ use ovbd_layers::{
     units,
 };
 use ovbd_oci::{
-    annotations::{ARTIFACT_TYPE, DIFF_ID, FS_TYPE, SOURCE, TAR_BYTES, VIRTUAL_SIZE},
-    Algorithm, Bounded, Descriptor, Error, Hasher, Image, ImageLayer, Ingested, Kind, LayerKind,
-    Manifest, MediaType, Platform, Reference, Registry, Store, OCI_CONFIG, OCI_LAYER,
+    annotations::{ARTIFACT_TYPE, SOURCE, VIRTUAL_SIZE},
+    Bounded, Descriptor, Error, Image, ImageLayer, Kind, LayerKind, Manifest, MediaType, Platform,
+    Reference, Registry, Store, OCI_CONFIG,
 };
 
 use crate::{
-    documents::note_blob,
     remote::{Shown, Transfer},
     report::Report,
+    tar_layers::{keep, scratch_folder, Added},
 };
-
-/// Bytes that are copied at once.
-const BUFFER_BYTES: usize = 1 << 20;
 
 /// The file system of converted images.
 const FILESYSTEM: Filesystem = Filesystem::Erofs;
@@ -115,16 +108,15 @@ impl Converting<'_> {
 
     /// Makes all layers.
     fn layers(&self) -> Result<(Vec<Descriptor>, Vec<LayerPath>)> {
-        let folder = std::env::var_os("TMPDIR").unwrap_or_else(|| "/var/tmp".into());
-        let folder = tempfile::tempdir_in(&folder)
-            .with_context(|| format!("{}: cannot make a folder in it", folder.to_string_lossy()))?;
+        let folder = scratch_folder()?;
         let mut layers = Vec::new();
         let mut paths: Vec<LayerPath> = Vec::new();
         let mut image = None;
         for layer in self.original.layers() {
             let file = folder.path().join(layer.number.to_string());
             let made = self.layer(&layer, &file, &paths, &mut image)?;
-            let (descriptor, path) = self.keep(&file, &made)?;
+            let descriptor = keep(self.store, &file, &made, FILESYSTEM.name())?;
+            let path = self.store.blob_path(&descriptor.digest);
             self.report.note(format_args!(
                 "layer {}: {} of which {} are not in the tar",
                 layer.number,
@@ -172,36 +164,6 @@ impl Converting<'_> {
         Ok(made)
     }
 
-    /// Puts `file` into the store.
-    fn keep(&self, file: &Path, made: &Made) -> Result<(Descriptor, PathBuf)> {
-        let fail = || format!("{}: cannot read", file.display());
-        let opened = File::open(file).with_context(fail)?;
-        let size = opened.metadata().with_context(fail)?.len();
-        let mut hasher = Hasher::new(Algorithm::Sha256);
-        each_piece(&opened, size, |piece| {
-            hasher.update(piece);
-            Ok(())
-        })
-        .with_context(fail)?;
-        let mut layer = Descriptor::new(OCI_LAYER, hasher.finish(), size);
-        if let Ingested::Part(mut part) = self.store.ingest(&layer, || ())? {
-            part.restart()?;
-            each_piece(&opened, size, |piece| Ok(part.write(piece)?)).with_context(fail)?;
-            part.commit()?;
-        }
-        std::fs::remove_file(file).with_context(|| format!("{}: cannot remove", file.display()))?;
-        note_blob(&mut layer);
-        for (name, value) in [
-            (FS_TYPE, FILESYSTEM.name().to_owned()),
-            (DIFF_ID, made.diff_id.to_string()),
-            (TAR_BYTES, made.tar_bytes.to_string()),
-        ] {
-            layer.annotations.insert(name.to_owned(), value);
-        }
-        let path = self.store.blob_path(&layer.digest);
-        Ok((layer, path))
-    }
-
     /// The image of these layers, which says that it is another form of the original.
     fn image(&self, layers: Vec<Descriptor>, virtual_bytes: u64) -> Result<Image> {
         let mut config = self.original.config.clone();
@@ -232,33 +194,5 @@ impl Converting<'_> {
             manifest,
             config,
         )?)
-    }
-}
-
-/// Calls `take` with the first `size` bytes of a file.
-fn each_piece(file: &File, size: u64, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    let mut buffer = vec![0; BUFFER_BYTES];
-    let mut at = 0;
-    while at < size {
-        let piece = &mut buffer[..(size - at).min(BUFFER_BYTES as u64) as usize];
-        file.read_exact_at(piece, at)?;
-        take(piece)?;
-        at += piece.len() as u64;
-    }
-    Ok(())
-}
-
-/// Progress of one layer among several: how much there is in all was said before.
-struct Added<'a>(&'a Report);
-
-impl ovbd_layers::report::Report for Added<'_> {
-    fn expect(&self, _bytes: u64) {}
-
-    fn add(&self, bytes: u64) {
-        self.0.add(bytes);
-    }
-
-    fn warn(&self, error: &ovbd_layers::Error) {
-        self.0.warn(error);
     }
 }

@@ -27,4 +27,6 @@ pub mod report;
 pub mod seal_note;
 pub mod service;
 pub mod signing;
+pub mod tar_layers;
+pub mod turbo;
 pub mod watch;

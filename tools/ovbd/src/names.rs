@@ -241,20 +241,29 @@ impl Found {
 ///
 /// A layer that is known to hold none, by its annotations.
 pub fn block_layers<'a>(image: &'a Image, subject: &str) -> Result<Vec<ImageLayer<'a>>> {
-    let layers: Vec<_> = image
-        .layers()
-        .filter(|layer| layer.kind != LayerKind::Acceleration)
-        .collect();
-    if let Some(turbo) = layers
-        .iter()
-        .find(|layer| layer.kind == LayerKind::TurboOci)
-    {
+    let layers = data_layers(image, subject)?;
+    let is_turbo = |layer: &&ImageLayer<'_>| layer.kind == LayerKind::TurboOci;
+    if let Some(turbo) = layers.iter().find(is_turbo) {
         let what = format!(
-            "layer {} is TurboOCI, an index into an ordinary layer, which is not supported",
+            "layer {} is TurboOCI, an index into an ordinary layer (\"ovbd pull REF\", to a store, makes one layer of \
+             both)",
             turbo.number
         );
         return Err(ovbd_oci::Error::new(Kind::Refused, subject, what).into());
     }
+    Ok(layers)
+}
+
+/// The same, with TurboOCI layers.
+///
+/// # Errors
+///
+/// An image with nothing but records of reads.
+pub fn data_layers<'a>(image: &'a Image, subject: &str) -> Result<Vec<ImageLayer<'a>>> {
+    let layers: Vec<_> = image
+        .layers()
+        .filter(|layer| layer.kind != LayerKind::Acceleration)
+        .collect();
     if layers.is_empty() {
         return Err(
             ovbd_oci::Error::new(Kind::Refused, subject, "no layer of it holds data").into(),

@@ -9,9 +9,11 @@
 //! signed ([`original`]), and can have the original back.
 
 pub mod filesystem;
+pub mod join;
 pub mod members;
 pub mod original;
 pub mod pieces;
 pub mod plan;
 pub mod source;
+pub mod unpack;
 pub mod verbatim;

@@ -3,14 +3,18 @@
 //! Reading a tar, as it is or compressed with gzip or zstd, from a file or a pipe: once, in order.
 
 use std::{
+    borrow::Cow,
     io::{self, BufRead, Read},
     path::Path,
     sync::mpsc::sync_channel,
     thread,
 };
 
+use ovbd_image::lsmt::SECTOR_BYTES;
+
 use crate::{
     error::{Error, Result},
+    layer_writer::LayerWriter,
     report::Report,
     source::RawSource,
     stack::WINDOW_BYTES,
@@ -99,6 +103,25 @@ impl TarSource {
     /// Whether the tar is compressed.
     pub fn is_compressed(&self) -> bool {
         self.compression.is_some()
+    }
+
+    /// Stores `window`, which is at byte `at` of the tar, in a layer, with zeros up to a whole sector: only the last one has
+    /// none. Returns the bytes that were stored.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`RawSource::copy_to`].
+    pub fn store(&self, layer: &mut LayerWriter<'_>, window: &[u8], at: u64) -> Result<u64> {
+        let padded = window.len().next_multiple_of(SECTOR_BYTES as usize);
+        match self.plain() {
+            Some(raw) if padded == window.len() => raw.copy_to(layer, window, at)?,
+            _ => {
+                let mut whole = Cow::Borrowed(window);
+                whole.to_mut().resize(padded, 0);
+                layer.unmapped(&whole)?;
+            }
+        }
+        Ok(padded as u64)
     }
 
     /// Calls `take` with every MiB of the tar in order, the last of which may be shorter; a thread reads ahead. Returns the

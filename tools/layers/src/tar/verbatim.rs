@@ -295,17 +295,7 @@ impl Building<'_> {
                 if let Some(maker) = &mut maker {
                     maker.feed(window.to_vec());
                 }
-                // Only the last window may be no whole sectors.
-                let mut whole = std::borrow::Cow::Borrowed(window);
-                let padded = window.len().next_multiple_of(SECTOR_BYTES as usize);
-                match self.input.plain() {
-                    Some(raw) if padded == window.len() => raw.copy_to(layer, window, at)?,
-                    _ => {
-                        whole.to_mut().resize(padded, 0);
-                        layer.unmapped(&whole)?;
-                    }
-                }
-                at += padded as u64;
+                at += self.input.store(layer, window, at)?;
                 Ok(())
             })?;
         if scanner.is_cut() {

@@ -6,6 +6,7 @@
 
 pub mod programs;
 pub mod tars;
+pub mod turbo;
 
 use std::{
     fs::{self, File},

@@ -23,13 +23,14 @@ use crate::{
     commands::images::{layer_count, stored, virtual_bytes},
     convert,
     documents::note_blob,
-    names::{block_layers, StoreOption},
+    names::{block_layers, data_layers, StoreOption},
     policy::Rule,
     pull_thin::{self, ImageSource, ThinTarget},
     pull_vg,
     remote::{Shown, Transfer},
     report::Report,
     seal_note::{rule, NamedImage},
+    turbo::{self, TurboLayer},
 };
 
 /// Bytes of a compressed layer that show what it holds: more than a block of zstd.
@@ -65,6 +66,9 @@ const EXAMPLES: &str = "Examples:
 /// With --convert an ordinary container image becomes one of block layers with an EROFS. Its layers are checked against the
 /// diff IDs of the original, and can be again by whoever has that: "ovbd verify --diff-id". Pushed to the same repository it is
 /// listed as another form of the original.
+///
+/// An image of TurboOCI layers is fetched with the layers of the original image that those point into, and each is made one
+/// layer over the original tar.
 ///
 /// With --thin the image becomes a thin volume of LVM instead: a snapshot of the volume in the pool that has most of its
 /// layers, with only the others fetched and written. It is read-only and can be the base of the next push; what is
@@ -257,23 +261,30 @@ pub fn fetch(
     let subject = reference.to_string();
     named_image(Some(reference), &subject, &image.manifest).check()?;
     let mut compressed = Vec::new();
-    for layer in block_layers(&image, &subject)? {
+    for layer in data_layers(&image, &subject)? {
+        if layer.kind == LayerKind::TurboOci {
+            continue;
+        }
         if let Some(how) = look(&registry, store, &layer, &subject)? {
             compressed.push((layer.number, how));
         }
     }
+    let turbo = turbo::find_targets(&image, &registry, &subject)?;
     // All of them: an image without one of its parts could not be sent on.
-    let layers: Vec<Descriptor> = image.manifest.layers.to_vec();
+    let mut layers: Vec<Descriptor> = image.manifest.layers.to_vec();
+    let title = |(number, layer): (usize, &Descriptor)| {
+        format!("layer {number}: {}", units::size(layer.size))
+    };
+    let mut titles: Vec<String> = layers.iter().enumerate().map(title).collect();
+    titles.extend(turbo.iter().map(TurboLayer::title));
+    layers.extend(turbo.iter().map(|layer| layer.target.clone()));
     let shown = Shown::new(
         report,
         "pulling",
-        layers.iter().enumerate().map(|(number, layer)| {
-            (
-                layer.digest.clone(),
-                format!("layer {number}: {}", units::size(layer.size)),
-                layer.size,
-            )
-        }),
+        layers
+            .iter()
+            .zip(titles)
+            .map(|(layer, title)| (layer.digest.clone(), title, layer.size)),
     );
     ovbd_oci::fetch_blobs(
         &registry,
@@ -294,6 +305,10 @@ pub fn fetch(
             &subject,
             report,
         )?;
+    }
+    if !turbo.is_empty() {
+        let limit = limit.min(store.free_bytes()?);
+        image = turbo::join_layers(&image, &turbo, store, limit, &subject, report)?;
     }
     let paths: Vec<LayerPath> = block_layers(&image, &subject)?
         .iter()

@@ -14,6 +14,7 @@ mod hostile;
 mod images;
 mod secrets;
 mod store;
+mod turbo;
 
 use std::{
     fs,
