@@ -129,11 +129,12 @@ FUZZ := tools/target/fuzz/$(FUZZ_TARGET)/release
 fuzz: ## libFuzzer on the formats and on lz4 (10 million runs each), and on the library
 	cd tools/fuzz && CXX=clang++-19 RUSTFLAGS="$(FUZZ_FLAGS)" \
 		cargo build --release --locked --target $(FUZZ_TARGET) --target-dir ../target/fuzz
-	@mkdir -p build/fuzz/image build/fuzz/layer build/fuzz/log build/fuzz/lz4 build/fuzz/tar
+	@mkdir -p build/fuzz/image build/fuzz/layer build/fuzz/log build/fuzz/lz4 build/fuzz/tar build/fuzz/gzindex
 	$(FUZZ)/image -runs=10000000 $(FUZZ_OPTIONS) build/fuzz/image tools/fuzz/corpus/image
 	$(FUZZ)/layer -runs=200000 $(FUZZ_OPTIONS) build/fuzz/layer tools/fuzz/corpus/layer
 	$(FUZZ)/log -runs=200000 $(FUZZ_OPTIONS) build/fuzz/log tools/fuzz/corpus/log
 	$(FUZZ)/tar -runs=1000000 $(FUZZ_OPTIONS) build/fuzz/tar
+	$(FUZZ)/gzindex -runs=200000 $(FUZZ_OPTIONS) build/fuzz/gzindex tools/fuzz/corpus/gzindex
 	$(FUZZ)/manifest -runs=1000000 $(FUZZ_OPTIONS) build/fuzz/manifest tools/fuzz/corpus/manifest
 	$(FUZZ)/lz4 -runs=10000000 $(FUZZ_OPTIONS) build/fuzz/lz4
 else

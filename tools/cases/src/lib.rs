@@ -9,6 +9,7 @@ pub mod base;
 pub mod case;
 pub mod documents;
 pub mod fuzz;
+pub mod gzip_indexes;
 pub mod lz4;
 pub mod memory;
 pub mod mutate;

@@ -71,7 +71,7 @@ struct TurboPlace {
 
 impl TurboPlace {
     fn new(turbo: &Turbo) -> Result<Self> {
-        let tar = turbo.target().tar();
+        let tar = turbo.target().file()?;
         let named = turbo.target().path().to_owned();
         let found = tar.file().metadata();
         let found = found.map_err(|e| Error::io(&named, "look up", e))?;
@@ -81,7 +81,7 @@ impl TurboPlace {
         turbo.read(&mut Cursor::default(), &mut rest, at)?;
         Ok(Self {
             head_sectors: turbo.head_bytes() / SECTOR_BYTES,
-            target: turbo.target().name().0,
+            target: turbo.target().name()?,
             named,
             file: FileId::of(&found),
             is_device: found.file_type().is_block_device(),

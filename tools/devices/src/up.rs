@@ -117,7 +117,7 @@ fn warn_of_volume(node: &Path, report: &dyn Report) {
 pub fn dry_run(options: &Options) -> Result<String> {
     for layer in &options.layers {
         if let LayerPath::Turbo { target, .. } = layer {
-            if !target.name().1 {
+            if !target.has_name() {
                 let what = "is compressed, and no command can name the file it is decompressed to";
                 return Err(Error::new(target.path(), what));
             }

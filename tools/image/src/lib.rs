@@ -10,6 +10,7 @@
 
 mod encode_lsmt;
 mod encode_zfile;
+pub mod gzip_index;
 #[path = "../../../rust/image/mod.rs"]
 mod image;
 pub mod log;

@@ -26,6 +26,7 @@ pub mod export;
 pub mod file_id;
 pub mod file_range;
 pub mod foreign;
+pub mod gzip_index;
 pub mod info;
 pub mod layer;
 pub mod layer_writer;

@@ -10,6 +10,7 @@ use std::{
     fs::File,
     os::{fd::AsRawFd, unix::fs::FileExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use ovbd_image::{
@@ -22,6 +23,7 @@ use crate::{
     blob::Content,
     error::{Error, Result},
     file_range::FileRange,
+    gzip_index::GzipIndex,
     layer::{each_chunk, read_header},
     report::Report,
     tar::source::TarSource,
@@ -36,10 +38,16 @@ const FOLDER: &str = "/var/tmp";
 pub struct Target {
     /// What the user calls it.
     path: PathBuf,
-    /// The tar, without compression.
-    tar: FileRange,
-    /// Whether it has no other name.
-    unnamed: bool,
+    tar: Tar,
+}
+
+/// Where the content of a target is.
+#[derive(Clone, Debug)]
+enum Tar {
+    /// In a file, without compression; and whether that has no other name.
+    File(FileRange, bool),
+    /// In a gzip file, of which parts are decompressed when they are read.
+    Ranges(Arc<GzipIndex>),
 }
 
 impl PartialEq for Target {
@@ -61,8 +69,7 @@ impl Target {
         if !source.is_compressed() {
             return Ok(Self {
                 path: path.to_owned(),
-                tar: FileRange::open(path)?,
-                unnamed: false,
+                tar: Tar::File(FileRange::open(path)?, false),
             });
         }
         let folder = env::var_os("TMPDIR").map_or_else(|| FOLDER.into(), PathBuf::from);
@@ -79,8 +86,34 @@ impl Target {
         })?;
         Ok(Self {
             path: path.to_owned(),
-            tar: FileRange::of(file, path)?,
-            unnamed: true,
+            tar: Tar::File(FileRange::of(file, path)?, true),
+        })
+    }
+
+    /// As [`Target::open`] of a gzip file, and checks its `index` against all that is in it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Target::open`], [`GzipIndex::open`] and [`GzipIndex::check`].
+    pub fn open_checked(path: &Path, index: &Path, report: &dyn Report) -> Result<Self> {
+        let index = GzipIndex::open(index, FileRange::open(path)?)?;
+        let target = Self::open(path, report)?;
+        if let Tar::File(tar, _) = &target.tar {
+            index.check(tar, report)?;
+        }
+        Ok(target)
+    }
+
+    /// Opens a gzip file with its `index`, by which only that is decompressed which is read.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`GzipIndex::open`].
+    pub fn open_ranges(path: &Path, index: &Path) -> Result<Self> {
+        let index = GzipIndex::open(index, FileRange::open(path)?)?;
+        Ok(Self {
+            path: path.to_owned(),
+            tar: Tar::Ranges(Arc::new(index)),
         })
     }
 
@@ -89,16 +122,52 @@ impl Target {
         &self.path
     }
 
-    /// The tar, without compression.
-    pub fn tar(&self) -> &FileRange {
-        &self.tar
+    /// Bytes of the tar without compression.
+    pub fn bytes(&self) -> u64 {
+        match &self.tar {
+            Tar::File(tar, _) => tar.bytes(),
+            Tar::Ranges(index) => index.bytes(),
+        }
     }
 
-    /// A name of the tar without compression for this process, and whether it is one for others too.
-    pub fn name(&self) -> (PathBuf, bool) {
-        match self.unnamed {
-            false => (self.path.clone(), true),
-            true => (own_name(self.tar.file()), false),
+    /// Fills `buffer` from byte `offset` of the tar.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading and decompressing.
+    pub fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        match &self.tar {
+            Tar::File(tar, _) => tar.read(buffer, offset),
+            Tar::Ranges(index) => index.read(buffer, offset),
+        }
+    }
+
+    /// The file that is the tar without compression.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub fn file(&self) -> Result<&FileRange> {
+        match &self.tar {
+            Tar::File(tar, _) => Ok(tar),
+            Tar::Ranges(_) => Err(Error::new(&self.path, "is not decompressed")),
+        }
+    }
+
+    /// Whether the tar without compression is a file that others can open, too.
+    pub fn has_name(&self) -> bool {
+        matches!(self.tar, Tar::File(_, false))
+    }
+
+    /// A name of that file for this process.
+    ///
+    /// # Errors
+    ///
+    /// As [`Target::file`].
+    pub fn name(&self) -> Result<PathBuf> {
+        match self.has_name() {
+            true => Ok(self.path.clone()),
+            false => Ok(own_name(self.file()?.file())),
         }
     }
 }
@@ -133,9 +202,9 @@ impl Turbo {
             trailer,
             mut entries,
         } = Index::read(&head)?;
-        let target_sectors = target.tar.bytes().div_ceil(SECTOR_BYTES);
+        let target_sectors = target.bytes().div_ceil(SECTOR_BYTES);
         let rebased = turbo::rebase(&mut entries, &trailer, target_sectors);
-        let tar = (target.path.as_path(), target.tar.bytes());
+        let tar = (target.path.as_path(), target.bytes());
         rebased.map_err(|wrong| wrong_entry(&head, tar, wrong))?;
         let padded = entries.len().next_multiple_of(PADDING_ENTRIES as usize);
         entries.resize(padded, Entry::PADDING.encode());
@@ -169,7 +238,7 @@ impl Turbo {
 
     /// Bytes that the target takes, in whole sectors.
     pub fn target_bytes(&self) -> u64 {
-        self.target.tar.bytes().next_multiple_of(SECTOR_BYTES)
+        self.target.bytes().next_multiple_of(SECTOR_BYTES)
     }
 
     /// Index and trailer.
@@ -188,7 +257,7 @@ impl Turbo {
     ///
     /// Those of reading, and an end before the buffer is full.
     pub fn read(&self, cursor: &mut Cursor, mut buffer: &mut [u8], mut offset: u64) -> Result<()> {
-        let tar_end = self.head_bytes + self.target.tar.bytes();
+        let tar_end = self.head_bytes + self.target.bytes();
         let tail_at = self.head_bytes + self.target_bytes();
         while !buffer.is_empty() {
             // The end of the part that `offset` is in.
@@ -201,7 +270,7 @@ impl Turbo {
             if offset < self.head_bytes {
                 self.head.read(cursor, part, offset)?;
             } else if offset < tar_end {
-                self.target.tar.read(part, offset - self.head_bytes)?;
+                self.target.read(part, offset - self.head_bytes)?;
             } else if offset < tail_at {
                 part.fill(0);
             } else {

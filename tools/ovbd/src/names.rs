@@ -272,26 +272,39 @@ pub fn data_layers<'a>(image: &'a Image, subject: &str) -> Result<Vec<ImageLayer
     Ok(layers)
 }
 
+/// The target of a TurboOCI layer on the command line.
+#[derive(Clone, Debug)]
+struct GivenTarget {
+    /// The place among the layers of the one that it belongs to.
+    layer: usize,
+    tar: PathBuf,
+    gzip_index: Option<PathBuf>,
+}
+
 /// The targets of TurboOCI layers: each belongs to the layer before it on the command line.
 #[derive(Clone, Debug, Default)]
-pub struct Targets(Vec<(usize, PathBuf)>);
+pub struct Targets(Vec<GivenTarget>);
 
 /// What clap knows of them.
 #[derive(Debug, Args)]
-struct GivenTargets {
+struct TargetOptions {
     /// The original tar of the layer before it, a TurboOCI layer, whose files are in that tar; it may be compressed with gzip or
     /// zstd
     #[arg(long = "target", value_name = "TAR", value_hint = ValueHint::FilePath)]
     targets: Vec<PathBuf>,
+    /// The index of the target before it, a gzip file (gzip.meta of a TurboOCI layer): only what is needed of that is
+    /// decompressed. "verify" and "up" need all of it, and check the index
+    #[arg(long = "gzip-index", value_name = "FILE", requires = "targets", value_hint = ValueHint::FilePath)]
+    gzip_indexes: Vec<PathBuf>,
 }
 
 impl Args for Targets {
     fn augment_args(command: clap::Command) -> clap::Command {
-        GivenTargets::augment_args(command)
+        TargetOptions::augment_args(command)
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
-        GivenTargets::augment_args_for_update(command)
+        TargetOptions::augment_args_for_update(command)
     }
 }
 
@@ -312,19 +325,33 @@ impl FromArgMatches for Targets {
                 .unwrap_or_default()
         };
         let layers = layers.map(places).unwrap_or_default();
-        let at = places("targets");
-        let given = GivenTargets::from_arg_matches_mut(matches)?;
-        let mut targets: Vec<(usize, PathBuf)> = Vec::new();
-        for (at, path) in at.into_iter().zip(given.targets) {
-            let before = layers.iter().filter(|layer| **layer < at).count();
-            let wrong = |what| Err(clap::Error::raw(ErrorKind::ValueValidation, what));
+        let (targets_at, indexes_at) = (places("targets"), places("gzip_indexes"));
+        let given = TargetOptions::from_arg_matches_mut(matches)?;
+        let wrong = |what| Err(clap::Error::raw(ErrorKind::ValueValidation, what));
+        let mut targets: Vec<GivenTarget> = Vec::new();
+        for (at, tar) in targets_at.iter().zip(given.targets) {
+            let before = layers.iter().filter(|layer| **layer < *at).count();
             let Some(layer) = before.checked_sub(1) else {
                 return wrong("--target TAR comes after the LAYER that it belongs to\n");
             };
-            if targets.iter().any(|(other, _)| *other == layer) {
+            if targets.iter().any(|other| other.layer == layer) {
                 return wrong("one LAYER has one --target\n");
             }
-            targets.push((layer, path));
+            targets.push(GivenTarget {
+                layer,
+                tar,
+                gzip_index: None,
+            });
+        }
+        for (at, index) in indexes_at.into_iter().zip(given.gzip_indexes) {
+            let before = targets_at.iter().filter(|target| **target < at).count();
+            let target = before.checked_sub(1).and_then(|last| targets.get_mut(last));
+            let Some(target) = target else {
+                return wrong("--gzip-index FILE comes after the --target that it belongs to\n");
+            };
+            if target.gzip_index.replace(index).is_some() {
+                return wrong("one --target has one --gzip-index\n");
+            }
         }
         Ok(Self(targets))
     }
@@ -332,6 +359,26 @@ impl FromArgMatches for Targets {
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         *self = Self::from_arg_matches(matches)?;
         Ok(())
+    }
+}
+
+/// How much of a target is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// What is read.
+    Parts,
+    /// All of it, in a file.
+    All,
+}
+
+impl GivenTarget {
+    fn open(&self, need: Need, report: &Report) -> Result<Target> {
+        report.begin("decompressing", 0);
+        Ok(match (&self.gzip_index, need) {
+            (None, _) => Target::open(&self.tar, report)?,
+            (Some(index), Need::All) => Target::open_checked(&self.tar, index, report)?,
+            (Some(index), Need::Parts) => Target::open_ranges(&self.tar, index)?,
+        })
     }
 }
 
@@ -345,20 +392,20 @@ impl Targets {
         &self,
         names: &[OsString],
         store: &StoreOption,
+        need: Need,
         report: &Report,
     ) -> Result<Vec<LayerPath>> {
         let mut layers = Vec::new();
         for (number, name) in names.iter().enumerate() {
             let mut found = store.resolve(std::slice::from_ref(name))?;
-            if let Some((_, target)) = self.0.iter().find(|(layer, _)| *layer == number) {
+            if let Some(target) = self.0.iter().find(|target| target.layer == number) {
                 let [LayerPath::Sealed(blob)] = &found[..] else {
                     let what = "is no layer in one file, which alone can have a --target";
                     return Err(ovbd_layers::Error::new(Path::new(name), what).into());
                 };
-                report.begin("decompressing", 0);
                 found = vec![LayerPath::Turbo {
                     blob: blob.clone(),
-                    target: Target::open(target, report)?,
+                    target: target.open(need, report)?,
                 }];
             }
             layers.append(&mut found);
@@ -387,8 +434,8 @@ impl Layers {
     /// # Errors
     ///
     /// Those of [`Targets::resolve`].
-    pub fn resolve(&self, report: &Report) -> Result<Vec<LayerPath>> {
-        self.targets.resolve(&self.names, &self.store, report)
+    pub fn resolve(&self, need: Need, report: &Report) -> Result<Vec<LayerPath>> {
+        self.targets.resolve(&self.names, &self.store, need, report)
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use common::{names, programs::has, tars::Tar, Random};
+use common::{gzips::Gzip, names, programs::has, tars::Tar, Random};
 use run::{bad, good, OVBD};
 use sha2::{Digest, Sha256};
 use tempfile::tempdir;
@@ -160,6 +160,23 @@ fn layers_of_turbooci_with_their_targets() {
         assert_eq!(info["layers"][0]["format"], "turbo");
         assert_eq!(info["layers"][0]["target"], target);
     }
+    // By an index of what is in a gzip file, only what is needed is decompressed; with another one, nothing.
+    let gzip = Gzip::new(&tar, &[40_000, 1, 7777]);
+    fs::write(at.join("gzip"), &gzip.bytes).unwrap();
+    fs::write(at.join("gzip.meta"), gzip.index(&tar, true, |n| n % 4 == 0)).unwrap();
+    let indexed = "layer0 --target gzip --gzip-index gzip.meta";
+    good(at, &format!("verify {indexed}"));
+    good(at, &format!("info {indexed}"));
+    good(at, &format!("export -o indexed {indexed}"));
+    assert!(fs::read(at.join("indexed")).unwrap() == fs::read(at.join("out")).unwrap());
+    let mut blank = fs::read(at.join("gzip.meta")).unwrap();
+    blank[400] ^= 1;
+    fs::write(at.join("blank"), &blank).unwrap();
+    bad(at, "verify layer0 --target gzip --gzip-index blank", 1);
+    bad(at, "verify layer0 --target zstd --gzip-index gzip.meta", 1);
+    bad(at, "verify layer0 --gzip-index gzip.meta --target gzip", 2);
+    bad(at, "verify layer0 --gzip-index gzip.meta", 2);
+    bad(at, &format!("verify {indexed} --gzip-index gzip.meta"), 2);
     let script = good(at, "up --dry-run name layer0 --target target0.tar");
     for part in [
         "name-turbo0",

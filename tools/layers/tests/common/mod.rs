@@ -4,6 +4,7 @@
 
 #![allow(dead_code, missing_docs)]
 
+pub mod gzips;
 pub mod programs;
 pub mod tars;
 pub mod turbo;

@@ -23,7 +23,7 @@ use ovbd_layers::{
 
 use crate::{
     cli::{self, Parents, Threads},
-    names::Layers,
+    names::{Layers, Need},
     report::{Report, STDOUT},
 };
 
@@ -98,7 +98,7 @@ impl Export {
 
     /// Writes the image.
     pub fn run(self, report: &Report) -> Result<ExitCode> {
-        let layers = self.layers.resolve(report)?;
+        let layers = self.layers.resolve(Need::Parts, report)?;
         if let Some(number) = self.tar {
             return self.run_tar(&layers, number, report);
         }

@@ -15,7 +15,7 @@ use ovbd_layers::{
 
 use crate::{
     cli::Parents,
-    names::Layers,
+    names::{Layers, Need},
     report::{self, Report},
 };
 
@@ -50,8 +50,10 @@ pub enum MapFormat {
 impl Info {
     /// Prints what is asked for.
     pub fn run(self, report: &Report) -> Result<ExitCode> {
-        let opened =
-            StackOrZfile::open(&self.layers.resolve(report)?, self.parents.unless_alone())?;
+        let opened = StackOrZfile::open(
+            &self.layers.resolve(Need::Parts, report)?,
+            self.parents.unless_alone(),
+        )?;
         let text = match (self.map, &opened) {
             (None, opened) if self.json => {
                 serde_json::to_string_pretty(&Facts::new(opened))? + "\n"

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::{
     cli::{self, Format, NewLayer, Parents},
-    names::Layers,
+    names::{Layers, Need},
     report::Report,
 };
 
@@ -71,7 +71,7 @@ impl Squash {
                 true => parents::Parents::Ignored,
                 false => parents::Parents::Neighbours,
             },
-            ..new.options("squash", self.layers.resolve(report)?, false)
+            ..new.options("squash", self.layers.resolve(Need::Parts, report)?, false)
         };
         report.begin("squashing", 0);
         cli::clean_up_on_signals()?;

@@ -18,7 +18,7 @@ use crate::{
     cli::{Cli, Parents, UnknownStorage},
     commands::Command,
     config::{self, Config},
-    names::{StoreOption, Targets},
+    names::{Need, StoreOption, Targets},
     report::Report,
     seal_note::NamedImage,
 };
@@ -129,7 +129,9 @@ impl Up {
             .map(|dir| dir.join(format!("{}.cow", self.name)));
         let options = up::Options {
             name: self.name,
-            layers: self.targets.resolve(&self.layers, &self.store, report)?,
+            layers: self
+                .targets
+                .resolve(&self.layers, &self.store, Need::All, report)?,
             writable: self.writable.then_some(cow::Options {
                 path: self.cow.or(beside),
                 size: self.size,

@@ -16,7 +16,7 @@ use ovbd_layers::{
 
 use crate::{
     cli::{self, status, Parents, Threads},
-    names::Layers,
+    names::{Layers, Need},
     report::Report,
 };
 
@@ -51,7 +51,7 @@ impl Verify {
     /// Checks the layers.
     pub fn run(self, report: &Report) -> Result<ExitCode> {
         let size = |path: &LayerPath| std::fs::metadata(path.data()).map_or(0, |found| found.len());
-        let layers = self.layers.resolve(report)?;
+        let layers = self.layers.resolve(Need::All, report)?;
         let ids = &self.diff_id;
         if !ids.is_empty() && ids.len() != layers.len() {
             let (ids, layers) = (ids.len(), layers.len());
