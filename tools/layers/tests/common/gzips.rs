@@ -28,7 +28,7 @@ impl Bits {
             if self.used % 8 == 0 {
                 self.bytes.push(0);
             }
-            if value >> bit & 1 == 1 {
+            if (value >> bit) & 1 == 1 {
                 *self.bytes.last_mut().unwrap() |= 1 << (self.used % 8);
             }
             self.used += 1;
@@ -39,7 +39,7 @@ impl Bits {
     fn code(&mut self, value: u32, count: usize) {
         (0..count)
             .rev()
-            .for_each(|bit| self.put(value >> bit & 1, 1));
+            .for_each(|bit| self.put((value >> bit) & 1, 1));
     }
 
     fn literal(&mut self, byte: u8) {
