@@ -35,6 +35,9 @@ pub struct StackOptions {
     /// Make this file of what was written to the running stack, which is put on it as "ovbd commit" does
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub layer: Option<PathBuf>,
+    /// Keep what is written from now on in this file, which is made, as "ovbd commit --cow" does
+    #[arg(long, value_name = "FILE", requires = "layer", value_hint = ValueHint::FilePath)]
+    pub cow: Option<PathBuf>,
     /// Storage that does not tell where it is.
     #[command(flatten)]
     pub unknown: UnknownStorage,
@@ -76,9 +79,10 @@ pub fn run(
         return Err(Error::new(Kind::Refused, name, what).into());
     }
     report.begin("committing", 0);
+    let cow = push.stack.cow.take();
     let request = Request {
         name,
-        next: None,
+        next: cow.as_deref(),
         part: Part::Whole,
         assume_elsewhere: push.stack.unknown.assume_elsewhere,
     };

@@ -443,7 +443,7 @@ impl Push {
         };
         let Some(name) = name else {
             if self.stack.is_given() {
-                let what = "--layer and --assume-elsewhere are for one running stack, NAME";
+                let what = "--layer, --cow and --assume-elsewhere are for one running stack, NAME";
                 cli::wrong_usage("push", what.to_owned());
             }
             return Ok(None);
