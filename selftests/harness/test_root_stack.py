@@ -63,7 +63,7 @@ class RootStack(unittest.TestCase):
                          (0, ["ovbd --quiet up --store /run/ovbd/layers/. root h.x:5000/vm/disk:mon"]))
 
     def test_the_last_of_ro_and_rw_counts(self):
-        writable = "ovbd --quiet up --writable --cow /run/ovbd/writes root a"
+        writable = "ovbd --quiet up --writable --cow /run/ovbd/memory/writes root a"
         self.assertEqual(self.boot(f"ovbd={DEVICE}:a ro quiet rw"), (0, [writable]))
         self.assertEqual(self.boot(f"rw ovbd={DEVICE}:a ro"), (0, ["ovbd --quiet up root a"]))
         self.assertEqual(self.boot(f"ovbd={DEVICE}:a rw ovbd.cow={DEVICE}"),
