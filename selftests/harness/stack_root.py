@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0
 """A fresh Debian with the packages whose root file system is a stack of one compressed layer, sealed or not: booted with
-the initramfs of initramfs-tools and with that of dracut, and what it costs beside the same file system on a dm-linear,
-in instructions.
+the initramfs of initramfs-tools and with that of dracut, pushed from inside, and what it costs beside the same file system
+on a dm-linear, in instructions.
 """
 
 import contextlib
 
 import installed
+import live_root
 import vm
 from cache import SOURCE, fresh_directory
 from report import Counts
@@ -17,8 +18,7 @@ BOOT_SECONDS = 900
 REPORT = """say "up $(cut -d' ' -f1 /proc/uptime)"
 say "root $(findmnt -n -o SOURCE,FSTYPE /)"
 say "table $(dmsetup table root | cut -d' ' -f3)"
-systemctl poweroff
-"""
+""" + live_root.REPORT + "systemctl poweroff\n"
 # initramfs-tools: the root device as a dm-linear over a disk, where the command line says so.
 LINEAR = """[ "$1" != prereqs ] || { echo udev; exit 0; }
 for word in $(cat /proc/cmdline); do
@@ -46,6 +46,7 @@ def system(kernel, debs):
         installed.inside(top, f"""
             apt-get update
             apt-get install -y --no-install-recommends dracut-core openssl
+            apt-get install -y --no-install-recommends --download-only {live_root.PACKAGES}
             mkdir -p /etc/ovbd
             cd /etc/ovbd
             openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=vm -keyout vm.key -out vm.pem 2>vm.log
@@ -64,7 +65,7 @@ def system(kernel, debs):
         mkdir -p "$0/files/lib/ovbd"
         "$1" --quiet push --seal --sign-key "$0/vm.key" --certificate "$0/vm.pem" "$0/files/base.zfile" \
             "oci:$0/files/lib/ovbd:reg.example/vm/root:1"
-        truncate -s {SYSTEM_BYTES} "$0/stack.img"; mkfs.ext4 -q -d "$0/files" "$0/stack.img"
+        truncate -s {SYSTEM_BYTES} "$0/stack.img"; mkfs.ext4 -q -L layers -d "$0/files" "$0/stack.img"
         rm -r "$0/files"
     """, RESULTS, installed.OVBD)
     try:
@@ -74,11 +75,11 @@ def system(kernel, debs):
             disk.unlink()
 
 
-def boot(disk, initrd, words, counting=False):
-    """Boots to the report, and returns its lines and the seconds until then."""
-    console = RESULTS / f"console-{disk}-{initrd}.log"
+def boot(disk, initrd, words, more=(), counting=False):
+    """Boots to the report, with more arguments for QEMU, and returns its lines and the seconds until then."""
+    console = RESULTS / f"console-{disk}-{initrd}{'-more' if more else ''}.log"
     report = vm.boot_system(RESULTS / "vmlinuz", RESULTS / initrd, APPEND + words, RESULTS / disk, console, BOOT_SECONDS,
-                            ["-no-reboot"], counting=counting)
+                            ["-no-reboot", *more], counting=counting)
     installed.expect(report, f"no report; the console: {console}")
     up, *report = report
     return report, float(up.split()[1])
@@ -103,8 +104,13 @@ def boots_signed(initrd):
     installed.expect(report == [WANTED[0], "table verity"], f"the system reported {report}")
 
 
+def publishes_itself():
+    """The system pushes the stack that it runs from."""
+    live_root.test(RESULTS, lambda disk, words, more: boot(disk, "initrd.img", words, more)[0])
+
+
 def test(kernel, debs):
-    """Both kinds of initramfs boot; returns the counts."""
+    """Both kinds of initramfs boot, and what runs from a stack publishes itself; returns the counts."""
     counts = Counts()
     with system(kernel, debs):
         installed.check(counts, "boots from a stack with initramfs-tools", boots, "initrd.img")
@@ -112,6 +118,7 @@ def test(kernel, debs):
         installed.check(counts, "boots from a sealed stack", boots_checked, "initrd.img")
         installed.check(counts, "boots from a signed image with initramfs-tools", boots_signed, "initrd.img")
         installed.check(counts, "boots from a signed image with dracut", boots_signed, "dracut.img")
+        installed.check(counts, "commits itself while apt works, and what it pushed boots elsewhere", publishes_itself)
     return counts
 
 
