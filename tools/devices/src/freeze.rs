@@ -13,7 +13,7 @@
 use std::{
     fs::File,
     io::Write,
-    os::unix::process::CommandExt,
+    os::unix::{fs::FileTypeExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     thread,
@@ -291,7 +291,12 @@ impl Freezing<'_> {
         check_elsewhere(top, self.out, self.storage)?;
         let node = self.chain.newest().store_node();
         let store = File::open(&node).map_err(|e| Error::io(&node, "open", e))?;
+        let flush = || store.sync_data().map_err(|e| Error::io(&node, "sync", e));
         let points = Frozen::points_above(top, self.storage)?;
+        // What is on the disk by then need not be written while everybody waits.
+        points.iter().for_each(|point| sync(point));
+        sync(&top.node());
+        flush()?;
         let watch = Watch::begin(top, &points)?;
         let _locked = Locked::begin();
         let frozen = Frozen::above(top, self.storage, self.report)?;
@@ -300,7 +305,7 @@ impl Freezing<'_> {
             .suspend(top.id(), Suspend::default())
             .map_err(|e| fail("suspend", e));
         let result = suspended.and_then(|()| {
-            store.sync_data().map_err(|e| Error::io(&node, "sync", e))?;
+            flush()?;
             mapper.reload(
                 &top.name,
                 &top.uuid,
@@ -335,11 +340,14 @@ pub fn number_of(control: &Control, uuid: &str, path: &Path) -> Result<Number> {
         .ok_or_else(|| Error::new(path, "what is to be below it went away"))
 }
 
-/// Has a file system write what it has not written yet, so that freezing it takes less.
-fn sync(point: &Path) {
-    if let Ok(file) = File::open(point) {
-        // The freeze does it again, and fails where this does.
-        let _ = rustix::fs::syncfs(&file);
+/// Has a file system, or what is written to a device past file systems, written out, so that the suspension takes less.
+fn sync(path: &Path) {
+    if let Ok(file) = File::open(path) {
+        // Whoever wrote it is told what fails, as at any other time.
+        let _ = match file.metadata() {
+            Ok(found) if found.file_type().is_block_device() => file.sync_all(),
+            _ => rustix::fs::syncfs(&file).map_err(Into::into),
+        };
     }
 }
 
