@@ -11,8 +11,8 @@ use ovbd_image::lsmt::SECTOR_BYTES;
 use ovbd_layers::{
     compare::{self, each_run, fates, Below, Coarseness, Fate},
     content_hash::{ContentHash, Summary},
+    direct::{Aligned, DirectFile},
     error::Result,
-    file_range::FileRange,
     layer_writer::{blank_sectors, segments_of, LayerWriter},
     zeros::GRANULE_BYTES,
 };
@@ -75,26 +75,129 @@ impl Rest {
     }
 }
 
-/// Makes blocks of chunks, and stores those that differ from the stack below.
+/// Whole blocks of the device, some of them next to each other.
+pub struct Blocks {
+    /// Sectors, and the byte of the memory at which they begin.
+    runs: Vec<(Run, usize)>,
+    memory: Aligned,
+    /// Bytes of the memory that they take.
+    bytes: usize,
+}
+
+impl Blocks {
+    /// Blocks of these `runs`, which are in order, in `memory`. They hold what is in `below`, or nothing in
+    /// particular where every sector of them is put.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading.
+    pub fn new(runs: Vec<Run>, below: Option<&DirectFile>, mut memory: Aligned) -> Result<Self> {
+        let mut bytes = 0;
+        let place = |run: Run| {
+            let at = bytes;
+            bytes += bytes_of(&run);
+            (run, at)
+        };
+        let runs = runs.into_iter().map(place).collect();
+        memory.bytes(bytes);
+        let mut blocks = Self {
+            runs,
+            memory,
+            bytes,
+        };
+        if let Some(below) = below {
+            blocks.read(below)?;
+        }
+        Ok(blocks)
+    }
+
+    fn read(&mut self, device: &DirectFile) -> Result<()> {
+        let all = self.memory.bytes(self.bytes);
+        for (run, at) in &self.runs {
+            let bytes = &mut all[*at..][..bytes_of(run)];
+            device.read(bytes, run.start * SECTOR_BYTES)?;
+        }
+        Ok(())
+    }
+
+    /// Where `bytes` from `sector` on belong, which the blocks have but for what is behind the device's end.
+    pub fn place(&mut self, sector: u64, bytes: usize) -> &mut [u8] {
+        let after = self.runs.partition_point(|(run, _)| run.start <= sector);
+        let (run, at) = &self.runs[after - 1];
+        let room = ((run.end - sector) * SECTOR_BYTES) as usize;
+        let first = at + ((sector - run.start) * SECTOR_BYTES) as usize;
+        &mut self.memory.bytes(self.bytes)[first..][..bytes.min(room)]
+    }
+
+    /// Blocks that follow each other, and what they hold.
+    pub fn each(&self) -> impl Iterator<Item = (&Run, &[u8])> {
+        let all = self.memory.filled(self.bytes);
+        let runs = self.runs.iter();
+        runs.map(move |(run, at)| (run, &all[*at..][..bytes_of(run)]))
+    }
+
+    /// Finds out what of them differs from the stack, which is read into `memory`.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the stack.
+    pub fn compare(self, below: &DirectFile, memory: Aligned) -> Result<Compared> {
+        let runs = self.runs.iter().map(|(run, _)| run.clone()).collect();
+        let old = Self::new(runs, Some(below), memory)?;
+        let mut compared = Compared {
+            blocks: self,
+            fates: Vec::new(),
+            summary: Summary::default(),
+            blank: None,
+            old: Aligned::default(),
+        };
+        for ((run, new), (_, old)) in compared.blocks.each().zip(old.each()) {
+            if run.start == 0 {
+                compared.blank = Some(blank_sectors(new, Some(old)));
+            }
+            let fates = fates(run.start, new, Below::Data(old), &mut compared.summary);
+            compared.fates.push(fates);
+        }
+        compared.old = old.memory;
+        Ok(compared)
+    }
+}
+
+/// Blocks, and what becomes of each.
+pub struct Compared {
+    blocks: Blocks,
+    /// Of the blocks that follow each other.
+    fates: Vec<Vec<Fate>>,
+    /// What identifies those that differ.
+    summary: Summary,
+    /// Where the device begins with them: sectors at its start that are zero, in the stack as well.
+    blank: Option<u64>,
+    /// Memory of what they were.
+    old: Aligned,
+}
+
+impl Compared {
+    /// How many bytes were compared.
+    pub fn bytes(&self) -> u64 {
+        self.blocks.bytes as u64
+    }
+
+    /// The memory, for others.
+    pub fn into_memory(self) -> [Aligned; 2] {
+        [self.blocks.memory, self.old]
+    }
+}
+
+/// Stores blocks that differ from the stack below.
 pub struct BlockWriter<'a> {
     layer: LayerWriter<'a>,
     /// Hash of all that differs.
     content: ContentHash,
-    /// Sectors of the device; the last chunk may reach further.
-    sectors: u64,
-    /// The stack. What it holds never changes, so the page cache is right about it.
-    below: FileRange,
     rest: Rest,
     /// Segments that the layer can have.
     most: u64,
     /// Bytes that were stored though they do not differ.
     same: u64,
-    /// First sector of the blocks that are known and not stored yet.
-    start: u64,
-    /// What these hold now.
-    new: Vec<u8>,
-    /// What they hold in the stack.
-    old: Vec<u8>,
 }
 
 /// What [`BlockWriter`] made.
@@ -108,124 +211,77 @@ pub struct Written<'a> {
 }
 
 impl<'a> BlockWriter<'a> {
-    /// Writes to `layer` what differs from `below` on a device of `sectors`. All that is added is in one of the `runs`,
-    /// whose [`segments`] are `most` at most.
-    pub fn new(
-        layer: LayerWriter<'a>,
-        below: FileRange,
-        sectors: u64,
-        runs: Vec<Run>,
-        most: u64,
-    ) -> Self {
+    /// Writes to `layer`. All that is added is in one of the `runs`, whose [`segments`] are `most` at most.
+    pub fn new(layer: LayerWriter<'a>, runs: Vec<Run>, most: u64) -> Self {
         Self {
             layer,
             content: ContentHash::default(),
-            sectors,
-            below,
             rest: Rest::new(runs),
             most,
             same: 0,
-            start: 0,
-            new: Vec::new(),
-            old: Vec::new(),
         }
     }
 
-    /// Takes chunks, which follow all earlier ones. A block may be larger than a chunk: the rest is as in the stack.
+    /// Stores what differs of blocks, which follow all earlier ones.
     ///
     /// # Errors
     ///
-    /// Those of reading and writing.
-    pub fn add(&mut self, sector: u64, data: &[u8]) -> Result<()> {
-        let room = (self.sectors - sector) * SECTOR_BYTES;
-        let data = &data[..data.len().min(room as usize)];
-        let first = sector - sector % BLOCK_SECTORS;
-        self.store_before(first)?;
-        let known = self.start + sectors_of(&self.new);
-        let end = (sector + sectors_of(data)).next_multiple_of(BLOCK_SECTORS);
-        let end = end.min(self.sectors);
-        if end > known {
-            let more = self.old.len() + ((end - known) * SECTOR_BYTES) as usize;
-            self.old.resize(more, 0);
-            let unknown = &mut self.old[self.new.len()..];
-            self.below.read(unknown, known * SECTOR_BYTES)?;
-            self.new.extend_from_slice(unknown);
+    /// Those of writing.
+    pub fn add(&mut self, blocks: &Compared) -> Result<()> {
+        self.content.add(&blocks.summary);
+        if let Some(blank) = blocks.blank {
+            self.layer.set_blank(blank);
         }
-        let at = ((sector - self.start) * SECTOR_BYTES) as usize;
-        self.new[at..][..data.len()].copy_from_slice(data);
+        for ((run, new), fates) in blocks.blocks.each().zip(&blocks.fates) {
+            self.store(run, new, fates)?;
+        }
         Ok(())
     }
 
-    /// Stores what is left.
-    ///
-    /// # Errors
-    ///
-    /// Those of reading and writing.
-    pub fn finish(mut self) -> Result<Written<'a>> {
-        self.store_before(u64::MAX)?;
-        Ok(Written {
+    /// What was made.
+    pub fn finish(self) -> Written<'a> {
+        Written {
             layer: self.layer,
             content: self.content,
             same: self.same,
-        })
+        }
     }
 
-    /// Stores the blocks before a sector, at which the next one begins.
-    fn store_before(&mut self, sector: u64) -> Result<()> {
-        let bytes = sector
-            .saturating_sub(self.start)
-            .saturating_mul(SECTOR_BYTES);
-        let bytes = bytes.min(self.new.len() as u64) as usize;
-        self.store(bytes)?;
-        self.new.drain(..bytes);
-        self.old.drain(..bytes);
-        self.start = match self.new.is_empty() {
-            true => sector,
-            false => self.start + bytes as u64 / SECTOR_BYTES,
-        };
-        Ok(())
-    }
-
-    /// Stores the first `bytes` of what is known, whole blocks.
-    fn store(&mut self, bytes: usize) -> Result<()> {
-        let (new, old) = (&self.new[..bytes], &self.old[..bytes]);
-        if new.is_empty() {
-            return Ok(());
-        }
-        if self.start == 0 {
-            self.layer.set_blank(blank_sectors(new, Some(old)));
-        }
-        let mut summary = Summary::default();
-        let fates = fates(self.start, new, Below::Data(old), &mut summary);
-        self.content.add(&summary);
-        let end = self.start + sectors_of(new);
-        let run_end = self.rest.advance(end);
+    fn store(&mut self, run: &Run, new: &[u8], fates: &[Fate]) -> Result<()> {
+        let run_end = self.rest.advance(run.end);
         let mut changed: Vec<compare::Run> = Vec::new();
-        each_run(self.start, end, &fates, Coarseness::default(), |run, _| {
-            changed.push(run);
-        });
+        each_run(
+            run.start,
+            run.end,
+            fates,
+            Coarseness::default(),
+            |run, _| {
+                changed.push(run);
+            },
+        );
         let finest: u64 = changed.iter().map(|run| segments_of(run.sectors)).sum();
-        let whole = self.layer.segments() + finest + segments_of(run_end - end) + self.rest.later;
+        let whole =
+            self.layer.segments() + finest + segments_of(run_end - run.end) + self.rest.later;
         if whole > self.most {
             let same = fates.iter().filter(|fate| **fate != Fate::Data).count();
             self.same += (same * GRANULE_BYTES) as u64;
-            return self.layer.data(self.start, new);
+            return self.layer.data(run.start, new);
         }
-        for run in changed {
-            if run.zeroed {
-                self.layer.zeros(run.start, run.sectors)?;
+        for part in changed {
+            if part.zeroed {
+                self.layer.zeros(part.start, part.sectors)?;
             } else {
-                let at = ((run.start - self.start) * SECTOR_BYTES) as usize;
-                let bytes = (run.sectors * SECTOR_BYTES) as usize;
-                self.layer.data(run.start, &new[at..][..bytes])?;
+                let at = ((part.start - run.start) * SECTOR_BYTES) as usize;
+                let bytes = (part.sectors * SECTOR_BYTES) as usize;
+                self.layer.data(part.start, &new[at..][..bytes])?;
             }
         }
         Ok(())
     }
 }
 
-fn sectors_of(data: &[u8]) -> u64 {
-    data.len() as u64 / SECTOR_BYTES
+fn bytes_of(run: &Run) -> usize {
+    ((run.end - run.start) * SECTOR_BYTES) as usize
 }
 
 #[cfg(test)]
@@ -244,10 +300,14 @@ mod tests {
 
     use super::*;
 
+    fn sectors_of(data: &[u8]) -> u64 {
+        data.len() as u64 / SECTOR_BYTES
+    }
+
     /// Writes `chunks`, first sectors and data, over what is in the file `below` to the layer `out` of at most `most`
     /// segments; returns its UUID and the bytes that it has for want of segments.
     fn write(below: &Path, chunks: &[(u64, Vec<u8>)], most: u64, out: &Path) -> (UuidText, u64) {
-        let below = FileRange::open(below).unwrap();
+        let below = DirectFile::open(below).unwrap();
         let bytes = below.bytes();
         let options = Options::default();
         let output = Output::create_file(out, Rules::default()).unwrap();
@@ -260,11 +320,21 @@ mod tests {
         let layer = LayerWriter::new(blob, out, &identity).unwrap();
         let ranges = chunks.iter().map(|(at, data)| *at..*at + sectors_of(data));
         let runs = runs(ranges, bytes / SECTOR_BYTES);
-        let mut writer = BlockWriter::new(layer, below, bytes / SECTOR_BYTES, runs, most);
-        for (at, data) in chunks {
-            writer.add(*at, data).unwrap();
+        let mut writer = BlockWriter::new(layer, runs, most);
+        let block = |chunk: &(u64, Vec<u8>)| chunk.0 / BLOCK_SECTORS;
+        for part in chunks.chunk_by(|one, other| block(one) == block(other) || block(one) % 3 != 0)
+        {
+            let ranges = part.iter().map(|(at, data)| *at..*at + sectors_of(data));
+            let runs = super::runs(ranges, bytes / SECTOR_BYTES);
+            let mut blocks = Blocks::new(runs, Some(&below), Aligned::default()).unwrap();
+            for (at, data) in part {
+                let place = blocks.place(*at, data.len());
+                place.copy_from_slice(&data[..place.len()]);
+            }
+            let compared = blocks.compare(&below, Aligned::default()).unwrap();
+            writer.add(&compared).unwrap();
         }
-        let written = writer.finish().unwrap();
+        let written = writer.finish();
         let Written {
             layer,
             content,

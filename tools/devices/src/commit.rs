@@ -41,6 +41,7 @@ use crate::{
 use ovbd_layers::{
     blob::Content,
     build::{finish_output, start_blob, Options},
+    direct::{Aligned, DirectFile},
     error::{Error, Result},
     file_id::FileId,
     file_range::FileRange,
@@ -48,6 +49,7 @@ use ovbd_layers::{
     layer_writer::{LayerWriter, MAX_SEGMENTS},
     output::{directory, Output, Rules},
     parents::is_same,
+    pipeline,
     report::Report,
     units,
 };
@@ -387,7 +389,7 @@ impl<'a> Work<'a> {
         let stores = FrozenStores::open(frozen, sectors)?;
         let runs = stores.runs(out)?;
         self.report.expect(stores.bytes());
-        let below = FileRange::open(&self.chain.stack.node())?;
+        let below = DirectFile::open(&self.chain.stack.node())?;
         let (blob, start) = start_blob(output, out, options)?;
         let first = Identity {
             virtual_size: lower.virtual_size,
@@ -395,13 +397,21 @@ impl<'a> Work<'a> {
             parent_uuid: options.parent(lower.uuid),
         };
         let layer = LayerWriter::new(blob, out, &first)?;
-        let mut writer = BlockWriter::new(layer, below, sectors, runs, MAX_SEGMENTS);
-        stores.each(|sector, data| {
-            self.interrupt.check(out)?;
-            self.report.add(data.len() as u64);
-            writer.add(sector, data)
-        })?;
-        let written = writer.finish()?;
+        let mut writer = BlockWriter::new(layer, runs, MAX_SEGMENTS);
+        let buffers = pipeline::Pool::<Aligned>::default();
+        pipeline::run(
+            stores.parts(),
+            |part| stores.read(&part, &below, buffers.take().unwrap_or_default()),
+            |blocks| blocks.compare(&below, buffers.take().unwrap_or_default()),
+            |compared| {
+                self.interrupt.check(out)?;
+                self.report.add(compared.bytes());
+                writer.add(&compared)?;
+                compared.into_memory().map(|memory| buffers.put(memory));
+                Ok(())
+            },
+        )?;
+        let written = writer.finish();
         if written.same > 0 {
             let what = format!(
                 "so scattered that segments do not suffice: {} that did not change are stored too",

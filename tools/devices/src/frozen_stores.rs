@@ -7,7 +7,7 @@ use std::{ops::Range, path::Path};
 use ovbd_image::lsmt::SECTOR_BYTES;
 
 use crate::{
-    block_writer,
+    block_writer::{self, Blocks},
     exceptions::{read_exceptions, read_header, Exception, Header},
     generations::Generation,
 };
@@ -15,10 +15,15 @@ use ovbd_layers::{
     direct::{Aligned, DirectFile},
     error::{Error, Result},
     layer_writer::MAX_SEGMENTS,
+    pipeline::Pool,
+    zeros::GRANULE_BYTES,
 };
 
-/// Bytes that are read at once, if a chunk is not larger.
+/// Bytes of the chunks of a part, if one is not larger.
 const READ_BYTES: u64 = 1 << 20;
+
+/// Bytes of a block of a layer.
+const BLOCK_BYTES: u64 = GRANULE_BYTES as u64;
 
 /// Exception stores, read past the page cache: the kernel does not write through it.
 pub struct FrozenStores {
@@ -29,6 +34,7 @@ pub struct FrozenStores {
     chunk_bytes: u64,
     /// In the order of the origin.
     chunks: Vec<Chunk>,
+    buffers: Pool<Aligned>,
 }
 
 /// A chunk that was written.
@@ -52,6 +58,7 @@ impl FrozenStores {
             sectors: origin_sectors,
             chunk_bytes: 0,
             chunks: Vec::new(),
+            buffers: Pool::default(),
         };
         for (store, generation) in generations.iter().enumerate() {
             let path = generation.store_node();
@@ -89,10 +96,7 @@ impl FrozenStores {
     ///
     /// That one, about `out`.
     pub fn runs(&self, out: &Path) -> Result<Vec<Range<u64>>> {
-        let chunk = self.chunk_bytes / SECTOR_BYTES;
-        let chunks = self.chunks.iter().map(|chunk| chunk.exception.origin);
-        let chunks = chunks.map(|origin| origin * chunk..(origin + 1) * chunk);
-        let runs = block_writer::runs(chunks, self.sectors);
+        let runs = block_writer::runs(self.ranges(&self.chunks), self.sectors);
         let segments = block_writer::segments(&runs);
         if segments <= MAX_SEGMENTS {
             return Ok(runs);
@@ -109,38 +113,66 @@ impl FrozenStores {
         self.chunks.len() as u64 * self.chunk_bytes
     }
 
-    /// Calls `work` with the content of all chunks, in the order of the origin, and the sector of the
-    /// origin at which it belongs.
+    /// All chunks in parts, which begin and end with a block and are in the order of the origin.
+    pub fn parts(&self) -> impl Iterator<Item = Part<'_>> + Send {
+        let most = (READ_BYTES / self.chunk_bytes).max(1) as usize;
+        let block = move |chunk: &Chunk| chunk.exception.origin * self.chunk_bytes / BLOCK_BYTES;
+        let mut rest = self.chunks.as_slice();
+        std::iter::from_fn(move || {
+            let last = rest.get(most.min(rest.len()).checked_sub(1)?)?;
+            let more = &rest[most.min(rest.len())..];
+            let more = more.iter().take_while(|next| block(next) == block(last));
+            let (part, later) = rest.split_at(most.min(rest.len()) + more.count());
+            rest = later;
+            Some(Part(part))
+        })
+    }
+
+    /// Reads the blocks of a part into `memory`: what was written, and for what was not written of them what is
+    /// `below`.
     ///
     /// # Errors
     ///
-    /// Those of reading and of `work`.
-    pub fn each(&self, mut work: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
-        let most = (READ_BYTES / self.chunk_bytes).max(1) as usize;
-        let mut buffer = Aligned::new(most * self.chunk_bytes as usize);
-        let mut rest = self.chunks.as_slice();
-        while let Some(first) = rest.first() {
-            // Chunks that follow each other on both sides are one read.
-            let count = (1..rest.len().min(most))
-                .find(|i| {
-                    let (next, far) = (&rest[*i], *i as u64);
-                    next.store != first.store
-                        || next.exception.origin != first.exception.origin + far
-                        || next.exception.stored != first.exception.stored + far
-                })
-                .unwrap_or(rest.len().min(most));
-            let bytes = buffer.bytes(count * self.chunk_bytes as usize);
-            let at = first.exception.stored * self.chunk_bytes;
-            self.stores[first.store].read(bytes, at)?;
-            work(
-                first.exception.origin * (self.chunk_bytes / SECTOR_BYTES),
-                bytes,
-            )?;
-            rest = &rest[count..];
-        }
-        Ok(())
+    /// Those of reading.
+    pub fn read(&self, part: &Part<'_>, below: &DirectFile, memory: Aligned) -> Result<Blocks> {
+        let chunk_bytes = self.chunk_bytes as usize;
+        let chunk_sectors = self.chunk_bytes / SECTOR_BYTES;
+        let runs = block_writer::runs(self.ranges(part.0), self.sectors);
+        let below = (self.chunk_bytes < BLOCK_BYTES).then_some(below);
+        let mut blocks = Blocks::new(runs, below, memory)?;
+        // In the order of the store, where chunks that were written together are next to each other.
+        let mut chunks = part.0.to_vec();
+        chunks.sort_unstable_by_key(|chunk| (chunk.store, chunk.exception.stored));
+        let follows = |one: &Chunk, next: &Chunk| {
+            next.store == one.store && next.exception.stored == one.exception.stored + 1
+        };
+        let read = |buffer: &mut Aligned| {
+            chunks.chunk_by(follows).try_for_each(|group| {
+                let bytes = buffer.bytes(group.len() * chunk_bytes);
+                let at = group[0].exception.stored * self.chunk_bytes;
+                self.stores[group[0].store].read(bytes, at)?;
+                for (chunk, content) in group.iter().zip(bytes.chunks_exact(chunk_bytes)) {
+                    let sector = chunk.exception.origin * chunk_sectors;
+                    let place = blocks.place(sector, chunk_bytes);
+                    place.copy_from_slice(&content[..place.len()]);
+                }
+                Ok(())
+            })
+        };
+        self.buffers.with(|| Ok(Aligned::default()), read)?;
+        Ok(blocks)
+    }
+
+    /// The sectors of chunks.
+    fn ranges<'a>(&self, chunks: &'a [Chunk]) -> impl Iterator<Item = Range<u64>> + 'a {
+        let sectors = self.chunk_bytes / SECTOR_BYTES;
+        let origins = chunks.iter().map(|chunk| chunk.exception.origin);
+        origins.map(move |origin| origin * sectors..(origin + 1) * sectors)
     }
 }
+
+/// Some of the chunks that were written.
+pub struct Part<'a>(&'a [Chunk]);
 
 #[cfg(test)]
 mod tests {
@@ -162,6 +194,7 @@ mod tests {
                     store: 0,
                 })
                 .collect(),
+            buffers: Pool::default(),
         };
         let check = |distance, count| store(distance, count).runs(Path::new("out"));
         assert!(check(1, 0).is_ok());
@@ -171,5 +204,69 @@ mod tests {
         let error = check(2, MAX_SEGMENTS + 1).unwrap_err().to_string();
         let segments = format!("takes {} segments", MAX_SEGMENTS + 1);
         assert!(error.contains(&segments), "{error}");
+    }
+
+    #[test]
+    fn parts_have_what_was_written_and_whole_blocks() {
+        const SECTORS: u64 = 9003;
+        let folder = tempfile::tempdir().unwrap();
+        let below_path = folder.path().join("below");
+        std::fs::write(&below_path, vec![1; (SECTORS * SECTOR_BYTES) as usize]).unwrap();
+        let below = DirectFile::open(&below_path).unwrap();
+        for chunk_sectors in [1, 4, 8, 32, 4096] {
+            let chunk_bytes = chunk_sectors * SECTOR_BYTES;
+            let chunks_of_origin = SECTORS.div_ceil(chunk_sectors);
+            let mut wanted = vec![1; (chunks_of_origin * chunk_bytes) as usize];
+            let mut written = vec![false; SECTORS.div_ceil(8) as usize];
+            let mut contents = [Vec::new(), Vec::new()];
+            let mut chunks = Vec::new();
+            // Two stores, in which some follow each other, some backwards, and some are alone.
+            for origin in (0..chunks_of_origin).filter(|origin| origin % 7 != 3) {
+                let store = usize::from(origin % 50 > 30);
+                let backwards = 2 * chunks_of_origin - origin;
+                let stored = if origin % 90 > 60 { backwards } else { origin };
+                let content: &mut Vec<u8> = &mut contents[store];
+                content.resize(((2 * chunks_of_origin + 1) * chunk_bytes) as usize, 2);
+                let bytes = [(origin % 251) as u8 + 3].repeat(chunk_bytes as usize);
+                content[(stored * chunk_bytes) as usize..][..bytes.len()].copy_from_slice(&bytes);
+                wanted[(origin * chunk_bytes) as usize..][..bytes.len()].copy_from_slice(&bytes);
+                let exception = Exception { origin, stored };
+                chunks.push(Chunk { exception, store });
+                let end = ((origin + 1) * chunk_sectors).min(SECTORS);
+                for sector in origin * chunk_sectors..end {
+                    written[(sector / 8) as usize] = true;
+                }
+            }
+            let stores = contents.iter().enumerate().map(|(number, content)| {
+                let path = folder.path().join(format!("store{number}"));
+                std::fs::write(&path, content).unwrap();
+                DirectFile::open(&path).unwrap()
+            });
+            let found = FrozenStores {
+                stores: stores.collect(),
+                sectors: SECTORS,
+                chunk_bytes,
+                chunks,
+                buffers: Pool::default(),
+            };
+            let mut end = 0;
+            for part in found.parts() {
+                let blocks = found.read(&part, &below, Aligned::default()).unwrap();
+                for (run, data) in blocks.each() {
+                    assert!(run.start >= end && run.start % 8 == 0);
+                    let at = (run.start * SECTOR_BYTES) as usize;
+                    assert!(
+                        data == &wanted[at..][..data.len()],
+                        "{chunk_sectors}: {run:?}"
+                    );
+                    for sector in run.clone() {
+                        written[(sector / 8) as usize] = false;
+                    }
+                    end = run.end;
+                }
+            }
+            assert!(written.iter().all(|written| !written), "{chunk_sectors}");
+            assert!(found.parts().count() > 1);
+        }
     }
 }
