@@ -17,7 +17,7 @@ class Writer(threading.Thread):
     number n. What is on the device is what the numbers up to some n left there."""
 
     def __init__(self, device, acknowledged=0, flush=False):
-        super().__init__()
+        super().__init__(daemon=True)
         self._flush = flush
         self._file = os.open(device, os.O_RDWR | os.O_DIRECT)
         self._buffer = mmap.mmap(-1, BLOCK)

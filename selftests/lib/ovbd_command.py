@@ -7,6 +7,7 @@ import os
 import pathlib
 import random
 import subprocess
+import tempfile
 import time
 
 import lsmt_writer
@@ -47,6 +48,23 @@ def settled(wanted):
             break
         time.sleep(0.1)
     return found
+
+
+def has_file_system(kind):
+    """Whether the kernel knows a file system, as a module too."""
+    return kind in pathlib.Path("/proc/filesystems").read_text().split() or subprocess.run(
+        ["modprobe", kind], stderr=subprocess.DEVNULL).returncode == 0
+
+
+@contextlib.contextmanager
+def mounted(device, *options):
+    """Where a file system is mounted while the body runs."""
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as top:
+        run("mount", *options, device, top)
+        try:
+            yield pathlib.Path(top)
+        finally:
+            run("umount", top)
 
 
 def leaves_nothing(tap, what, function, *arguments):

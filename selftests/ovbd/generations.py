@@ -10,10 +10,15 @@ import time
 sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
 from block_devices import read_direct
 from numbered_writes import BLOCK, SIZE, Model, Writer, moment
-from ovbd_command import MIB, existing, listed, ovbd, refused, settled
+from ovbd_command import MIB, existing, has_file_system, listed, mounted, ovbd, refused, settled
 from test_script import SCRATCH, Tap, load, run
 
 COMMITS = int(os.environ.get("OVBD_COMMITS", "40"))
+# XFS wants no less.
+SPACE = 320 * MIB
+CHECKS = {"ext4": ["e2fsck", "-fn"], "xfs": ["xfs_repair", "-n", "-f"]}
+# XFS leaves something to recover on purpose when it is frozen, and its UUID is that of what is mounted.
+OPTIONS = {"ext4": "ro,noload", "xfs": "nouuid"}
 
 
 def base_layer():
@@ -93,6 +98,42 @@ def check_window(tap, base):
               f"{alone * 1000:.1f} ms", flush=True)
         ovbd("down", "window")
         out.unlink()
+
+
+def check_file_system(tap, kind):
+    """A file system that is written to while its device is committed: in the layer it needs no repair, and has what was
+    written until one moment."""
+    raw, base, copy = SCRATCH / "fs.raw", SCRATCH / "fs.base", SCRATCH / "fs.copy"
+    with open(raw, "wb") as file:
+        file.truncate(SPACE)
+    ovbd("build", "--format", "lsmt", "-o", base, raw)
+    device = ovbd("up", "--writable", "fs", base).strip()
+    run(f"mkfs.{kind}", "-q", device)
+    layers, model, wrong = [base], Model(), []
+    with mounted(device) as top:
+        file = top / "file"
+        run("dd", "if=/dev/zero", f"of={file}", "bs=1M", f"count={SIZE // MIB}", "conv=fsync")
+        writer = Writer(file)
+        writer.start()
+        for number in range(3):
+            # Not synced: the freeze does that.
+            (top / f"{number}.text").write_text("text " * 1000)
+            layers.append(SCRATCH / f"fs{number}.layer")
+            begun = writer.acknowledged
+            ovbd("commit", "-q", "-o", layers[-1], "fs")
+            ended = writer.acknowledged + 1
+            ovbd("export", "--force", "-q", "-o", copy, *layers)
+            with mounted(copy, "-o", OPTIONS[kind]) as other:
+                found = moment((other / "file").read_bytes(), model)
+                texts = [(other / f"{n}.text").read_text() == "text " * 1000 for n in range(number + 1)]
+            run(*CHECKS[kind], copy)
+            if not isinstance(found, int) or not begun <= found <= ended or not all(texts):
+                wrong.append(f"commit {number}: {found}, wanted {begun} to {ended}; files {texts}")
+        writer.stop()
+    tap.equal((writer.error, wrong), (None, []), f"{kind}: each layer is of one moment, and its file system in order")
+    ovbd("down", "fs")
+    for path in (raw, copy, *layers):
+        path.unlink()
 
 
 def check_refusals(tap, base):
@@ -201,6 +242,11 @@ load("loop", "dm-overlaybd", "dm-zfile")
 base = base_layer()
 check_under_writer(tap, base)
 check_window(tap, base)
+for kind in CHECKS:
+    if has_file_system(kind):
+        check_file_system(tap, kind)
+    else:
+        print(f"# this kernel has no {kind}", flush=True)
 check_refusals(tap, base)
 check_snapshot_only(tap, base)
 check_device(tap, base)

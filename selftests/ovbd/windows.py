@@ -9,25 +9,18 @@ Printed, not judged: other programs use the machine too. `make bench-commit` is 
 import contextlib
 import os
 import pathlib
-import subprocess
 import sys
 import time
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
 from numbered_writes import SIZE, Writer
-from ovbd_command import MIB, existing, listed, ovbd, settled
+from ovbd_command import MIB, existing, has_file_system, listed, mounted, ovbd, settled
 from test_script import SCRATCH, Tap, load, run
 
 MUCH = int(os.environ.get("OVBD_WINDOW_MB", "8"))
 ROUNDS = int(os.environ.get("OVBD_WINDOW_ROUNDS", "1"))
 # XFS wants no less.
 SPACE = 320
-TOP = SCRATCH / "top"
-
-
-def has(kind):
-    return kind == "none" or kind in pathlib.Path("/proc/filesystems").read_text().split() or subprocess.run(
-        ["modprobe", kind], stderr=subprocess.DEVNULL).returncode == 0
 
 
 @contextlib.contextmanager
@@ -39,12 +32,8 @@ def writable(kind, base):
             yield pathlib.Path(device), device
             return
         run(f"mkfs.{kind}", "-q", device)
-        TOP.mkdir(exist_ok=True)
-        run("mount", device, TOP)
-        try:
-            yield TOP / "file", device
-        finally:
-            run("umount", TOP)
+        with mounted(device) as top:
+            yield top / "file", device
     finally:
         ovbd("down", "window")
 
@@ -108,7 +97,7 @@ with open(raw, "wb") as file:
     file.truncate((SPACE + 2 * MUCH) * MIB)
 ovbd("build", "--format", "lsmt", "-o", base, raw)
 for kind in ("none", "ext4", "xfs"):
-    if not has(kind):
+    if kind != "none" and not has_file_system(kind):
         print(f"# this kernel has no {kind}", flush=True)
         continue
     for mebibytes in (1, MUCH):
