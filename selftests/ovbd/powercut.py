@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """The power goes while `ovbd commit` runs: before each of the system calls by which it changes something, and at random
 moments. Nothing reaches the disk any more from then on (dm-flakey), whatever is in memory is lost, and the files that are
-on it make the device again, with all writes that were flushed."""
+on it make the device again, with all writes that were flushed. Where the kernel has dm-log-writes, so do disks that also
+lack what they had and was not flushed."""
 
 import os
 import random
@@ -17,11 +18,14 @@ from block_devices import read_direct, sectors
 from numbered_writes import SIZE, Model, Writer, moment
 from ovbd_command import MIB, ovbd, ovbd_fails, settled
 from test_script import OVBD, SCRATCH, Tap, load, run
+from write_log import WriteLog
 
 # Every so many steps, so that a few minutes suffice; 1 is all of them.
 STRIDE = int(os.environ.get("OVBD_STEP_STRIDE", "17"))
 MOMENTS = int(os.environ.get("OVBD_MOMENTS", "3"))
 DISK, TOP = SCRATCH / "disk", SCRATCH / "top"
+LOG, REPLAYED = SCRATCH / "log", SCRATCH / "replayed"
+LOG_BYTES = 768 * MIB
 
 
 class Machine:
@@ -94,6 +98,37 @@ class Machine:
         run("losetup", "--detach", self._loop)
 
 
+class Logged(Machine):
+    """One of which it is noted what gets to the disk, and when that is flushed."""
+
+    def __init__(self, base):
+        with open(LOG, "wb") as file:
+            file.truncate(LOG_BYTES)
+        self._log = run("losetup", "--find", "--show", LOG).strip()
+        super().__init__(base)
+
+    def _map(self, verb):
+        run("dmsetup", verb, "disk", "--table", f"0 {sectors(self._loop)} log-writes {self._loop} {self._log}")
+
+    def mark(self):
+        """Notes which writes are on the disk at least."""
+        run("dmsetup", "message", "disk", "0", "mark", self.writer.acknowledged)
+
+    def end(self):
+        self.writer.stop()
+        ovbd("down", "cut")
+        self.remove()
+        run("losetup", "--detach", self._log)
+
+    def start_with(self, disk, durable):
+        """Starts the machine with a disk that has so many writes."""
+        run("cp", "--sparse=always", disk, DISK)
+        self.durable = durable
+        self._loop = run("losetup", "--find", "--show", DISK).strip()
+        super()._map("create")
+        self._mount()
+
+
 def commit(machine):
     return [OVBD, "commit", "-q", "-o", machine.out, "cut"]
 
@@ -128,6 +163,38 @@ def at_a_moment(base, model, delay):
         machine.remove()
 
 
+def without_what_was_not_flushed(base, model, generator, count):
+    """A commit, and what is wrong with `count` of the disks that a power cut may have left of it."""
+    machine = Logged(base)
+    machine.mark()
+    process = subprocess.Popen(commit(machine))
+    while process.poll() is None:
+        machine.mark()
+    machine.end()
+    log, wrong = WriteLog(LOG), []
+    if process.returncode:
+        return [f"exit status {process.returncode}"]
+    marks = log.marks()
+    *marks, (_, last) = marks
+    # Without it the log was too small, and has not everything.
+    assert last == "dm-log-writes-end", last
+    ends = sorted(generator.randrange(marks[0][0] + 1, len(log)) for _ in range(count))
+    done = 0
+    with open(REPLAYED, "w+b") as disk:
+        disk.truncate(DISK.stat().st_size)
+        for end in ends:
+            log.replay(disk, done, end)
+            done = end
+            machine.start_with(REPLAYED, max(int(mark) for number, mark in marks if number < end))
+            if why := machine.recovered(model):
+                wrong.append(f"after entry {end} of {len(log)}: {why}")
+            machine.remove()
+    print(f"# {len(log)} entries of dm-log-writes, {len(marks)} marks in the commit", flush=True)
+    LOG.unlink()
+    REPLAYED.unlink()
+    return wrong
+
+
 tap = Tap()
 load("loop", "dm-overlaybd", "dm-zfile")
 raw, base = SCRATCH / "raw", SCRATCH / "base.layer"
@@ -157,5 +224,10 @@ for number in range(MOMENTS):
     if why:
         wrong.append(f"after {delay * 1000:.0f} ms: {why}")
 tap.equal(wrong, [], f"the power goes at {MOMENTS} random moments")
+if "log-writes" in run("dmsetup", "targets"):
+    tap.equal(without_what_was_not_flushed(base, model, generator, 4 * MOMENTS), [],
+              f"{4 * MOMENTS} disks without what was not flushed")
+else:
+    print("# this kernel has no dm-log-writes", flush=True)
 tap.equal(settled([]), [], "nothing is left")
 tap.finish()
