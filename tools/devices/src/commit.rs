@@ -407,7 +407,9 @@ impl<'a> Work<'a> {
                 self.interrupt.check(out)?;
                 self.report.add(compared.bytes());
                 writer.add(&compared)?;
-                compared.into_memory().map(|memory| buffers.put(memory));
+                for memory in compared.into_memory() {
+                    buffers.put(memory);
+                }
                 Ok(())
             },
         )?;
