@@ -133,6 +133,8 @@ pub struct Info {
     pub opens: u32,
     /// Whether it is suspended.
     pub suspended: bool,
+    /// Whether it refuses writes.
+    pub read_only: bool,
 }
 
 /// How to suspend.
@@ -322,6 +324,7 @@ impl Control {
             uuid: text(&header.uuid),
             opens: header.open_count.try_into().unwrap_or(0),
             suspended: header.flags & SUSPENDED != 0,
+            read_only: header.flags & READ_ONLY != 0,
         };
         Ok(Some((info, parse_lines(&data, header.target_count)?)))
     }

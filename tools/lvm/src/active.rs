@@ -15,6 +15,7 @@ use ovbd_devices::{
     lock::{self, FOLDER},
     Interrupt,
 };
+use ovbd_kernel::dm::{self, Info};
 use ovbd_layers::{
     error::{Error, Result},
     report::Report,
@@ -40,7 +41,7 @@ pub struct Active {
 /// One of them.
 #[derive(Debug)]
 struct Used {
-    name: Name,
+    volume: Volume,
     /// Held as long as the volume is used.
     file: Shared,
     /// Its note, if one of us activated it.
@@ -63,9 +64,6 @@ impl Active {
             undo: undo.clone(),
             used: Vec::new(),
         };
-        let Some(first) = volumes.first() else {
-            return Ok(active);
-        };
         for volume in volumes {
             let file = Shared::wait(Path::new(FOLDER), &volume.uuid, |file, path| {
                 lock::wait_for_shared(file, path, interrupt, report, || {
@@ -74,20 +72,17 @@ impl Active {
                 })
             })?;
             active.used.push(Used {
-                name: volume.name.clone(),
+                volume: (*volume).clone(),
                 file,
                 noted: None,
             });
         }
-        // What was known of them may have changed before they were locked.
-        let now = Volumes::of_group(&first.name.vg)?;
+        // What was known of them may have changed before they were locked. Whether they are active device-mapper says; all
+        // else LVM looks at itself, as they are named by their UUIDs, and is seen in the devices afterwards.
         let mut inactive = Vec::new();
-        for (volume, used) in volumes.iter().zip(&mut active.used) {
-            let found = now.by_uuid(&volume.uuid);
-            let found = found.filter(|found| found.name == volume.name);
-            let is_active = found
-                .ok_or_else(|| volume.name.error("is not the volume any more that it was"))?
-                .active;
+        for used in &mut active.used {
+            let volume = &used.volume;
+            let is_active = volume.mapped()?.is_some();
             if is_active && !used.file.is_ours()? {
                 continue;
             }
@@ -97,13 +92,22 @@ impl Active {
             })?);
             used.file.set_ours(true)?;
             if !is_active {
-                inactive.push(volume.name.to_string());
+                inactive.push(volume);
             }
         }
         if !inactive.is_empty() {
-            let words = ["--activate", "y", "--ignoreactivationskip"];
-            let words = words.into_iter().chain(inactive.iter().map(String::as_str));
-            program::run(&first.name.path(), "lvchange", words)?;
+            change(&inactive, &["--activate", "y", "--ignoreactivationskip"])?;
+        }
+        for volume in volumes {
+            let is_it = |found: &Info| volume.device() == dm::node(&found.name);
+            let Some(found) = volume.mapped()?.filter(is_it) else {
+                let what = "is not the volume any more that it was";
+                return Err(volume.name.error(what));
+            };
+            if !found.read_only && !volume.writable {
+                let what = "its device can be written to, and LVM said that it is read-only";
+                return Err(volume.name.error(what));
+            }
         }
         Ok(active)
     }
@@ -128,19 +132,31 @@ impl Active {
                 (Some(number), None) => over.push(number),
                 (Some(number), Some(last)) => {
                     over.push(number);
-                    ours.push((used.name, last));
+                    ours.push((used.volume, last));
                 }
             }
         }
-        if let Some((first, _)) = ours.first() {
-            let words = ["--activate".to_owned(), "n".to_owned()].into_iter();
-            let words = words.chain(ours.iter().map(|(name, _)| name.to_string()));
-            program::run(&first.path(), "lvchange", words)?;
+        if !ours.is_empty() {
+            let volumes: Vec<&Volume> = ours.iter().map(|(volume, _)| volume).collect();
+            change(&volumes, &["--activate", "n"])?;
         }
         ours.into_iter().for_each(|(_, last)| last.remove());
         over.into_iter().for_each(|number| self.undo.forget(number));
         Ok(())
     }
+}
+
+/// Changes volumes of one group, at least one, which LVM finds by their UUIDs: a name may be another's by now. Those that are gone
+/// are left out.
+fn change(volumes: &[&Volume], how: &[&str]) -> Result<()> {
+    let first = &volumes[0].name;
+    let which: Vec<String> = volumes
+        .iter()
+        .map(|volume| format!("lv_uuid=\"{}\"", volume.uuid))
+        .collect();
+    let which = which.join(" || ");
+    let words = how.iter().copied().chain(["--select", &which, &first.vg]);
+    program::run(&first.path(), "lvchange", words).map(drop)
 }
 
 impl Drop for Active {
@@ -184,8 +200,7 @@ pub(crate) fn deactivate_left(name: &str, uuid: &str) -> Result<Option<Name>> {
         );
         return Err(Error::new(subject, what));
     }
-    let words = ["--activate", "n", &volume.name.to_string()];
-    program::run(&volume.name.path(), "lvchange", words)?;
+    change(&[volume], &["--activate", "n"])?;
     last.remove();
     Ok(Some(volume.name.clone()))
 }

@@ -9,13 +9,14 @@ use std::{
     str::FromStr,
 };
 
+use ovbd_kernel::dm::{Control, Id, Info};
 use ovbd_layers::error::{Error, Result};
 use serde::Deserialize;
 
 use crate::{program, tags::Tags};
 
 /// What `lvs` is asked for. It prints what it does not know as an empty string.
-const FIELDS: &str = "vg_name,lv_name,lv_uuid,lv_attr,lv_size,segtype,pool_lv,origin,thin_id,lv_tags,\
+const FIELDS: &str = "vg_name,vg_uuid,vg_extent_size,lv_name,lv_uuid,lv_attr,lv_size,segtype,pool_lv,origin,thin_id,lv_tags,\
      lv_permissions,lv_active,chunk_size,zero,discards,lv_dm_path,lv_device_open,lv_time,lv_snapshot_invalid,\
      origin_size";
 
@@ -117,6 +118,10 @@ pub struct Volume {
     pub time: u64,
     /// Of a classic snapshot: whether it lost writes.
     pub invalid: bool,
+    /// Bytes of an extent of its group: sizes are multiples of that.
+    pub extent_bytes: u64,
+    /// UUID of its group.
+    vg_uuid: String,
     attr_is_snapshot: bool,
     /// `/dev/mapper/...`, with dashes in names doubled.
     dm_path: PathBuf,
@@ -126,6 +131,21 @@ impl Volume {
     /// The node of its device while it is active.
     pub fn device(&self) -> &Path {
         &self.dm_path
+    }
+
+    /// Its device as device-mapper knows it, by UUID; `None` if it is not active. That takes no program of LVM.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn mapped(&self) -> Result<Option<Info>> {
+        let uuid = format!(
+            "LVM-{}",
+            format!("{}{}", self.vg_uuid, self.uuid).replace('-', "")
+        );
+        let found = Control::open().and_then(|control| control.table(Id::Uuid(&uuid)));
+        let found = found.map_err(|e| Error::io(&self.name.path(), "look at the device of", e))?;
+        Ok(found.map(|(info, _)| info))
     }
 
     /// The name that device-mapper has for a part of it: of a pool, `tpool` or `tmeta`; of a classic snapshot, `cow`.
@@ -268,6 +288,8 @@ struct Report {
 #[derive(Deserialize)]
 struct Row {
     vg_name: String,
+    vg_uuid: String,
+    vg_extent_size: String,
     lv_name: String,
     lv_uuid: String,
     lv_attr: String,
@@ -313,6 +335,8 @@ impl Row {
             thin_id,
             pool: sibling(self.pool_lv),
             origin: sibling(self.origin),
+            extent_bytes: number("vg_extent_size", &self.vg_extent_size)?,
+            vg_uuid: self.vg_uuid,
             uuid: self.lv_uuid,
             tags: Tags::parse(&self.lv_tags),
             // Of one that is not active LVM says "unknown" where it could be written to.
@@ -343,7 +367,8 @@ mod tests {
     #[test]
     fn what_lvs_prints() {
         let row = |name: &str, kind: &str, permissions: &str, more: &str| {
-            let other = "\"vg_name\":\"my-vg\",\"lv_attr\":\"Vri---tz-k\",\"lv_size\":\"67108864\",\"lv_active\":\"\",\
+            let other = "\"vg_name\":\"my-vg\",\"vg_uuid\":\"u\",\"vg_extent_size\":\"4194304\",\
+                 \"lv_attr\":\"Vri---tz-k\",\"lv_size\":\"67108864\",\"lv_active\":\"\",\
                  \"chunk_size\":\"65536\",\"zero\":\"zero\",\"discards\":\"passdown\",\"lv_device_open\":\"unknown\",\
                  \"lv_time\":\"1795680000\",\"lv_snapshot_invalid\":\"unknown\",\"origin_size\":\"\"";
             format!(

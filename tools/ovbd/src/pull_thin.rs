@@ -485,22 +485,7 @@ impl Work<'_> {
             return Ok(snapshot::extend(&volume.name, bytes)?);
         }
         // LVM rounds up: what is no extent smaller stays.
-        let extent = program::run(
-            &volume.name.path(),
-            "vgs",
-            [
-                "--noheadings",
-                "--units",
-                "b",
-                "--nosuffix",
-                "--options",
-                "vg_extent_size",
-                &volume.name.vg,
-            ],
-        )?;
-        let extent = String::from_utf8_lossy(&extent).trim().parse::<u64>();
-        let extent = extent.with_context(|| format!("{}: vgs says no extent size", volume.name))?;
-        if bytes.next_multiple_of(extent.max(1)) < volume.bytes {
+        if bytes.next_multiple_of(volume.extent_bytes.max(1)) < volume.bytes {
             snapshot::reduce(&volume.name, bytes)?;
         }
         Ok(())
