@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0
 """What an incremental push and pull of a thin volume cost, in bytes, memory and time, beside pipes of the same steps.
 
-A hundredth of the blocks of a volume of OVBD_LVM_MB is changed at random. The bytes and the memory have limits; times are
-printed only, as ratios to the pipe in the same run. `make bench-lvm` runs it with a large volume.
+The volume of OVBD_LVM_MB holds the files of a Debian system, one behind the other, and a hundredth of its blocks is changed
+at random. The bytes and the memory have limits; times are printed only, as ratios to the pipe in the same run. `make bench-lvm`
+runs it with large volumes. Everything is in memory, so of those that are larger than a GiB only the side that pushes is there.
 """
 
 import ctypes
@@ -24,6 +25,7 @@ from volumes import LAYOUT, MIB, Group, changed_chunks, push, read_ranges, set_u
 
 MEGABYTES = int(os.environ.get("OVBD_LVM_MB", "128"))
 ROUNDS = int(os.environ.get("OVBD_LVM_ROUNDS", "1"))
+PULLS = MEGABYTES <= 1024
 BLOCK = 4096
 MEMORY = 64 * MIB
 # What lz4 -1 calls.
@@ -62,6 +64,29 @@ def timed(*words):
     """Runs a command with nobody looking at it; returns what it prints and the seconds it took."""
     start = time.monotonic()
     return run(*words), time.monotonic() - start
+
+
+def fill(node, mebibytes):
+    """Writes what a system holds, as often as it takes."""
+    def pieces():
+        while True:
+            for folder, folders, files in os.walk("/usr"):
+                folders.sort()
+                for path in (pathlib.Path(folder, name) for name in sorted(files)):
+                    if path.is_file() and not path.is_symlink():
+                        with open(path, "rb") as file:
+                            while piece := file.read(MIB):
+                                yield piece
+
+    left = mebibytes * MIB
+    with open(node, "wb") as device:
+        for piece in pieces():
+            device.write(piece[:left])
+            left -= len(piece)
+            if left <= 0:
+                break
+        device.flush()
+        os.fsync(device.fileno())
 
 
 def change(node, generator, mebibytes):
@@ -126,57 +151,76 @@ def alone(node, blocks):
         return sum(min(BLOCK, len(compress(read(block)))) for block in blocks)
 
 
+def round_of_push(source, generator, node, number, before):
+    """Changes the volume, and pushes a snapshot of it on top of the one before; returns what was said, seconds, and those of the
+    pipe."""
+    name, base = f"s{number}", f"--base={source.name}/{before}"
+    blocks = change(node, generator, MEGABYTES)
+    said, seconds = timed(OVBD, "push", "--json", f"--snapshot={name}", base, f"{source.name}/web", f"oci:{LAYOUT}:{name}")
+    said = json.loads(said)
+    taken, sent = pipe(source, before, f"p{number}")
+    figure("sent, to a pipe of thin_delta, reading and lz4", f"{said['layer-bytes'] / sent:.3f}")
+    least = alone(node, blocks)
+    tap.result(said["read"] <= 2 * said["changed"], "read are no more than the changed chunks of both", said)
+    tap.result(said["layer-bytes"] <= 1.05 * least + (64 << 10), "sent is little more than the changed blocks, compressed",
+               (said["layer-bytes"], least))
+    figure("sent, to changed blocks of 4 KiB each compressed alone", f"{said['layer-bytes'] / least:.3f}")
+    figure("seconds of push, and of the pipe with lz4", f"{seconds:.2f} {taken:.2f}")
+    # The same once more, with somebody looking.
+    _, _, peaks = measured(OVBD, "push", "--dry-run", base, f"{source.name}/{name}", f"oci:{LAYOUT}:{name}")
+    tap.result(peaks.get("ovbd", 0) <= MEMORY, "push takes little memory", peaks)
+    figure("memory of push, MiB", f"{peaks.get('ovbd', 0) / MIB:.0f}")
+    return said, seconds, taken
+
+
+def round_of_pull(source, target, pushed, number, before, received):
+    """Pulls what was pushed; returns the name of the volume, seconds, and those of a pipe that sends chunks as they are."""
+    said, seconds = timed(OVBD, "pull", "--json", "--thin", f"{target.name}/pool/web", f"oci:{LAYOUT}:s{number}")
+    said = json.loads(said)
+    tap.result(said["written"] <= 1.1 * pushed["data"], "written is little more than the layer maps", (said, pushed))
+    figure("pull, written to what the layer maps", f"{said['written'] / pushed['data']:.3f}")
+    taken, moved = send_and_receive(source, before, f"p{number}", target, received)
+    figure("sent, to a pipe that sends chunks as they are", f"{pushed['layer-bytes'] / moved:.3f}")
+    name = said["volume"].split("/")[1]
+    tap.equal(target.sha256(name), source.sha256(f"s{number}"), "both sides hold the same")
+    return name, seconds, taken
+
+
 def main():
     set_up_lvm()
     generator = random.Random("figures")
     with Devices() as devices:
-        # Each round changes the seventh part of the chunks, twice on the side that receives.
+        # A round changes the seventh part of the chunks, twice on the side that receives.
         room = MEGABYTES + MEGABYTES * ROUNDS // 2 + 60
         source, target = Group(devices, "source", room + 100), Group(devices, "target", room + 100)
         source.pool("pool", room, "--chunksize", "64k")
         target.pool("pool", room, "--chunksize", "64k")
         node = source.thin("web", MEGABYTES)
-        with open(node, "wb", buffering=0) as device:
-            for _ in range(MEGABYTES):
-                device.write((generator.randbytes(64) + bytes(960)) * 1024)
-        run("sync")
+        fill(node, MEGABYTES)
         push("base", "--snapshot=base", f"{source.name}/web")
-        ovbd("pull", "--thin", f"{target.name}/pool/web", f"oci:{LAYOUT}:base")
-        received = next(name for name in target.all() if name.startswith("web."))
+        received = None
+        if PULLS:
+            ovbd("pull", "--thin", f"{target.name}/pool/web", f"oci:{LAYOUT}:base")
+            received = next(name for name in target.all() if name.startswith("web."))
         before = "base"
         # Of each the least counts: the rest is what others do on the machine.
         pushes, both, pipes, moves = [], [], [], []
         for number in range(ROUNDS):
-            blocks = change(node, generator, MEGABYTES)
-            ours, seconds = timed(OVBD, "push", "--json", f"--snapshot=s{number}", f"--base={source.name}/{before}",
-                                  f"{source.name}/web", f"oci:{LAYOUT}:s{number}")
-            ours = json.loads(ours)
-            taken, sent = pipe(source, before, f"p{number}")
+            pushed, seconds, taken = round_of_push(source, generator, node, number, before)
             pushes.append(seconds)
             pipes.append(taken)
-            figure("sent, to a pipe of thin_delta, reading and lz4", f"{ours['layer-bytes'] / sent:.3f}")
-            least = alone(node, blocks)
-            tap.result(ours["read"] <= 2 * ours["changed"], "read are no more than the changed chunks of both", ours)
-            tap.result(ours["layer-bytes"] <= 1.05 * least + (64 << 10),
-                       "sent is little more than the changed blocks, compressed", (ours["layer-bytes"], least))
-            figure("sent, to changed blocks of 4 KiB each compressed alone", f"{ours['layer-bytes'] / least:.3f}")
-            # The same once more, with somebody looking.
-            _, _, peaks = measured(OVBD, "push", "--dry-run", f"--base={source.name}/{before}", f"{source.name}/s{number}",
-                                   f"oci:{LAYOUT}:s{number}")
-            tap.result(peaks.get("ovbd", 0) <= MEMORY, "push takes little memory", peaks)
-            figure("memory of push, MiB", f"{peaks.get('ovbd', 0) / MIB:.0f}")
-            said, pulling = timed(OVBD, "pull", "--json", "--thin", f"{target.name}/pool/web", f"oci:{LAYOUT}:s{number}")
-            said = json.loads(said)
-            tap.result(said["written"] <= 1.1 * ours["data"], "written is little more than the layer maps", (said, ours))
-            figure("pull, written to what the layer maps", f"{said['written'] / ours['data']:.3f}")
-            taken, moved = send_and_receive(source, before, f"p{number}", target, received)
-            both.append(seconds + pulling)
-            moves.append(taken)
-            figure("sent, to a pipe that sends chunks as they are", f"{ours['layer-bytes'] / moved:.3f}")
-            tap.equal(target.sha256(said["volume"].split("/")[1]), source.sha256(f"s{number}"), "both sides hold the same")
-            before, received = f"s{number}", said["volume"].split("/")[1]
+            if PULLS:
+                name, pulling, moving = round_of_pull(source, target, pushed, number, before, received)
+                both.append(seconds + pulling)
+                moves.append(moving)
+                run("lvremove", "--yes", f"{target.name}/{received}", f"{target.name}/p{number}r")
+                received = name
+            # Of what is in memory no more than has to be.
+            run("lvremove", "--yes", f"{source.name}/{before}", f"{source.name}/p{number}")
+            before = f"s{number}"
         figure("push, seconds to those of the pipe with lz4", f"{min(pushes) / min(pipes):.2f}")
-        figure("push and pull, seconds to those of the pipe without", f"{min(both) / min(moves):.2f}")
+        if PULLS:
+            figure("push and pull, seconds to those of the pipe without", f"{min(both) / min(moves):.2f}")
     tap.finish()
 
 
