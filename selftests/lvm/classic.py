@@ -39,6 +39,19 @@ def classic(group):
         overwrite_random(group.node("web"), generator, SIZE * MIB, 30)
 
 
+def full(group):
+    """A snapshot that was full and lost what it held is neither pushed nor a base."""
+    old, new = f"{group.name}/full", f"{group.name}/newer"
+    run("lvcreate", "--snapshot", "--permission", "r", "--size", "4m", "--name", "full", f"{group.name}/web")
+    push("full", "--full", old)
+    overwrite_random(group.node("web"), random.Random("full"), SIZE * MIB, 300)
+    snapshot(group, "newer")
+    for what, words in (("not pushed", ["--full", old]), ("no base", [f"--base={old}", new])):
+        status, said = ovbd_fails("push", *words, f"oci:{LAYOUT}:x")
+        tap.result(status == 1 and "invalid" in said, f"a snapshot that was full is {what}", (status, said))
+    run("lvremove", "--yes", old, new)
+
+
 def prune(group):
     group.pool("pool", 100)
     node = group.thin("thin", 16)
@@ -63,6 +76,9 @@ def not_zeroed(group):
     status, said = ovbd_fails("pull", "--thin", f"{group.name}/dirty/x", f"oci:{LAYOUT}:thin2")
     tap.result(status == 1 and "--zero y" in said, "a pool that does not zero: refused", said)
     tap.result("x" not in group.all(), "and nothing is made", group.all())
+    group.thin("mine", 8, "dirty")
+    pushed = ovbd_fails("push", "--snapshot=mine.0", f"{group.name}/mine", f"oci:{LAYOUT}:mine")
+    tap.result(pushed[0] == 0 and "what other volumes held" in pushed[1], "a push from it warns", pushed)
 
 
 def main():
@@ -70,6 +86,7 @@ def main():
     with Devices() as devices:
         group = Group(devices, "vg", 600)
         classic(group)
+        full(group)
         prune(group)
         not_zeroed(group)
     tap.finish()

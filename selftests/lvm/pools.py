@@ -66,10 +66,11 @@ def small_extents(devices):
 
 def external_origin(group):
     """A thin volume whose unmapped chunks are those of a volume outside of its pool."""
-    run("lvcreate", "--yes", "--wipesignatures", "n", "--size", "16m", "--name", "golden", group.name)
-    with open(group.node("golden"), "wb") as device:
-        device.write(random.Random("golden").randbytes(16 * MIB))
-    run("lvchange", "--activate", "n", "--permission", "r", f"{group.name}/golden")
+    for name in ("golden", "golden2"):
+        run("lvcreate", "--yes", "--wipesignatures", "n", "--size", "16m", "--name", name, group.name)
+        with open(group.node(name), "wb") as device:
+            device.write(random.Random(name).randbytes(16 * MIB))
+        run("lvchange", "--activate", "n", "--permission", "r", f"{group.name}/{name}")
     run("lvcreate", "--snapshot", "--name", "clone", "--thinpool", f"{group.name}/pool", f"{group.name}/golden")
     run("lvchange", "--activate", "y", "--ignoreactivationskip", f"{group.name}/clone")
     for number in range(3):
@@ -79,6 +80,14 @@ def external_origin(group):
         if number:
             tap.result(said["read"] < 16 * MIB, f"external origin: push {number} reads what changed", said)
         write_random(group.node("clone"), random.Random(number), 16 * MIB, 8)
+    # What both have not written is not the same.
+    run("lvcreate", "--snapshot", "--permission", "r", "--name", "other", "--thinpool", f"{group.name}/pool",
+        f"{group.name}/golden2")
+    status, said = ovbd_fails("push", f"--base={group.name}/clone.0", f"{group.name}/other", f"oci:{LAYOUT}:x")
+    tap.result(status == 1 and "another external origin" in said and "--full" in said,
+               "a base with another external origin: refused", said)
+    run("lvremove", "--yes", f"{group.name}/other")
+    tap.equal(left(group), [], "and nothing is left")
 
 
 def file_systems(group):
@@ -220,7 +229,7 @@ def another_volume(group):
     os.environ["PATH"] = path
     tap.result(status == 1 and "not the volume any more" in said, "another volume has the name by now: it fails", said)
     tap.equal((group.tags("taken"), group.tags("mine")), ({}, {}), "and neither is tagged")
-    subprocess.run(["lvchange", "--activate", "n", f"{group.name}/mine"], check=False)
+    tap.equal(group.fields("mine")["lv_active"], "", "under its new name it is made inactive again")
 
 
 def main():

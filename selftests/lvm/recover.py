@@ -77,6 +77,31 @@ def metadata_snapshots(group):
     tap.equal(ovbd("lvm", "recover", pool), "", "then there is nothing to say")
 
 
+def waits(group):
+    """For another program's metadata snapshot a push waits, as long as it is patient."""
+    def begin(name):
+        process = subprocess.Popen([OVBD, "push", f"--snapshot={name}", f"{group.name}/web", f"oci:{LAYOUT}:{name}"],
+                                   stderr=subprocess.PIPE, text=True)
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if "waiting" in line:
+                return process, lines
+        raise RuntimeError(f"the push did not wait: {lines}")
+
+    reserve(group)
+    process, lines = begin("patient")
+    run("dmsetup", "message", group.target(), "0", "release_metadata_snap")
+    _, said = process.communicate()
+    tap.equal((process.returncode, group.held()), (0, False), "a push waits for another program's metadata snapshot")
+    root = reserve(group)
+    process, lines = begin("impatient")
+    _, said = process.communicate()
+    tap.result(process.returncode == 1 and f"block {root}" in said and "recover --force" in said, "and names one that stays", said)
+    tap.equal((group.held(), "impatient" in group.all()), (True, False), "which it leaves, and no snapshot of its own")
+    run("dmsetup", "message", group.target(), "0", "release_metadata_snap")
+
+
 def volumes(group):
     """Those that are not complete are known by what made them, and not by their names."""
     vg = group.name
@@ -196,6 +221,7 @@ def main():
         with open(group.thin("web", 24), "r+b") as device:
             device.write(os.urandom(8 * MIB))
         metadata_snapshots(group)
+        waits(group)
         volumes(group)
         active(group)
         failing_lvcreate(group)
