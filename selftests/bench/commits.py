@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """What reads of a writable stack cost, before and after commits: the tables that `ovbd up --writable` and `ovbd commit`
-make, over RAM disks. Nothing that is read was written since, so each read passes all generations.
+make, over RAM disks. Nothing that is read was written since, so each read passes all generations. Beside them, what the
+least costs that can be written to: dm-snapshot alone, over the stack and over a dm-linear with the same bytes.
 
 The figures of a row: `random`, 4 KiB direct reads; `sequential`, 1 MiB direct reads, for each MiB.
 """
@@ -11,7 +12,8 @@ import struct
 import dm_ioctl
 import layered
 import lsmt_writer
-from measure import ram_disk, random_reads, require_content, row, sequential_reads
+import zfile_writer
+from measure import DATA, ram_disk, random_reads, require_content, row, sequential_reads, write_image
 from test_script import load, run
 
 SUITE = "commits"
@@ -54,13 +56,26 @@ class Tables:
         return self.map(f"0 {self._sectors} snapshot {below} {store} PO {CHUNK_SECTORS}", readonly=False)
 
 
+    def compressed(self):
+        """A stack of one compressed layer."""
+        path = DATA / "sealed/base.zfile"
+        stored, bytes_ = write_image(ram_disk(0), path), zfile_writer.original_bytes(path.read_bytes())
+        zfile = self.map(f"0 {-(-bytes_ // 512)} zfile {ram_disk(0)} {stored}")
+        return self.map(f"0 {self._sectors} overlaybd 1 {zfile} {bytes_}")
+
+    def plain(self, data):
+        """A dm-linear with the content."""
+        layered.write_all(ram_disk(0), [(0, data)])
+        return self.linear(ram_disk(0))
+
+
 def reads(name, device):
     require_content(device)
     row(SUITE, name, random=random_reads(device, "--direct"), sequential=sequential_reads(device, "--direct"))
 
 
 def main(_chosen):
-    load("dm-overlaybd")
+    load("dm-zfile", "dm-overlaybd")
     run("modprobe", "dm-snapshot")
     data = layered.content()
     for name, layers, frozen in (("read-only", LAYERS, None), ("writable", LAYERS, 0), ("after a commit", LAYERS + 1, 0),
@@ -74,3 +89,15 @@ def main(_chosen):
                     device = tables.generation(below, number)
                 device = tables.linear(device, readonly=False)
             reads(name, device)
+    below = {"dm-linear": lambda tables: tables.plain(data), "compressed": Tables.compressed,
+             "read-only": lambda tables: tables.map(stack(data, LAYERS))}
+    for name, make in below.items():
+        with contextlib.ExitStack() as undo:
+            tables = Tables(undo, len(data) // 512)
+            device = make(tables)
+            if name != "read-only":
+                reads(name, device)
+            device = tables.generation(device, 0)
+            reads(f"{name}, under dm-snapshot alone", device)
+            if name == "compressed":
+                reads("compressed, writable", tables.linear(device, readonly=False))

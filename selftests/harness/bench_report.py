@@ -162,6 +162,8 @@ def goals(reports):
                      of("zfile", lz4, "sequential"), [of("zfile", "dm-vdo lz4", "sequential")], 1.0)
     yield from ratio("a writable stack after a commit / before it, 4 KiB random",
                      of("commits", "after a commit", "random"), [of("commits", "writable", "random")], 1.01)
+    yield from ratio("a writable stack of a compressed layer / it read-only, 4 KiB random",
+                     of("commits", "compressed, writable", "random"), [of("commits", "compressed", "random")], 1.3)
     yield from slow_goals(of)
 
 
