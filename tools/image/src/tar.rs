@@ -192,18 +192,36 @@ fn octal(block: &[u8; BLOCK_BYTES], field: (usize, usize)) -> u64 {
 pub fn pax_size(mut records: &[u8]) -> Option<u64> {
     let mut size = 0;
     while !records.is_empty() {
-        let space = records.iter().position(|c| *c == b' ')?;
-        let length = usize::try_from(decimal(records.get(..space)?)?).ok()?;
-        let record = records.get(space.checked_add(1)?..length)?;
-        let (b'\n', record) = record.split_last()? else {
-            return None;
-        };
+        let (record, rest) = next_record(records)?;
         if let Some(value) = record.strip_prefix(b"size=") {
             size = decimal(value)?;
         }
-        records = records.get(length..)?;
+        records = rest;
     }
     Some(size)
+}
+
+/// Whether pax records say that the next member is one of GNU's sparse files: its content begins with, or is beside, the
+/// places where it belongs.
+pub fn pax_is_sparse(mut records: &[u8]) -> bool {
+    while let Some((record, rest)) = next_record(records) {
+        if record.starts_with(b"GNU.sparse.") {
+            return true;
+        }
+        records = rest;
+    }
+    false
+}
+
+/// The first of pax records, without its length, and those that follow.
+fn next_record(records: &[u8]) -> Option<(&[u8], &[u8])> {
+    let space = records.iter().position(|c| *c == b' ')?;
+    let length = usize::try_from(decimal(records.get(..space)?)?).ok()?;
+    let record = records.get(space.checked_add(1)?..length)?;
+    match record.split_last()? {
+        (b'\n', record) => Some((record, records.get(length..)?)),
+        _ => None,
+    }
 }
 
 fn decimal(digits: &[u8]) -> Option<u64> {

@@ -15,7 +15,7 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
-use super::{original::DiffId, pieces::Extent};
+use super::{members::Odd, original::DiffId, pieces::Extent};
 use crate::{
     error::{Error, Result},
     output,
@@ -80,6 +80,28 @@ impl Kind {
     /// Whether the tool can go on with the file system of the layers below.
     pub fn goes_over_layers(self) -> bool {
         self == Kind::Erofs
+    }
+
+    /// Refuses a member that the tool would leave out, or make another file of, and say nothing.
+    ///
+    /// # Errors
+    ///
+    /// Why.
+    pub fn check_member(self, odd: Odd) -> std::result::Result<(), String> {
+        match (self, odd) {
+            // libarchive knows them.
+            (Kind::Ext4, _) => Ok(()),
+            (Kind::Erofs, Odd::Sparse) => Err(
+                "has a sparse file, which mkfs.erofs does not understand (--fs ext4 does)"
+                    .to_owned(),
+            ),
+            (Kind::Erofs, Odd::Kind(kind)) => {
+                let kind = char::from(kind).escape_default();
+                Err(format!(
+                    "has a member of type '{kind}', which mkfs.erofs leaves out"
+                ))
+            }
+        }
     }
 
     /// Whether a device that starts with `first` holds it.

@@ -7,6 +7,8 @@
 
 use ovbd_image::tar::{self, MemberHeader, BLOCK_BYTES};
 
+use crate::zeros::is_zero;
+
 /// Bytes of an extended header that are looked at for the size of a file.
 const MAX_PAX_BYTES: u64 = 1 << 20;
 
@@ -20,6 +22,15 @@ enum Next {
     Sparse(u64),
     /// An extended header, of which so many bytes are left.
     Pax(u64),
+}
+
+/// A member that not every tool makes a file of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Odd {
+    /// A sparse file, in one of GNU's forms.
+    Sparse,
+    /// Of a type that is in no standard.
+    Kind(u8),
 }
 
 /// What follows a block.
@@ -43,6 +54,10 @@ pub struct Members {
     size: Option<u64>,
     /// The latest time of a member that is one.
     newest: u64,
+    /// The first member that is odd, before the end of the archive.
+    odd: Option<Odd>,
+    /// Whether that end was seen: who reads the archive goes no further.
+    ended: bool,
 }
 
 impl Members {
@@ -51,7 +66,10 @@ impl Members {
         match self.next {
             Next::Header => match MemberHeader::parse(block) {
                 Some(header) => self.begin(&header),
-                None => Follows::Block,
+                None => {
+                    self.ended |= is_zero(block);
+                    Follows::Block
+                }
             },
             Next::Sparse(blocks) => self.sparse(tar::sparse_goes_on(block), blocks),
             Next::Pax(bytes) => {
@@ -61,6 +79,9 @@ impl Members {
                 if bytes == used {
                     self.next = Next::Header;
                     let records = std::mem::take(&mut self.pax);
+                    if tar::pax_is_sparse(&records) {
+                        self.note(Odd::Sparse);
+                    }
                     self.size = tar::pax_size(&records).filter(|size| *size != 0);
                 }
                 Follows::Block
@@ -73,6 +94,17 @@ impl Members {
         self.newest
     }
 
+    /// The first member that not every tool makes a file of.
+    pub fn odd(&self) -> Option<Odd> {
+        self.odd
+    }
+
+    fn note(&mut self, odd: Odd) {
+        if !self.ended {
+            self.odd.get_or_insert(odd);
+        }
+    }
+
     /// Whether a header is to come, or content that none was seen of.
     pub fn wants_more(&self) -> bool {
         !matches!(self.next, Next::Header) || self.size.is_some()
@@ -81,6 +113,11 @@ impl Members {
     fn begin(&mut self, header: &MemberHeader) -> Follows {
         if header.mtime <= u32::MAX.into() {
             self.newest = self.newest.max(header.mtime);
+        }
+        match header.kind {
+            b'0'..=b'7' | 0 | b'x' | b'g' | b'L' | b'K' => {}
+            b'S' => self.note(Odd::Sparse),
+            kind => self.note(Odd::Kind(kind)),
         }
         let bytes = match header.kind {
             b'x' if header.bytes <= MAX_PAX_BYTES => {

@@ -12,7 +12,7 @@ use std::hash::{BuildHasher, RandomState};
 use ovbd_image::{lsmt::SECTOR_BYTES, tar::BLOCK_BYTES};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::members::{Follows, Members};
+use super::members::{Follows, Members, Odd};
 use crate::zeros::{is_zero, GRANULE_BYTES};
 
 /// Sectors of a whole piece.
@@ -176,6 +176,11 @@ impl Scanner {
             newest: self.members.newest(),
             ..self.extent
         }
+    }
+
+    /// The first member that not every tool makes a file of.
+    pub fn odd(&self) -> Option<Odd> {
+        self.members.odd()
     }
 
     /// Whether the tar ends inside a member. Where one ends, or the blocks of zeros after the last are missing, it is whole

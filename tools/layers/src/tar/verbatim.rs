@@ -289,6 +289,10 @@ impl Building<'_> {
                 if !scanner.looks_right() {
                     return Err(self.no_tar());
                 }
+                if let Some(odd) = scanner.odd() {
+                    let refused = self.tar.filesystem.check_member(odd);
+                    refused.map_err(|what| Error::new(self.input.path(), what))?;
+                }
                 if maker.is_none() {
                     maker = Some(start_maker(window)?);
                 }
