@@ -78,7 +78,7 @@ impl Base {
 impl BaseLayer {
     fn read(path: &Path) -> Result<Self> {
         let inner = match Blob::open(path)?.content {
-            Content::Plain(_) | Content::Turbo(_) => None,
+            Content::Plain(_) | Content::Joined(_) => None,
             Content::Zfile(file) => {
                 let mut content = vec![0; file.geometry().original_bytes() as usize];
                 file.read(&mut Cursor::default(), &mut content, 0)?;

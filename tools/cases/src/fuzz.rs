@@ -90,7 +90,13 @@ impl Fuzzer {
             // Perhaps it points into another file, of which only the size matters.
             let target = Target::open(&self.path("target"), &()).map_err(io::Error::other)?;
             let blob = blob.clone();
-            read(&[LayerPath::Turbo { blob, target }], &self.path("squashed"));
+            read(
+                &[LayerPath::Joined {
+                    blob,
+                    targets: vec![target],
+                }],
+                &self.path("squashed"),
+            );
         }
         Ok(())
     }

@@ -124,7 +124,10 @@ fn layer_path(folder: &Path, layer: &LayerFile, scratch: &Path) -> io::Result<La
         None => Ok(LayerPath::Sealed(blob)),
         Some(target) => {
             let target = Target::open(&folder.join(target), &()).map_err(io::Error::other)?;
-            Ok(LayerPath::Turbo { blob, target })
+            Ok(LayerPath::Joined {
+                blob,
+                targets: vec![target],
+            })
         }
     }
 }

@@ -22,9 +22,9 @@ use ovbd_layers::{
     blob::{Blob, Content},
     error::{Error, Result},
     file_id::FileId,
+    joined::Joined,
     layer::{read_header, read_trailer, LayerPath},
     parents::Ancestry,
-    turbo::Turbo,
     zfile::Cursor,
 };
 
@@ -47,16 +47,25 @@ pub struct LayerPlace {
     pub original_bytes: Option<u64>,
     /// Its end, which has its UUIDs and size.
     pub trailer: Trailer,
-    /// What it is besides, if it is a TurboOCI layer.
-    turbo: Option<TurboPlace>,
+    /// What it is besides, if its data is in several files.
+    joined: Option<JoinedPlace>,
 }
 
-/// Where the parts of a TurboOCI layer are.
-struct TurboPlace {
+/// Where the parts of a layer are whose data is in several files.
+struct JoinedPlace {
+    /// What comes first, whole sectors.
+    front: Vec<u8>,
     /// Sectors of the blob that are part of it.
     head_sectors: u64,
-    /// The target, by a name that opens it here.
-    target: PathBuf,
+    targets: Vec<TargetPlace>,
+    /// What follows them: a last partial sector, index and trailer.
+    rest: Vec<u8>,
+}
+
+/// Where a target is.
+struct TargetPlace {
+    /// A name that opens it here.
+    path: PathBuf,
     /// What the user calls it.
     named: PathBuf,
     /// The file that was opened.
@@ -64,30 +73,42 @@ struct TurboPlace {
     /// Whether that is a block device.
     is_device: bool,
     /// Its whole sectors.
-    target_sectors: u64,
-    /// What follows them: a last partial sector, index and trailer.
-    rest: Vec<u8>,
+    sectors: u64,
 }
 
-impl TurboPlace {
-    fn new(turbo: &Turbo) -> Result<Self> {
-        let tar = turbo.target().file()?;
-        let named = turbo.target().path().to_owned();
-        let found = tar.file().metadata();
-        let found = found.map_err(|e| Error::io(&named, "look up", e))?;
-        let whole = tar.bytes() / SECTOR_BYTES;
-        let at = turbo.head_bytes() + whole * SECTOR_BYTES;
-        let mut rest = vec![0; (turbo.bytes() - at) as usize];
-        turbo.read(&mut Cursor::default(), &mut rest, at)?;
+impl JoinedPlace {
+    fn new(joined: &Joined) -> Result<Self> {
+        let mut targets = Vec::new();
+        let mut at = joined.own_bytes();
+        for part in joined.targets() {
+            let named = part.target.path().to_owned();
+            let found = part.target.file()?.file().metadata();
+            let found = found.map_err(|e| Error::io(&named, "look up", e))?;
+            at += part.whole_sectors() * SECTOR_BYTES;
+            targets.push(TargetPlace {
+                path: part.target.name()?,
+                named,
+                file: FileId::of(&found),
+                is_device: found.file_type().is_block_device(),
+                sectors: part.whole_sectors(),
+            });
+        }
+        // Only the last may end in a sector that is not whole.
+        let mut rest = vec![0; (joined.bytes() - at) as usize];
+        joined.read(&mut Cursor::default(), &mut rest, at)?;
         Ok(Self {
-            head_sectors: turbo.head_bytes() / SECTOR_BYTES,
-            target: turbo.target().name()?,
-            named,
-            file: FileId::of(&found),
-            is_device: found.file_type().is_block_device(),
-            target_sectors: whole,
+            front: joined.front().to_vec(),
+            head_sectors: joined.head_sectors(),
+            targets,
             rest,
         })
+    }
+
+    /// Sectors of it.
+    fn sectors(&self) -> u64 {
+        let targets: u64 = self.targets.iter().map(|target| target.sectors).sum();
+        let memory = (self.front.len() + self.rest.len()) as u64;
+        self.head_sectors + targets + memory / SECTOR_BYTES
     }
 }
 
@@ -99,7 +120,7 @@ impl LayerPlace {
     /// It is none that can be mapped, and the system's.
     pub fn open(layer: &LayerPath) -> Result<Self> {
         let path = match layer {
-            LayerPath::Sealed(path) | LayerPath::Turbo { blob: path, .. } => path,
+            LayerPath::Sealed(path) | LayerPath::Joined { blob: path, .. } => path,
             LayerPath::Writable { data, .. } => {
                 return Err(Error::new(
                     data,
@@ -111,11 +132,11 @@ impl LayerPlace {
         if matches!(opened.content, Content::Zfile(_)) && !opened.is_layer()? {
             return Err(Error::new(path, "a ZFile that holds no layer"));
         }
-        let (trailer, turbo) = match layer {
-            LayerPath::Turbo { target, .. } => {
-                let turbo = Box::new(Turbo::new(opened.content.clone(), target.clone())?);
-                let place = TurboPlace::new(&turbo)?;
-                (read_trailer(&Content::Turbo(turbo))?, Some(place))
+        let (trailer, joined) = match layer {
+            LayerPath::Joined { targets, .. } => {
+                let joined = Box::new(Joined::open(opened.content.clone(), targets)?);
+                let place = JoinedPlace::new(&joined)?;
+                (read_trailer(&Content::Joined(joined))?, Some(place))
             }
             _ => {
                 read_header(&opened.content)?;
@@ -153,18 +174,15 @@ impl LayerPlace {
             bytes: input.bytes(),
             original_bytes,
             trailer,
-            turbo,
+            joined,
         })
     }
 
     /// Bytes of the layer on the device that [`layer_steps`] makes.
     pub fn mapped_bytes(&self) -> u64 {
-        match &self.turbo {
+        match &self.joined {
             None => self.original_bytes.unwrap_or(self.bytes),
-            Some(turbo) => {
-                let sectors = turbo.head_sectors + turbo.target_sectors;
-                sectors * SECTOR_BYTES + turbo.rest.len() as u64
-            }
+            Some(joined) => joined.sectors() * SECTOR_BYTES,
         }
     }
 
@@ -216,10 +234,10 @@ impl LayerPlace {
     /// That one, and where it cannot be told.
     pub fn check_not_written(&self, storage: &Storage) -> Result<()> {
         check_not_written(&self.path, self.file, storage)?;
-        match &self.turbo {
-            None => Ok(()),
-            Some(turbo) => check_not_written(&turbo.named, turbo.file, storage),
-        }
+        let targets = self.joined.iter().flat_map(|joined| &joined.targets);
+        targets
+            .into_iter()
+            .try_for_each(|target| check_not_written(&target.named, target.file, storage))
     }
 }
 
@@ -314,48 +332,59 @@ pub fn layer_steps(
         let table = vec![line(original.div_ceil(SECTOR_BYTES), words)];
         device = map(Role::Zfile(number), table);
     }
-    match &blob.turbo {
+    match &blob.joined {
         None => device,
-        Some(turbo) => turbo_steps(name, number, blob, turbo, &device, steps),
+        Some(joined) => joined_steps(name, number, blob, joined, &device, steps),
     }
 }
 
-/// The steps that put `head`, the device of the blob of a TurboOCI layer, its target, and an index for both together.
-fn turbo_steps(
+/// The steps that put the parts of a layer together, of whose blob `head` is the device.
+fn joined_steps(
     name: &str,
     number: usize,
     blob: &LayerPlace,
-    turbo: &TurboPlace,
+    joined: &JoinedPlace,
     head: &Device,
     steps: &mut Vec<Step>,
 ) -> Device {
-    let target = if turbo.is_device {
-        Device::Path(turbo.target.clone())
-    } else {
-        let part = Part {
-            offset: 0,
-            bytes: turbo.target_sectors * SECTOR_BYTES,
-            block_bytes: SECTOR_BYTES as u32,
-        };
-        attach(format!("target{number}"), &turbo.target, part, steps)
+    let mut memory = |variable: String, bytes: &[u8]| {
+        steps.push(Step::Memory {
+            variable: variable.clone(),
+            bytes: bytes.to_vec(),
+        });
+        (Device::Loop(variable), bytes.len() as u64 / SECTOR_BYTES)
     };
-    let variable = format!("index{number}");
-    steps.push(Step::Memory {
-        variable: variable.clone(),
-        bytes: turbo.rest.clone(),
-    });
-    let rest = turbo.rest.len() as u64 / SECTOR_BYTES;
+    let mut parts = Vec::new();
+    if !joined.front.is_empty() {
+        parts.push(memory(format!("header{number}"), &joined.front));
+    }
+    let rest = memory(format!("index{number}"), &joined.rest);
+    parts.push((head.clone(), joined.head_sectors));
+    for (at, target) in joined.targets.iter().enumerate() {
+        let device = if target.is_device {
+            Device::Path(target.path.clone())
+        } else {
+            let part = Part {
+                offset: 0,
+                bytes: target.sectors * SECTOR_BYTES,
+                block_bytes: SECTOR_BYTES as u32,
+            };
+            let variable = match at {
+                0 => format!("target{number}"),
+                at => format!("target{number}_{at}"),
+            };
+            attach(variable, &target.path, part, steps)
+        };
+        parts.push((device, target.sectors));
+    }
+    parts.push(rest);
     let mut table = Vec::new();
     let mut start = 0;
-    for (device, sectors) in [
-        (head, turbo.head_sectors),
-        (&target, turbo.target_sectors),
-        (&Device::Loop(variable), rest),
-    ] {
-        if sectors > 0 {
+    for (device, sectors) in &parts {
+        if *sectors > 0 {
             table.push(Line {
                 start,
-                ..line(sectors, linear(device, 0))
+                ..line(*sectors, linear(device, 0))
             });
         }
         start += sectors;

@@ -116,7 +116,10 @@ fn warn_of_volume(node: &Path, report: &dyn Report) {
 /// As [`up`], as far as it shows without making anything.
 pub fn dry_run(options: &Options) -> Result<String> {
     for layer in &options.layers {
-        if let LayerPath::Turbo { target, .. } = layer {
+        let LayerPath::Joined { targets, .. } = layer else {
+            continue;
+        };
+        for target in targets {
             if !target.has_name() {
                 let what = "is compressed, and no command can name the file it is decompressed to";
                 return Err(Error::new(target.path(), what));

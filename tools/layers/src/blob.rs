@@ -12,7 +12,8 @@ use ovbd_image::{
 use crate::{
     error::{Error, Place, Result},
     file_range::FileRange,
-    turbo::{Target, Turbo},
+    joined::Joined,
+    turbo::Target,
     zfile::{Cursor, Zfile},
 };
 
@@ -23,8 +24,8 @@ pub enum Content {
     Plain(FileRange),
     /// Compressed.
     Zfile(Box<Zfile>),
-    /// Partly in another file.
-    Turbo(Box<Turbo>),
+    /// In several files.
+    Joined(Box<Joined>),
 }
 
 /// A file whose wrapping is known.
@@ -70,16 +71,16 @@ impl Blob {
         })
     }
 
-    /// Opens a TurboOCI layer, whose target is that.
+    /// Opens a layer whose data is in `targets`, too.
     ///
     /// # Errors
     ///
-    /// Those of [`Blob::open`] and [`Turbo::new`].
-    pub fn open_turbo(path: &Path, target: &Target) -> Result<Self> {
+    /// Those of [`Blob::open`] and [`Joined::open`].
+    pub fn open_joined(path: &Path, targets: &[Target]) -> Result<Self> {
         let opened = Self::open(path)?;
-        let turbo = Turbo::new(opened.content, target.clone())?;
+        let joined = Joined::open(opened.content, targets)?;
         Ok(Self {
-            content: Content::Turbo(Box::new(turbo)),
+            content: Content::Joined(Box::new(joined)),
             ..opened
         })
     }
@@ -125,7 +126,7 @@ impl Content {
         match self {
             Content::Plain(input) => input.bytes(),
             Content::Zfile(zfile) => zfile.geometry().original_bytes(),
-            Content::Turbo(turbo) => turbo.bytes(),
+            Content::Joined(joined) => joined.bytes(),
         }
     }
 
@@ -134,7 +135,7 @@ impl Content {
         match self {
             Content::Plain(input) => input,
             Content::Zfile(zfile) => zfile.input(),
-            Content::Turbo(turbo) => turbo.head().input(),
+            Content::Joined(joined) => joined.head().input(),
         }
     }
 
@@ -142,7 +143,7 @@ impl Content {
     pub fn place(&self, offset: u64) -> Place {
         match self {
             Content::Plain(input) => Place::File(input.start().saturating_add(offset)),
-            Content::Zfile(_) | Content::Turbo(_) => Place::Content(offset),
+            Content::Zfile(_) | Content::Joined(_) => Place::Content(offset),
         }
     }
 
@@ -160,7 +161,7 @@ impl Content {
         match self {
             Content::Plain(input) => input.read(buffer, offset),
             Content::Zfile(zfile) => zfile.read(cursor, buffer, offset),
-            Content::Turbo(turbo) => turbo.read(cursor, buffer, offset),
+            Content::Joined(joined) => joined.read(cursor, buffer, offset),
         }
     }
 

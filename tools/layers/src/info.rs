@@ -63,7 +63,7 @@ pub struct StackInfo {
 pub struct LayerInfo {
     /// Path of the file with the data.
     pub path: PathBuf,
-    /// `lsmt`, `zfile`, `turbo` or `writable`.
+    /// `lsmt`, `zfile`, `turbo`, `erofs` or `writable`.
     pub format: &'static str,
     /// Size of the file.
     pub file_bytes: u64,
@@ -71,8 +71,8 @@ pub struct LayerInfo {
     pub tar: bool,
     /// How it is compressed.
     pub zfile: Option<ZfileInfo>,
-    /// The original tar that it points into.
-    pub target: Option<PathBuf>,
+    /// The original tars that it points into.
+    pub targets: Vec<PathBuf>,
     /// Virtual size as recorded; 0 where the layer below decides.
     pub virtual_bytes: u64,
     /// UUID.
@@ -181,7 +181,7 @@ impl LayerInfo {
             (LayerKind::Writable { .. }, content) => ("writable", content.bytes()),
             (LayerKind::Sealed(trailer), Content::Plain(_)) => ("lsmt", trailer.index_offset),
             (LayerKind::Sealed(trailer), Content::Zfile(_)) => ("zfile", trailer.index_offset),
-            (LayerKind::Sealed(_), Content::Turbo(turbo)) => ("turbo", turbo.head_bytes()),
+            (LayerKind::Sealed(_), Content::Joined(joined)) => (joined.kind(), joined.own_bytes()),
         };
         let parent = layer.parent_uuid();
         let parent_matches = below
@@ -195,15 +195,18 @@ impl LayerInfo {
             tar: layer.opened().tar.is_some(),
             zfile: match layer.content() {
                 Content::Zfile(zfile) => Some(ZfileInfo::new(zfile)),
-                Content::Turbo(turbo) => match turbo.head() {
+                Content::Joined(joined) => match joined.head() {
                     Content::Zfile(zfile) => Some(ZfileInfo::new(zfile)),
                     _ => None,
                 },
                 Content::Plain(_) => None,
             },
-            target: match layer.content() {
-                Content::Turbo(turbo) => Some(turbo.target().path().to_owned()),
-                _ => None,
+            targets: match layer.content() {
+                Content::Joined(joined) => {
+                    let paths = joined.targets().iter().map(|part| part.target.path());
+                    paths.map(std::path::Path::to_owned).collect()
+                }
+                _ => Vec::new(),
             },
             virtual_bytes: layer.virtual_bytes(),
             uuid: layer.uuid().map(|uuid| uuid.as_str().to_owned()),
@@ -339,13 +342,12 @@ impl fmt::Display for StackInfo {
                 Some(bytes) => format!("\n  original tar of {bytes} bytes"),
                 None => String::new(),
             };
-            let target = match &layer.target {
-                Some(target) => format!("\n  target {}", name(target)),
-                None => String::new(),
-            };
+            let targets = layer.targets.iter().fold(String::new(), |text, target| {
+                format!("{text}\n  target {}", name(target))
+            });
             writeln!(
                 f,
-                "layer {number}: {}\n  uuid {}\n  parent {}{parent}{tar}{target}",
+                "layer {number}: {}\n  uuid {}\n  parent {}{parent}{tar}{targets}",
                 name(&layer.path),
                 layer.uuid.as_ref().unwrap_or(&none),
                 layer.parent_uuid.as_ref().unwrap_or(&none),

@@ -37,30 +37,31 @@ pub enum LayerPath {
         /// The file with the log.
         index: PathBuf,
     },
-    /// A TurboOCI layer.
-    Turbo {
+    /// A TurboOCI layer, or an EROFS that is an index of tars.
+    Joined {
         /// The blob.
         blob: PathBuf,
-        /// The original tar that it points into.
-        target: Target,
+        /// The original tars that it points into.
+        targets: Vec<Target>,
     },
 }
 
 impl LayerPath {
     /// The files, also those that are not read as data.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        let other = match self {
-            LayerPath::Sealed(_) => None,
-            LayerPath::Writable { index, .. } => Some(index.as_path()),
-            LayerPath::Turbo { target, .. } => Some(target.path()),
+        let (index, targets) = match self {
+            LayerPath::Sealed(_) => (None, &[][..]),
+            LayerPath::Writable { index, .. } => (Some(index.as_path()), &[][..]),
+            LayerPath::Joined { targets, .. } => (None, &targets[..]),
         };
-        std::iter::once(self.data()).chain(other)
+        let others = index.into_iter().chain(targets.iter().map(Target::path));
+        std::iter::once(self.data()).chain(others)
     }
 
-    /// The file with the data, or of a TurboOCI layer the blob.
+    /// The file with the data, or where that is in several the blob.
     pub fn data(&self) -> &Path {
         match self {
-            LayerPath::Sealed(path) | LayerPath::Turbo { blob: path, .. } => path,
+            LayerPath::Sealed(path) | LayerPath::Joined { blob: path, .. } => path,
             LayerPath::Writable { data, .. } => data,
         }
     }
@@ -124,8 +125,8 @@ impl Layer {
         match path {
             LayerPath::Sealed(path) => Self::sealed(Blob::open(path)?, position),
             LayerPath::Writable { data, index } => Self::writable(data, index, position),
-            LayerPath::Turbo { blob, target } => {
-                Self::sealed(Blob::open_turbo(blob, target)?, position)
+            LayerPath::Joined { blob, targets } => {
+                Self::sealed(Blob::open_joined(blob, targets)?, position)
             }
         }
     }

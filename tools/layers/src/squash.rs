@@ -146,7 +146,7 @@ pub fn squash(
 /// How a layer is compressed; `None` if it is not.
 fn compression(layer: &Layer) -> Option<ZfileOptions> {
     match layer.content() {
-        Content::Plain(_) | Content::Turbo(_) => None,
+        Content::Plain(_) | Content::Joined(_) => None,
         Content::Zfile(zfile) => Some(zfile.options()),
     }
 }

@@ -2,8 +2,7 @@
 
 //! TurboOCI layers: the metadata of a file system whose files are in the tar of the original image, which is here as well.
 //!
-//! The blob up to its index, the tar behind that, and an index for the two are an ordinary layer. [`Turbo`] reads as one, and
-//! device-mapper puts it together in the same way.
+//! The blob up to its index, the tar behind that, and an index for the two are an ordinary layer ([`Joined`]).
 
 use std::{
     env,
@@ -15,7 +14,7 @@ use std::{
 
 use ovbd_image::{
     layer_index,
-    lsmt::{Entry, Identity, Trailer, UuidText, ENTRY_BYTES, PADDING_ENTRIES, SECTOR_BYTES},
+    lsmt::{Identity, Trailer, UuidText, ENTRY_BYTES, SECTOR_BYTES},
     turbo::{self, Wrong},
 };
 
@@ -24,6 +23,7 @@ use crate::{
     error::{Error, Result},
     file_range::FileRange,
     gzip_index::GzipIndex,
+    joined::{Joined, Part},
     layer::{each_chunk, read_header},
     report::Report,
     tar::source::TarSource,
@@ -177,111 +177,32 @@ pub fn own_name(file: &File) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
-/// A TurboOCI layer with its target, which reads as a layer.
+/// Puts `head`, the blob of a TurboOCI layer, and its target together.
 ///
-/// # Invariants
+/// # Errors
 ///
-/// `head_bytes` is a multiple of a sector, and no more than `head` has.
-#[derive(Clone, Debug)]
-pub struct Turbo {
-    head: Content,
-    head_bytes: u64,
-    target: Target,
-    /// Index and trailer.
-    tail: Vec<u8>,
-}
-
-impl Turbo {
-    /// Puts `head`, the blob, and its target together.
-    ///
-    /// # Errors
-    ///
-    /// A blob that is no layer, entries that are in neither of the two, and those of reading.
-    pub fn new(head: Content, target: Target) -> Result<Self> {
-        let Index {
-            trailer,
-            mut entries,
-        } = Index::read(&head)?;
-        let target_sectors = target.bytes().div_ceil(SECTOR_BYTES);
-        let rebased = turbo::rebase(&mut entries, &trailer, target_sectors);
-        let tar = (target.path.as_path(), target.bytes());
-        rebased.map_err(|wrong| wrong_entry(&head, tar, wrong))?;
-        let padded = entries.len().next_multiple_of(PADDING_ENTRIES as usize);
-        entries.resize(padded, Entry::PADDING.encode());
-        let identity = identity(&trailer);
-        let index_offset = trailer.index_offset + target_sectors * SECTOR_BYTES;
-        let mut tail = entries.as_flattened().to_vec();
-        tail.extend_from_slice(&identity.trailer(index_offset, padded as u64));
-        // INVARIANT: the trailer says so, and was checked.
-        Ok(Self {
-            head_bytes: trailer.index_offset,
-            head,
-            target,
-            tail,
-        })
-    }
-
-    /// The blob.
-    pub fn head(&self) -> &Content {
-        &self.head
-    }
-
-    /// Bytes of it that are part of the layer.
-    pub fn head_bytes(&self) -> u64 {
-        self.head_bytes
-    }
-
-    /// The target.
-    pub fn target(&self) -> &Target {
-        &self.target
-    }
-
-    /// Bytes that the target takes, in whole sectors.
-    pub fn target_bytes(&self) -> u64 {
-        self.target.bytes().next_multiple_of(SECTOR_BYTES)
-    }
-
-    /// Index and trailer.
-    pub fn tail(&self) -> &[u8] {
-        &self.tail
-    }
-
-    /// Bytes of all of it.
-    pub fn bytes(&self) -> u64 {
-        self.head_bytes + self.target_bytes() + self.tail.len() as u64
-    }
-
-    /// Fills `buffer` from byte `offset`.
-    ///
-    /// # Errors
-    ///
-    /// Those of reading, and an end before the buffer is full.
-    pub fn read(&self, cursor: &mut Cursor, mut buffer: &mut [u8], mut offset: u64) -> Result<()> {
-        let tar_end = self.head_bytes + self.target.bytes();
-        let tail_at = self.head_bytes + self.target_bytes();
-        while !buffer.is_empty() {
-            // The end of the part that `offset` is in.
-            let ends = [self.head_bytes, tar_end, tail_at, self.bytes()];
-            let Some(end) = ends.into_iter().find(|end| offset < *end) else {
-                return Err(Error::new(self.head.input().path(), "ends too early"));
-            };
-            let now = (end - offset).min(buffer.len() as u64) as usize;
-            let (part, rest) = buffer.split_at_mut(now);
-            if offset < self.head_bytes {
-                self.head.read(cursor, part, offset)?;
-            } else if offset < tar_end {
-                self.target.read(part, offset - self.head_bytes)?;
-            } else if offset < tail_at {
-                part.fill(0);
-            } else {
-                let from = (offset - tail_at) as usize;
-                part.copy_from_slice(&self.tail[from..from + now]);
-            }
-            offset += now as u64;
-            buffer = rest;
-        }
-        Ok(())
-    }
+/// A blob that is no layer, entries that are in neither of the two, and those of reading.
+pub fn join(head: Content, target: Target) -> Result<Joined> {
+    let Index {
+        trailer,
+        mut entries,
+    } = Index::read(&head)?;
+    let target_sectors = target.bytes().div_ceil(SECTOR_BYTES);
+    let rebased = turbo::rebase(&mut entries, &trailer, target_sectors);
+    let tar = (target.path.as_path(), target.bytes());
+    rebased.map_err(|wrong| wrong_entry(&head, tar, wrong))?;
+    let target = Part {
+        sectors: target_sectors,
+        target,
+    };
+    let head_sectors = trailer.index_offset / SECTOR_BYTES;
+    Ok(Joined::new(
+        Vec::new(),
+        (head, head_sectors),
+        vec![target],
+        entries,
+        &identity(&trailer),
+    ))
 }
 
 /// The index of a blob as it is stored.

@@ -67,9 +67,9 @@ impl Case {
     }
 
     fn layer(&self, entries: &[Entry], target: &[u8]) -> LayerPath {
-        LayerPath::Turbo {
+        LayerPath::Joined {
             blob: self.path("blob", &blob(&self.data, entries)),
-            target: Target::open(&self.path("target", target), &()).unwrap(),
+            targets: vec![Target::open(&self.path("target", target), &()).unwrap()],
         }
     }
 
@@ -202,9 +202,9 @@ fn what_is_in_neither_is_refused() {
     assert!(Layer::open(&short, 0).is_err());
     let sound = blob(&case.data, &ENTRIES);
     for bytes in [&sound[..sound.len() - 16], &sound[..5000], &case.target] {
-        let layer = LayerPath::Turbo {
+        let layer = LayerPath::Joined {
             blob: case.path("blob", bytes),
-            target: Target::open(&case.path("target", &case.target), &()).unwrap(),
+            targets: vec![Target::open(&case.path("target", &case.target), &()).unwrap()],
         };
         assert!(Layer::open(&layer, 0).is_err());
         assert!(!problems(&[layer]).is_empty());
@@ -222,9 +222,9 @@ fn damage_is_an_error_or_other_sectors() {
         let mut bytes = sound.clone();
         let at = index + random.below((sound.len() - index).min(220) as u64) as usize;
         bytes[at] ^= 1 << random.below(8);
-        let layer = LayerPath::Turbo {
+        let layer = LayerPath::Joined {
             blob: case.path("blob", &bytes),
-            target: Target::open(&case.path("target", &case.target), &()).unwrap(),
+            targets: vec![Target::open(&case.path("target", &case.target), &()).unwrap()],
         };
         // Errors are fine, panics are bugs.
         let _ = content(&[layer]);
@@ -293,9 +293,9 @@ fn the_original_s_layer() {
     };
     let tar = |folder: &Path| folder.join("target0.tar");
     let target = Target::open(&tar(&folder), &()).unwrap();
-    let layer = LayerPath::Turbo {
+    let layer = LayerPath::Joined {
         blob: folder.join("layer0"),
-        target,
+        targets: vec![target],
     };
     let opened = Layer::open(&layer, 0).unwrap();
     assert_eq!(opened.virtual_bytes(), 1 << 30);
@@ -304,9 +304,9 @@ fn the_original_s_layer() {
     let scratch = tempdir().unwrap();
     let cut = tar(scratch.path());
     fs::write(&cut, &fs::read(tar(&folder)).unwrap()[..100_000]).unwrap();
-    let layer = LayerPath::Turbo {
+    let layer = LayerPath::Joined {
         blob: folder.join("layer0"),
-        target: Target::open(&cut, &()).unwrap(),
+        targets: vec![Target::open(&cut, &()).unwrap()],
     };
     let error = Layer::open(&layer, 0).unwrap_err();
     assert!(error.what().contains("beyond the 100000 bytes"), "{error}");

@@ -272,7 +272,7 @@ pub fn data_layers<'a>(image: &'a Image, subject: &str) -> Result<Vec<ImageLayer
     Ok(layers)
 }
 
-/// The target of a TurboOCI layer on the command line.
+/// A target on the command line.
 #[derive(Clone, Debug)]
 struct GivenTarget {
     /// The place among the layers of the one that it belongs to.
@@ -281,7 +281,7 @@ struct GivenTarget {
     gzip_index: Option<PathBuf>,
 }
 
-/// The targets of TurboOCI layers: each belongs to the layer before it on the command line.
+/// The targets of TurboOCI layers and of EROFS indexes: each belongs to the layer before it on the command line.
 #[derive(Clone, Debug, Default)]
 pub struct Targets(Vec<GivenTarget>);
 
@@ -289,7 +289,7 @@ pub struct Targets(Vec<GivenTarget>);
 #[derive(Debug, Args)]
 struct TargetOptions {
     /// The original tar of the layer before it, a TurboOCI layer, whose files are in that tar; it may be compressed with gzip or
-    /// zstd
+    /// zstd. An EROFS that "mkfs.erofs --tar=i" made, also of several that were merged, has one for each tar, in order
     #[arg(long = "target", value_name = "TAR", value_hint = ValueHint::FilePath)]
     targets: Vec<PathBuf>,
     /// The index of the target before it, a gzip file (gzip.meta of a TurboOCI layer): only what is needed of that is
@@ -334,9 +334,6 @@ impl FromArgMatches for Targets {
             let Some(layer) = before.checked_sub(1) else {
                 return wrong("--target TAR comes after the LAYER that it belongs to\n");
             };
-            if targets.iter().any(|other| other.layer == layer) {
-                return wrong("one LAYER has one --target\n");
-            }
             targets.push(GivenTarget {
                 layer,
                 tar,
@@ -398,14 +395,16 @@ impl Targets {
         let mut layers = Vec::new();
         for (number, name) in names.iter().enumerate() {
             let mut found = store.resolve(std::slice::from_ref(name))?;
-            if let Some(target) = self.0.iter().find(|target| target.layer == number) {
+            let given: Vec<_> = self.0.iter().filter(|one| one.layer == number).collect();
+            if !given.is_empty() {
                 let [LayerPath::Sealed(blob)] = &found[..] else {
                     let what = "is no layer in one file, which alone can have a --target";
                     return Err(ovbd_layers::Error::new(Path::new(name), what).into());
                 };
-                found = vec![LayerPath::Turbo {
+                let targets = given.iter().map(|target| target.open(need, report));
+                found = vec![LayerPath::Joined {
                     blob: blob.clone(),
-                    target: target.open(need, report)?,
+                    targets: targets.collect::<Result<_>>()?,
                 }];
             }
             layers.append(&mut found);

@@ -23,11 +23,12 @@ use crate::{
     blob::{unwrap_tar, Blob, Content},
     error::{Error, Place, Result},
     file_range::FileRange,
+    joined::Joined,
     layer::{Layer, LayerPath},
     parents::Parents,
     report::Report,
     stack::{check_count, Stack},
-    turbo::{Target, Turbo},
+    turbo::Target,
     zeros::is_zero,
     zfile::Zfile,
 };
@@ -204,10 +205,11 @@ pub fn verify(
     findings.note(check_count(paths));
     for path in paths {
         match path {
-            LayerPath::Sealed(path) => sealed(path, None, paths.len() == 1, report, &mut findings),
-            LayerPath::Turbo { blob, target } => {
-                sealed(blob, Some(target), false, report, &mut findings);
-                findings.verdict.unverified.push(target.path().to_owned());
+            LayerPath::Sealed(path) => sealed(path, &[], paths.len() == 1, report, &mut findings),
+            LayerPath::Joined { blob, targets } => {
+                sealed(blob, targets, false, report, &mut findings);
+                let paths = targets.iter().map(|target| target.path().to_owned());
+                findings.verdict.unverified.extend(paths);
             }
             LayerPath::Writable { data, index } => {
                 lsmt::check_pair(data, index, report, &mut findings);
@@ -244,10 +246,10 @@ fn stack(paths: &[LayerPath], parents: Parents, findings: &mut Findings<'_>) {
     }
 }
 
-/// Checks the blob at `path`, of a TurboOCI layer with its `target`; `alone` is whether it may be a ZFile around anything.
+/// Checks the blob at `path`, of a layer with its `targets`; `alone` is whether it may be a ZFile around anything.
 fn sealed(
     path: &Path,
-    target: Option<&Target>,
+    targets: &[Target],
     alone: bool,
     report: &dyn Report,
     findings: &mut Findings<'_>,
@@ -271,7 +273,7 @@ fn sealed(
     };
     if !Zfile::recognise(&first, blob.bytes()) {
         findings.verdict.unverified.push(path.to_owned());
-        check_layer(Content::Plain(blob), target, &HashSet::new(), findings);
+        check_layer(Content::Plain(blob), targets, &HashSet::new(), findings);
         report.add(file.bytes());
         return;
     }
@@ -292,7 +294,7 @@ fn sealed(
             // A content that cannot be recognised because its first block is bad was noted already.
             match opened.is_layer() {
                 Ok(false) if alone => {}
-                Ok(_) => check_layer(opened.content, target, &bad, findings),
+                Ok(_) => check_layer(opened.content, targets, &bad, findings),
                 Err(e) if is_noted(&e, &bad) => {}
                 Err(e) => findings.problem(e),
             }
@@ -309,17 +311,17 @@ fn sealed(
     }
 }
 
-/// Checks the layer in a blob, and its `target` where it has one; `bad` are the compressed blocks that were found.
+/// Checks the layer in a blob, and its `targets` where it has any; `bad` are the compressed blocks that were found.
 fn check_layer(
     content: Content,
-    target: Option<&Target>,
+    targets: &[Target],
     bad: &HashSet<u64>,
     findings: &mut Findings<'_>,
 ) {
-    let content = match target {
-        None => content,
-        Some(target) => match Turbo::new(content, target.clone()) {
-            Ok(turbo) => Content::Turbo(Box::new(turbo)),
+    let content = match targets {
+        [] => content,
+        targets => match Joined::open(content, targets) {
+            Ok(joined) => Content::Joined(Box::new(joined)),
             Err(error) if is_noted(&error, bad) => return,
             Err(error) => return findings.problem(error),
         },

@@ -566,7 +566,7 @@ fn split(
         return Ok(vec![wrapped(layer)?]);
     }
     let zfile = match Blob::open(path)?.content {
-        Content::Plain(_) | Content::Turbo(_) => None,
+        Content::Plain(_) | Content::Joined(_) => None,
         Content::Zfile(zfile) => Some(zfile.options()),
     };
     cli::clean_up_on_signals()?;
