@@ -15,7 +15,7 @@ export CASES
 prefix ?= /usr/local
 
 .DEFAULT_GOAL := modules
-.PHONY: modules clean test test-all selftests torture planted upstream bench bench-compare bench-track profile demo rustfmt \
+.PHONY: modules clean test test-all selftests torture planted upstream bench bench-compare bench-track profile demo demo-tar rustfmt \
 	rustfmt-check clippy clippy-tools ovbd man install deb test-packages bench-boot bench-seal bench-tar bench-host bench-registry bench-lvm bench-commit fuzz fuzz-smoke shell kernel-update distclean-cache help
 
 ifdef KDIR
@@ -76,6 +76,8 @@ bench-commit: ## how long writers wait for a commit, of 1 MiB and of COMMIT_MB=,
 	@sed -n 's/^# //p' build/selftests-native/ovbd/windows.log
 demo: ## push a Debian system from a thin volume in one VM, pull it in another, and boot from it
 	@$(ENTER) demo
+demo-tar: ## make a layer over the tar of a Debian container, mount and run it in a VM, and compare all files with tar
+	@$(ENTER) demo-tar
 clippy: ## lint the modules with the kernel's set and the tools with cargo's
 	@$(ENTER) clippy
 rustfmt: ## format all Rust source

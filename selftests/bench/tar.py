@@ -49,11 +49,13 @@ def make_tar(path):
     run("tar", "--create", "--file", path, "--no-recursion", "--null", "--files-from=-", text="\0".join(names))
 
 
-def make_many(path):
-    """A tar of empty files."""
+def make_many(path, size):
+    """A tar of small files, none like another if they have any content."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for number in range(MEMBERS):
-            tar.addfile(tarfile.TarInfo(f"d{number // 1000}/file{number}"), io.BytesIO())
+            member = tarfile.TarInfo(f"d{number // 1000}/file{number}")
+            member.size = size
+            tar.addfile(member, io.BytesIO(str(number).encode().ljust(size, b".")))
 
 
 def peak_memory(*command):
@@ -128,9 +130,11 @@ def main():
         metadata(folder, tar)
         random_reads(folder, tar)
         tar.unlink()
-        many = folder / "many"
-        make_many(many)
-        print(f"{MEMBERS:,} empty files: {peak_memory(OVBD, 'build', '--from-tar', many, '-o', folder / 'files'):.0f} MiB of memory")
+        for size in (0, 100):
+            many, layer = folder / "many", folder / "files"
+            make_many(many, size)
+            memory = peak_memory(OVBD, "build", "--force", "--from-tar", many, "-o", layer)
+            print(f"{MEMBERS:,} files of {size} bytes: {memory:.0f} MiB of memory")
     finally:
         shutil.rmtree(folder)
 

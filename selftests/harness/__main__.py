@@ -11,6 +11,7 @@ import build
 import built_kernels
 import cache
 import demo
+import demo_tar
 import kernel as kernels
 import packages
 import planted
@@ -116,6 +117,11 @@ def bench_boot(_arguments):
     return stack_root.bench(kernel, packages.build([kernel]))
 
 
+def run_demo_tar(_arguments):
+    """A container as a layer over its tar."""
+    return demo_tar.run(kernels.ensure())
+
+
 def run_demo(_arguments):
     """A Debian system on a thin volume goes to another machine, which boots from it."""
     return demo.run(kernels.ensure())
@@ -172,6 +178,7 @@ INSIDE = {
     "planted": run_planted,
     "upstream": run_upstream,
     "demo": run_demo,
+    "demo-tar": run_demo_tar,
     "deb": deb,
     "test-packages": test_packages,
     "bench-boot": bench_boot,
@@ -179,7 +186,7 @@ INSIDE = {
     "kernel-update": kernel_update,
 }
 # These start guests.
-WITH_GUESTS = {"test", "selftests", "bench", "bench-track", "bench-compare", "profile", "planted", "demo"}
+WITH_GUESTS = {"test", "selftests", "bench", "bench-track", "bench-compare", "profile", "planted", "demo", "demo-tar"}
 
 
 def main():

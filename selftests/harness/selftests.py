@@ -11,11 +11,15 @@ import os
 import shlex
 import shutil
 
+import debs
 from cache import SOURCE, Failure
 from report import Counts, Tap
 
 # Seconds that one script may take; under emulation everything is some ten times slower.
 LIMIT = int(os.environ.get("OVBD_TEST_LIMIT", "900"))
+
+# The test that needs packages of Debian.
+PACKAGES = "ovbd/packages.py"
 
 # Groups of tests that want what one kernel has: fault injection and checkers, KCSAN, or patches to its own code.
 ONLY_UNDER = {"faults": "debug", "kunit": "debug", "lvm": "native", "races": "kcsan", "upstream": "upstream-2-overlaybd",
@@ -44,6 +48,9 @@ def logs(kernel):
 
 def run(kernel, scripts):
     """Runs `scripts` under `kernel` and returns their counts."""
+    if PACKAGES in scripts:
+        os.environ["OVBD_DEBS"] = str(debs.ensure())
+        os.environ["OVBD_DEB_SETS"] = ":".join(debs.SETS)
     directory = logs(kernel)
     shutil.rmtree(directory, ignore_errors=True)
     total = Counts()

@@ -34,6 +34,13 @@ def same(tar, *options):
     return True
 
 
+def look_at_both(lower, upper):
+    """Compares the files of two tars over each other; what is left of those that the upper one removes."""
+    same(upper, "--exclude=.wh.*", "etc/passwd")
+    same(lower, "--exclude=etc/passwd", "--exclude=etc/hostname", "--exclude=etc/mtab", "usr/share/perl5")
+    return [(MOUNT / "etc" / "hostname").exists(), os.listdir(MOUNT / "usr" / "share" / "zoneinfo")]
+
+
 def check_layers(tap):
     lower, upper = SCRATCH / "lower.tar", SCRATCH / "upper.tar"
     folders = [folder for folder in FOLDERS if os.path.isdir(f"/{folder}")]
@@ -56,14 +63,28 @@ def check_layers(tap):
         tap.result(mounted("tars", kind, lambda: same(lower)), f"{kind}: all files are those of the tar")
         ovbd("down", "tars")
     ovbd("up", "tars", one, two)
-
-    def look():
-        same(upper, "--exclude=.wh.*", "etc/passwd")
-        same(lower, "--exclude=etc/passwd", "--exclude=etc/hostname", "--exclude=etc/mtab", *folders[1:2])
-        return [(MOUNT / "etc" / "hostname").exists(), os.listdir(MOUNT / "usr" / "share" / "zoneinfo")]
-
-    tap.equal(mounted("tars", "erofs", look), [False, []], "what the upper tar removes is gone, and the rest is there")
+    tap.equal(mounted("tars", "erofs", lambda: look_at_both(lower, upper)), [False, []],
+              "what the upper tar removes is gone, and the rest is there")
     ovbd("down", "tars")
+
+
+def check_index(tap):
+    """An EROFS of 512-byte blocks without content, of both tars: they are one device."""
+    lower, upper = SCRATCH / "lower.tar", SCRATCH / "upper.tar"
+    one, two, both = SCRATCH / "one.erofs", SCRATCH / "two.erofs", SCRATCH / "both.erofs"
+    run("mkfs.erofs", "--quiet", "--tar=i", one, lower)
+    run("mkfs.erofs", "--quiet", "--tar=i", "--aufs", two, upper)
+    run("mkfs.erofs", "--quiet", "--aufs", both, one, two)
+    ovbd("up", "tars", one, "--target", lower)
+    tap.result(mounted("tars", "erofs", lambda: same(lower)), "an index of one tar: all files are those of the tar")
+    sector = run("blockdev", "--getss", "/dev/mapper/tars").strip()
+    tap.equal(sector, "512", "its device has blocks of 512 bytes")
+    ovbd("down", "tars")
+    ovbd("up", "tars", both, "--target", lower, "--target", upper)
+    tap.equal(mounted("tars", "erofs", lambda: look_at_both(lower, upper)), [False, []],
+              "a merged index of two: what the upper tar removes is gone, and the rest is there")
+    ovbd("down", "tars")
+    refused(tap, "an index of two tars with one", "--target", "up", "tars", both, "--target", lower)
 
 
 def check_turbo(tap):
@@ -90,6 +111,7 @@ def main(tap):
     before = existing()
     MOUNT.mkdir()
     check_layers(tap)
+    check_index(tap)
     check_turbo(tap)
     tap.equal(settled(before), before, "no device is left")
 
