@@ -235,7 +235,7 @@ def test_all(stages):
     """Everything of `test`, and what takes too long for it."""
     test(["*"], stages)
     stages.run("all guest tests, oldest kernel", lambda: counted("selftests", "KERNEL=oldest"))
-    stages.run("all about logical volumes", lambda: counted("selftests", "KERNEL=native", "T=lvm/*"))
+    stages.run("all about logical volumes", lambda: counted("selftests", "KERNEL=native", "T=lvm/*", OVBD_KILLS="50"))
     stages.run("more damaged images", lambda: counted("selftests", "KERNEL=debug", "T=hostile/*", OVBD_MUTANTS="200",
                                                       OVBD_TEST_LIMIT="3600"))
     stages.run("sealed stacks that were changed", lambda: counted("selftests", "T=ovbd/tampered", OVBD_MUTANTS="5000",
