@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0
 """Real packages of Debian, whose tars the tests make layers of: downloaded by apt, once, into the cache."""
 
+import shutil
+
 from archive import Archive
-from cache import CACHE, alone, delete, fresh_directory, need_space, step
+from cache import CACHE, SOURCE, alone, delete, fresh_directory, need_space, step
 from root import NETWORK
 
 FOLDER = CACHE / "debs"
+# Guests do not see the cache.
+VISIBLE = SOURCE / "build/debs"
 
 # Sets of packages, each a stack: the packages of one are layers over each other. Small ones with many kinds of members: set-user-ID
 # programs, hard and symbolic links, thousands of small files, names that are not ASCII.
@@ -14,7 +18,7 @@ SETS = ["bash", "coreutils", "tzdata tzdata-legacy", "perl-base", "libpython3.13
 
 
 def ensure():
-    """Downloads the packages that are missing. Returns their folder."""
+    """Downloads the packages that are missing. Returns a folder with them that guests see."""
     names = " ".join(SETS).split()
 
     def missing():
@@ -31,4 +35,5 @@ def ensure():
                      CACHE / "log" / "debs.log", NETWORK)
                 delete(FOLDER)
                 partial.rename(FOLDER)
-    return FOLDER
+    shutil.copytree(FOLDER, fresh_directory(VISIBLE), dirs_exist_ok=True)
+    return VISIBLE

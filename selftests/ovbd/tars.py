@@ -74,7 +74,7 @@ def check_index(tap):
     one, two, both = SCRATCH / "one.erofs", SCRATCH / "two.erofs", SCRATCH / "both.erofs"
     run("mkfs.erofs", "--quiet", "--tar=i", one, lower)
     run("mkfs.erofs", "--quiet", "--tar=i", "--aufs", two, upper)
-    run("mkfs.erofs", "--quiet", "--aufs", both, one, two)
+    run("mkfs.erofs", "--quiet", "--ovlfs-strip=1", both, one, two)
     ovbd("up", "tars", one, "--target", lower)
     tap.result(mounted("tars", "erofs", lambda: same(lower)), "an index of one tar: all files are those of the tar")
     sector = run("blockdev", "--getss", "/dev/mapper/tars").strip()

@@ -123,6 +123,11 @@ impl Header {
 }
 
 impl Point {
+    /// The first bit of the gzip file that was not read before.
+    fn bit(&self) -> u128 {
+        (u128::from(self.gzip_at) * 8).saturating_sub(self.bits.into())
+    }
+
     /// Reads a point, which comes after `before`.
     ///
     /// # Errors
@@ -142,7 +147,8 @@ impl Point {
         };
         let in_order = match before {
             None => point.content_at == 0,
-            Some(before) => before.content_at < point.content_at && before.gzip_at <= point.gzip_at,
+            // At least a bit for each: there are no more of them than the file has room for.
+            Some(before) => before.content_at < point.content_at && before.bit() < point.bit(),
         };
         if !in_order {
             return Err("a point that is not behind the one before it");
@@ -234,17 +240,19 @@ mod tests {
             Point::parse(&entry(point, bits, 32768), &good, before)
         };
         let first = parse([0, 10, 333], 0, None).unwrap();
-        let second = parse([4000, 10, 333 + 32768], 7, Some(&first)).unwrap();
+        let second = parse([4000, 11, 333 + 32768], 7, Some(&first)).unwrap();
         assert!(parse([1, 10, 333], 0, None).is_err());
         assert!(parse([4000, 10, 333], 0, Some(&second)).is_err());
         assert!(parse([4001, 9, 333], 0, Some(&second)).is_err());
+        assert!(parse([4001, 11, 333], 7, Some(&second)).is_err());
+        assert!(parse([4001, 11, 333], 6, Some(&second)).is_ok());
         for (point, bits) in [
-            ([5001, 10, 333], 0),
+            ([5001, 20, 333], 0),
             ([5000, 1001, 333], 0),
-            ([5000, 10, 332], 0),
-            ([5000, 10, 334 + 32768], 0),
-            ([5000, 10, u64::MAX], 0),
-            ([5000, 10, 333], 8),
+            ([5000, 20, 332], 0),
+            ([5000, 20, 334 + 32768], 0),
+            ([5000, 20, u64::MAX], 0),
+            ([5000, 20, 333], 8),
         ] {
             assert!(parse(point, bits, Some(&first)).is_err(), "{point:?}");
         }

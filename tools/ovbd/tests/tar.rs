@@ -147,7 +147,7 @@ fn an_erofs_that_is_an_index_of_tars() {
     };
     mkfs("--tar=i one.erofs one.tar");
     mkfs("--tar=i --aufs two.erofs two.tar");
-    mkfs("--aufs merged.erofs one.erofs two.erofs");
+    mkfs("--ovlfs-strip=1 merged.erofs one.erofs two.erofs");
     for (erofs, tars) in [("one", &["one"][..]), ("merged", &["one", "two"])] {
         let targets = tars.iter();
         let targets = targets.fold(String::new(), |all, tar| {
