@@ -113,14 +113,14 @@ def empty_store(path, chunk):
     """The file of a COW store without exceptions, with chunks of `chunk` sectors."""
     with open(path, "wb") as file:
         file.write(struct.pack("<4sIII", b"SnAp", 1, 1, chunk))
-        file.truncate(4 * MIB)
+        file.truncate(max(4 * MIB, 4 * 512 * chunk))
     return path
 
 
 def check_one_change_one_uuid(tap):
     """A change gives the same UUID whatever the order of its writes, whatever the chunks of the store, and where it is
     found by comparing images. What was written and is as it was below is no change."""
-    images = Images("uuid", options=[[]])
+    images = Images("uuid", size=5 * MIB // 2 + 3 * 512, options=[[]])
     generator = random.Random("writes")
     size = os.path.getsize(images.raw[0])
     original = images.raw[0].read_bytes()
@@ -140,7 +140,8 @@ def check_one_change_one_uuid(tap):
     raw.write_bytes(content)
     ovbd("build", "-o", built, raw, "--base", *images.layer)
     [wanted] = json_info(*images.layer, built)["layers"][1:]
-    for chunk in (8, 8, 128, 2, 4):
+    # Half of the last chunk of the last store is behind the end of the device.
+    for chunk in (8, 8, 128, 2, 4, 4096):
         store = empty_store(SCRATCH / "uuid.cow", chunk)
         device = ovbd("up", "--writable", "--cow", store, "uuid", *images.layer).strip()
         with open(device, "r+b", buffering=0) as file:

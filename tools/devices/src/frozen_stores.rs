@@ -19,7 +19,7 @@ use ovbd_layers::{
     zeros::GRANULE_BYTES,
 };
 
-/// Bytes of the chunks of a part, if one is not larger.
+/// Bytes of the chunks of a part. Larger ones are taken for several.
 const READ_BYTES: u64 = 1 << 20;
 
 /// Bytes of a block of a layer.
@@ -31,6 +31,7 @@ pub struct FrozenStores {
     stores: Vec<DirectFile>,
     /// Sectors of the origin.
     sectors: u64,
+    /// At most [`READ_BYTES`].
     chunk_bytes: u64,
     /// In the order of the origin.
     chunks: Vec<Chunk>,
@@ -60,6 +61,8 @@ impl FrozenStores {
             chunks: Vec::new(),
             buffers: Pool::default(),
         };
+        let origin_bytes = origin_sectors.saturating_mul(SECTOR_BYTES);
+        let mut store_chunk_bytes = 0;
         for (store, generation) in generations.iter().enumerate() {
             let path = generation.store_node();
             let device = DirectFile::open(&path)?;
@@ -70,16 +73,20 @@ impl FrozenStores {
                 Header::Store(sectors) => sectors,
             };
             let chunk_bytes = u64::from(sectors) * SECTOR_BYTES;
-            if store > 0 && chunk_bytes != found.chunk_bytes {
+            if store > 0 && chunk_bytes != store_chunk_bytes {
                 let what = "its chunks are not as large as those of the generation above";
                 return Err(Error::new(&path, what));
             }
-            found.chunk_bytes = chunk_bytes;
+            store_chunk_bytes = chunk_bytes;
             let exceptions = read_exceptions(&device, sectors, origin_sectors)?;
-            let chunks = exceptions.into_iter();
+            // Several parts are in memory at once, so what is large is several chunks here.
+            found.chunk_bytes = chunk_bytes.min(READ_BYTES);
+            let pieces = pieces(exceptions, chunk_bytes / found.chunk_bytes);
+            let origin_pieces = origin_bytes.div_ceil(found.chunk_bytes);
+            let pieces = pieces.filter(|piece| piece.origin < origin_pieces);
             found
                 .chunks
-                .extend(chunks.map(|exception| Chunk { exception, store }));
+                .extend(pieces.map(|exception| Chunk { exception, store }));
             found.stores.push(device);
         }
         if generations.len() > 1 {
@@ -115,7 +122,7 @@ impl FrozenStores {
 
     /// All chunks in parts, which begin and end with a block and are in the order of the origin.
     pub fn parts(&self) -> impl Iterator<Item = Part<'_>> + Send {
-        let most = (READ_BYTES / self.chunk_bytes).max(1) as usize;
+        let most = (READ_BYTES / self.chunk_bytes) as usize;
         let block = move |chunk: &Chunk| chunk.exception.origin * self.chunk_bytes / BLOCK_BYTES;
         let mut rest = self.chunks.as_slice();
         std::iter::from_fn(move || {
@@ -171,6 +178,16 @@ impl FrozenStores {
     }
 }
 
+/// Each chunk as `count` that follow each other.
+fn pieces(exceptions: Vec<Exception>, count: u64) -> impl Iterator<Item = Exception> {
+    exceptions.into_iter().flat_map(move |exception| {
+        (0..count).map(move |number| Exception {
+            origin: exception.origin * count + number,
+            stored: exception.stored * count + number,
+        })
+    })
+}
+
 /// Some of the chunks that were written.
 pub struct Part<'a>(&'a [Chunk]);
 
@@ -207,13 +224,22 @@ mod tests {
     }
 
     #[test]
+    fn large_chunks_are_several() {
+        let exceptions = vec![(0, 7), (3, 2)].into_iter();
+        let exceptions = exceptions.map(|(origin, stored)| Exception { origin, stored });
+        let found = pieces(exceptions.collect(), 2);
+        let found: Vec<_> = found.map(|piece| (piece.origin, piece.stored)).collect();
+        assert_eq!(found, [(0, 14), (1, 15), (6, 4), (7, 5)]);
+    }
+
+    #[test]
     fn parts_have_what_was_written_and_whole_blocks() {
         const SECTORS: u64 = 9003;
         let folder = tempfile::tempdir().unwrap();
         let below_path = folder.path().join("below");
         std::fs::write(&below_path, vec![1; (SECTORS * SECTOR_BYTES) as usize]).unwrap();
         let below = DirectFile::open(&below_path).unwrap();
-        for chunk_sectors in [1, 4, 8, 32, 4096] {
+        for chunk_sectors in [1, 4, 8, 32, 2048] {
             let chunk_bytes = chunk_sectors * SECTOR_BYTES;
             let chunks_of_origin = SECTORS.div_ceil(chunk_sectors);
             let mut wanted = vec![1; (chunks_of_origin * chunk_bytes) as usize];
