@@ -21,9 +21,10 @@ LIMIT = int(os.environ.get("OVBD_TEST_LIMIT", "900"))
 # The test that needs packages of Debian.
 PACKAGES = "ovbd/packages.py"
 
-# Groups of tests that want what one kernel has: fault injection and checkers, KCSAN, or patches to its own code.
+# Groups of tests that want what one kernel has: fault injection and checkers, KCSAN, or patches to its own code. Or the one that
+# users have, where other kernels have tests of their own.
 ONLY_UNDER = {"faults": "debug", "kunit": "debug", "lvm": "native", "races": "kcsan", "upstream": "upstream-2-overlaybd",
-              "fixes": "fixed"}
+              "fixes": "fixed", "stock": "stock"}
 
 
 def select(patterns, kernel):

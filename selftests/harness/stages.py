@@ -236,6 +236,8 @@ def test_all(stages):
     test(["*"], stages)
     stages.run("all guest tests, oldest kernel", lambda: counted("selftests", "KERNEL=oldest"))
     stages.run("all about logical volumes", lambda: counted("selftests", "KERNEL=native", "T=lvm/*", OVBD_KILLS="50"))
+    stages.run("logical volumes, stock kernel", lambda: counted("selftests", "T=stock/*", OVBD_SNAPSHOTS="20",
+                                                                OVBD_TEST_LIMIT="7200"))
     stages.run("more damaged images", lambda: counted("selftests", "KERNEL=debug", "T=hostile/*", OVBD_MUTANTS="200",
                                                       OVBD_TEST_LIMIT="3600"))
     stages.run("sealed stacks that were changed", lambda: counted("selftests", "T=ovbd/tampered", OVBD_MUTANTS="5000",
