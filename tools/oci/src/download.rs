@@ -271,6 +271,7 @@ impl Registry {
                             None,
                         )
                     })?;
+                self.options().limiter.pass(bytes.len());
                 if (bytes.len() as u64) < count {
                     return Err(Failure::Again(
                         self.error(Kind::Temporary, "the connection ended", &Method::GET, &url),

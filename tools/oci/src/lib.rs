@@ -30,6 +30,7 @@ mod progress;
 mod reference;
 mod registry;
 mod retry;
+mod scattered;
 mod store;
 mod sweep;
 mod tls;
@@ -58,6 +59,7 @@ pub use crate::{
     reference::Reference,
     registry::Registry,
     retry::Retries,
+    scattered::{chunk_range, Chunks, Found, Scattered, CHUNK_BYTES},
     store::{Named, Store},
     sweep::{Damage, Swept},
     transfer::{fetch_blobs, send_blobs, Outgoing},

@@ -310,7 +310,8 @@ impl Store {
 /// runs.
 fn is_leftover(name: &str) -> bool {
     let of_blob = name.ends_with(".lock") && name.contains('-');
-    of_blob || name.starts_with("bad-") || name.ends_with(".part") || name.ends_with(".json")
+    let of_part = [".part", ".chunks", ".map", ".json"];
+    of_blob || name.starts_with("bad-") || of_part.iter().any(|end| name.ends_with(end))
 }
 
 /// Whether documents of this type name others.
