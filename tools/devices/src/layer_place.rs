@@ -47,6 +47,8 @@ pub struct LayerPlace {
     pub original_bytes: Option<u64>,
     /// Its end, which has its UUIDs and size.
     pub trailer: Trailer,
+    /// Whether it is to have a mapped device of its own whatever it is on.
+    is_part: bool,
     /// What it is besides, if its data is in several files.
     joined: Option<JoinedPlace>,
 }
@@ -120,7 +122,9 @@ impl LayerPlace {
     /// It is none that can be mapped, and the system's.
     pub fn open(layer: &LayerPath) -> Result<Self> {
         let path = match layer {
-            LayerPath::Sealed(path) | LayerPath::Joined { blob: path, .. } => path,
+            LayerPath::Sealed(path)
+            | LayerPath::Part { path, .. }
+            | LayerPath::Joined { blob: path, .. } => path,
             LayerPath::Writable { data, .. } => {
                 return Err(Error::new(
                     data,
@@ -128,7 +132,10 @@ impl LayerPlace {
                 ))
             }
         };
-        let opened = Blob::open(path)?;
+        let opened = match layer {
+            LayerPath::Part { path, start, bytes } => Blob::open_part(path, *start, *bytes)?,
+            _ => Blob::open(path)?,
+        };
         if matches!(opened.content, Content::Zfile(_)) && !opened.is_layer()? {
             return Err(Error::new(path, "a ZFile that holds no layer"));
         }
@@ -170,6 +177,7 @@ impl LayerPlace {
                 false => block_bytes,
             },
             file_bytes: opened.file_bytes,
+            is_part: matches!(layer, LayerPath::Part { .. }),
             start: input.start(),
             bytes: input.bytes(),
             original_bytes,
@@ -286,6 +294,22 @@ pub fn linear(device: &Device, start: u64) -> Vec<Word> {
 /// Variable of the loop device with the last blocks of all blobs that need it.
 pub const TAILS: &str = "tails";
 
+/// The table of a blob: `whole` sectors of `device`, and of the tails those from one on, as many as that.
+pub fn blob_table(device: &Device, whole: u64, tail: Option<(u64, u64)>) -> Vec<Line> {
+    let mut table = Vec::new();
+    if whole > 0 {
+        table.push(line(whole, linear(device, 0)));
+    }
+    if let Some((start, sectors)) = tail {
+        let tails = Device::Loop(TAILS.to_owned());
+        table.push(Line {
+            start: whole,
+            ..line(sectors, linear(&tails, start))
+        });
+    }
+    table
+}
+
 /// The steps for one layer; returns the device that holds its uncompressed blob. `tail` is the sector at which its last
 /// block is among the tails.
 pub fn layer_steps(
@@ -308,16 +332,9 @@ pub fn layer_steps(
     let mut map = |role, table| map(name, role, blob, table, steps);
     if let Some(tail) = tail {
         let whole = blob.sectors() - blob.block_sectors();
-        let tails = Device::Loop(TAILS.to_owned());
-        let table = vec![
-            line(whole, linear(&device, 0)),
-            Line {
-                start: whole,
-                ..line(blob.block_sectors(), linear(&tails, tail))
-            },
-        ];
+        let table = blob_table(&device, whole, Some((tail, blob.block_sectors())));
         device = map(Role::Blob(number), table);
-    } else if blob.is_device && blob.start > 0 {
+    } else if blob.is_device && (blob.start > 0 || blob.is_part) {
         let start = blob.start / SECTOR_BYTES;
         let table = vec![line(blob.sectors(), linear(&device, start))];
         device = map(Role::Blob(number), table);

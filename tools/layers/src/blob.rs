@@ -63,9 +63,27 @@ impl Blob {
     /// A damaged wrapper or ZFile, and those of reading.
     pub fn open(path: &Path) -> Result<Self> {
         let file = FileRange::open(path)?;
-        let (tar, blob) = unwrap_tar(&file)?;
+        Self::unwrap(&file, file.bytes())
+    }
+
+    /// As [`Blob::open`], for what is in the `bytes` of a file from byte `start` on.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Blob::open`], and a file that is shorter.
+    pub fn open_part(path: &Path, start: u64, bytes: u64) -> Result<Self> {
+        let file = FileRange::open(path)?;
+        let end = start.checked_add(bytes);
+        if end.is_none_or(|end| end > file.bytes()) {
+            return Err(Error::new(path, "ends too early").at_byte(file.bytes()));
+        }
+        Self::unwrap(&file.part(start, bytes), file.bytes())
+    }
+
+    fn unwrap(part: &FileRange, file_bytes: u64) -> Result<Self> {
+        let (tar, blob) = unwrap_tar(part)?;
         Ok(Self {
-            file_bytes: file.bytes(),
+            file_bytes,
             tar,
             ..Self::of(blob)?
         })

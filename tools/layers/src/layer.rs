@@ -30,6 +30,15 @@ use crate::{
 pub enum LayerPath {
     /// A sealed blob.
     Sealed(PathBuf),
+    /// A sealed blob that is part of a file or block device.
+    Part {
+        /// The file or device.
+        path: PathBuf,
+        /// Byte of it at which the blob begins; the start of a sector of 512 bytes.
+        start: u64,
+        /// Bytes of the blob.
+        bytes: u64,
+    },
     /// The pair of a writable layer, written `DATA:INDEX`.
     Writable {
         /// The file with the data.
@@ -50,7 +59,7 @@ impl LayerPath {
     /// The files, also those that are not read as data.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         let (index, targets) = match self {
-            LayerPath::Sealed(_) => (None, &[][..]),
+            LayerPath::Sealed(_) | LayerPath::Part { .. } => (None, &[][..]),
             LayerPath::Writable { index, .. } => (Some(index.as_path()), &[][..]),
             LayerPath::Joined { targets, .. } => (None, &targets[..]),
         };
@@ -61,7 +70,9 @@ impl LayerPath {
     /// The file with the data, or where that is in several the blob.
     pub fn data(&self) -> &Path {
         match self {
-            LayerPath::Sealed(path) | LayerPath::Joined { blob: path, .. } => path,
+            LayerPath::Sealed(path)
+            | LayerPath::Part { path, .. }
+            | LayerPath::Joined { blob: path, .. } => path,
             LayerPath::Writable { data, .. } => data,
         }
     }
@@ -124,6 +135,9 @@ impl Layer {
         tracing::debug!(position, path = %path.data().display(), "open");
         match path {
             LayerPath::Sealed(path) => Self::sealed(Blob::open(path)?, position),
+            LayerPath::Part { path, start, bytes } => {
+                Self::sealed(Blob::open_part(path, *start, *bytes)?, position)
+            }
             LayerPath::Writable { data, index } => Self::writable(data, index, position),
             LayerPath::Joined { blob, targets } => {
                 Self::sealed(Blob::open_joined(blob, targets)?, position)
