@@ -11,7 +11,7 @@ use ovbd_kernel::Number;
 use rustix::io::Errno;
 
 use crate::{
-    check_root, in_parallel,
+    check_root, fetched, in_parallel,
     lock::Lock,
     mapped::{self, Mapped, Mapper},
     running::{check_name, Role, Running},
@@ -44,10 +44,14 @@ pub fn down(name: &str, interrupt: &Interrupt, report: &dyn Report) -> Result<()
             }
         }
     }
+    let fetched = stack.fetched();
+    fetched::stop_unserved(&fetched)?;
     let mapper = Mapper::new(&control)?;
     let result = remove(&stack, &mapper);
     mapper.finish()?;
-    result
+    result?;
+    // Whoever serves them ends with them.
+    fetched::remove(&fetched)
 }
 
 /// The devices that are open more often than the stack itself explains: each device has those that its table names open

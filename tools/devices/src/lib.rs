@@ -13,6 +13,7 @@ pub mod direct_io;
 mod discards;
 pub mod down;
 pub mod exceptions;
+pub mod fetched;
 mod freeze;
 mod frozen_stores;
 pub mod generations;

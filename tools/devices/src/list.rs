@@ -12,12 +12,14 @@ use ovbd_image::lsmt::SECTOR_BYTES;
 use serde::{Serialize, Serializer};
 
 use ovbd_kernel::{dm::Control, Number};
+use ovbd_ublk::Server;
 
 use crate::{
     check_root,
+    fetched::Status,
     generations::Chain,
     mapped::{self, Mapped, Target},
-    running::Running,
+    running::{Running, RunningLayer},
     storage::Storage,
     users::{device_name, why_in_use},
     verity,
@@ -69,6 +71,20 @@ pub struct LayerEntry {
     pub owned_bytes: u64,
     /// Compression and errors, if the layer is compressed.
     pub zfile: Option<ZfileEntry>,
+    /// How far it is, if it is still being fetched.
+    pub fetch: Option<FetchEntry>,
+}
+
+/// A layer that is still being fetched.
+#[derive(Debug, Serialize)]
+pub struct FetchEntry {
+    /// Bytes that are here, as its process said last.
+    pub local_bytes: u64,
+    /// `fetching`, `elsewhere` (another process fetches it), `unstored` (the disk is full), `damaged`, or `waiting`: there is no
+    /// process, and who reads what is missing waits.
+    pub state: String,
+    /// What failed last.
+    pub error: Option<String>,
 }
 
 /// A compressed layer.
@@ -159,7 +175,9 @@ fn entry(stack: &Running, control: &Control, storage: &Storage) -> Result<Entry>
     let top = stack.top();
     let overlaybd = stack.stack().and_then(|device| status.get(&device.number));
     let number = |position| overlaybd.and_then(|status| status.number(position));
-    let layer = |(position, layer): (usize, crate::running::RunningLayer)| LayerEntry {
+    let fetch = |layer: &RunningLayer, number| fetch(stack, layer, number);
+    let layer = |(position, layer): (usize, RunningLayer)| LayerEntry {
+        fetch: fetch(&layer, position),
         path: layer.path,
         stored_bytes: layer.stored_bytes,
         owned_bytes: number(4 + position).unwrap_or(0) * SECTOR_BYTES,
@@ -200,6 +218,25 @@ fn used(device: &Mapped, storage: &Storage) -> Result<Option<String>> {
     }
     let why = why_in_use(device.number, &[], storage)?;
     Ok(why.or_else(|| Some("open in a program".to_owned())))
+}
+
+/// How far layer `number` is, if it is on a ublk device.
+fn fetch(stack: &Running, layer: &RunningLayer, number: usize) -> Option<FetchEntry> {
+    let fetched = stack.fetched();
+    let fetched = fetched.iter().find(|fetched| fetched.layer == number)?;
+    let is_served = matches!(fetched.device.server(), Ok(Server::Process(_)));
+    let status = Status::read(&stack.name);
+    let status = status.and_then(|status| status.layers.get(number).cloned());
+    let status = status.filter(|status| status.size >= layer.stored_bytes);
+    Some(FetchEntry {
+        local_bytes: status.as_ref().map_or(0, |status| status.local),
+        error: status.as_ref().and_then(|status| status.error.clone()),
+        state: match status {
+            Some(status) if is_served => status.state,
+            None if is_served => "fetching".to_owned(),
+            _ => "waiting".to_owned(),
+        },
+    })
 }
 
 fn zfile(status: &Target) -> Option<ZfileEntry> {
@@ -276,6 +313,14 @@ impl fmt::Display for Entry {
                 f,
                 "  layer {number}: {stored} ({how}), holds {owned}: {path}"
             )?;
+            if let Some(fetch) = &layer.fetch {
+                let local = size(fetch.local_bytes);
+                write!(f, "    {}: {local} here", fetch.state)?;
+                match &fetch.error {
+                    Some(error) => writeln!(f, ", {error}")?,
+                    None => writeln!(f)?,
+                }
+            }
         }
         if let Some(verity) = &self.verity {
             let signed = if verity.signed { ", signed" } else { "" };

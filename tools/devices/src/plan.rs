@@ -130,6 +130,8 @@ pub enum Step {
         name: String,
         /// Its UUID.
         uuid: String,
+        /// As in [`Step::Map`].
+        hidden: bool,
         /// Its table.
         table: Vec<Line>,
     },
@@ -390,15 +392,20 @@ impl Done<'_> {
                 file.sync_all().map_err(fail)?;
                 Made::Nothing
             }
-            Step::Reload { name, uuid, table } => {
+            Step::Reload {
+                name,
+                uuid,
+                hidden,
+                table,
+            } => {
                 let table = self.resolve(table)?;
+                let rules = if *hidden { Rules::Hidden } else { Rules::All };
                 tracing::debug!(name, ?table, "reload");
                 let how = Suspend {
                     skip_freeze: true,
                     ..Suspend::default()
                 };
-                self.mapper
-                    .reload(name, uuid, &table, true, how, Rules::Hidden)?;
+                self.mapper.reload(name, uuid, &table, true, how, rules)?;
                 Made::Nothing
             }
             Step::Map {

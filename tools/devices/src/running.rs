@@ -34,7 +34,7 @@ use ovbd_kernel::{
 };
 
 use crate::{
-    loops,
+    fetched, loops,
     mapped::{self, node, Mapped, Target},
     users::device_name,
 };
@@ -360,6 +360,7 @@ impl Running {
     ///
     /// A file that was replaced or renamed, and those of asking loop devices.
     pub fn layer_files(&self) -> Result<Vec<PathBuf>> {
+        fetched::check_none(self)?;
         let loops = loops::all()?;
         let mut paths = Vec::new();
         for layer in self.layers() {

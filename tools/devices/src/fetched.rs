@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Stacks whose layers are still being fetched: NAME-blob<n> is dm-linear over a part of a ublk device that a process serves.
+//! When all of a layer is there, its devices get the tables of a layer in a file.
+//!
+//! The tables say which layers are on which device. What the process says of itself is in `/run/ovbd/NAME.fetch`, for who
+//! looks only: nothing depends on it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use ovbd_image::lsmt::SECTOR_BYTES;
+use ovbd_kernel::{dm::Control, Number};
+use ovbd_ublk::Device as Ublk;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    layer_place::{blob_table, layer_steps, line, LayerPlace, TAILS},
+    lock::{self, Lock},
+    loops,
+    mapped::{self, Mapped, Mapper},
+    plan::{self, Device, Step, Word},
+    running::{Role, Running},
+    users::device_name,
+    Interrupt,
+};
+use ovbd_layers::{
+    error::{Error, Result},
+    layer::LayerPath,
+    report::Report,
+};
+
+/// What a process says about the layers that it fetches.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Its number.
+    pub process: u32,
+    /// All layers of the image, bottom first.
+    pub layers: Vec<LayerStatus>,
+}
+
+/// A layer that is being fetched. Sizes are in bytes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LayerStatus {
+    /// The file that it will be.
+    pub path: PathBuf,
+    /// Its size.
+    pub size: u64,
+    /// What of it is here.
+    pub local: u64,
+    /// `local`, `fetching`, `elsewhere`, `unstored` or `damaged`.
+    pub state: String,
+    /// What failed last.
+    pub error: Option<String>,
+}
+
+impl Status {
+    fn path(name: &str) -> PathBuf {
+        Path::new(lock::FOLDER).join(format!("{name}.fetch"))
+    }
+
+    /// What the process of the stack `name` said last, if there is one.
+    pub fn read(name: &str) -> Option<Self> {
+        serde_json::from_slice(&fs::read(Self::path(name)).ok()?).ok()
+    }
+
+    /// Says it.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn write(&self, name: &str) -> Result<()> {
+        let path = Self::path(name);
+        lock::make_folder(Path::new(lock::FOLDER))?;
+        let fail = |e| Error::io(&path, "write", e);
+        let text = serde_json::to_vec(self).map_err(|e| fail(e.into()))?;
+        let new = path.with_extension("fetch.new");
+        fs::write(&new, text).map_err(fail)?;
+        fs::rename(&new, &path).map_err(fail)
+    }
+
+    /// Says nothing any more.
+    pub fn forget(name: &str) {
+        let _ = fs::remove_file(Self::path(name));
+    }
+}
+
+/// The ublk device of a number.
+fn ublk(number: Number) -> Option<Ublk> {
+    let name = device_name(number);
+    let digits = name.strip_prefix("/dev/ublkb")?;
+    digits.parse().ok().map(Ublk)
+}
+
+/// A layer that is on a ublk device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetched {
+    /// Its number.
+    pub layer: usize,
+    /// The device.
+    pub device: Ublk,
+    /// Byte of the device at which the mapped blob begins.
+    pub start: u64,
+}
+
+impl Running {
+    /// The layers that are still being fetched.
+    pub fn fetched(&self) -> Vec<Fetched> {
+        let devices = self.devices.iter();
+        devices
+            .filter_map(|(role, device)| {
+                let Role::Blob(layer) = *role else {
+                    return None;
+                };
+                let target = device.target().filter(|target| target.kind == "linear")?;
+                Some(Fetched {
+                    layer,
+                    device: ublk(target.device(0)?)?,
+                    start: target.number(1)?.checked_mul(SECTOR_BYTES)?,
+                })
+            })
+            .collect()
+    }
+}
+
+/// The layers of the stack `name` that are still being fetched, and whether there is such a stack at all.
+///
+/// # Errors
+///
+/// Those of the ioctls.
+pub fn find(name: &str) -> Result<Option<Vec<Fetched>>> {
+    let Some(control) = mapped::open_existing()? else {
+        return Ok(None);
+    };
+    let stacks = Running::of(&control, &mapped::list(&control)?, |found| found == name)?;
+    Ok(stacks.first().map(Running::fetched))
+}
+
+/// Has layer `layer` of the stack `name`, all of which is in `file` by now, read from there, by the tables that [`crate::up`]
+/// would have made. Nothing above is suspended or touched; reads that are under way are completed first.
+///
+/// What is not compressed is mapped by the stack itself, which is left alone here: see [`complete`].
+///
+/// # Errors
+///
+/// The system's. The layer is then where it was.
+pub fn hand_over(
+    name: &str,
+    layer: usize,
+    file: &Path,
+    interrupt: &Interrupt,
+    report: &dyn Report,
+) -> Result<()> {
+    let control = mapped::open()?;
+    let _lock = Lock::take(name, interrupt, report)?;
+    let stack = Running::find(&control, name)?;
+    let mut fetched = stack.fetched().into_iter();
+    let is_there = fetched.any(|fetched| fetched.layer == layer);
+    let Some(blob) = stack.device(Role::Blob(layer)).filter(|_| is_there) else {
+        // By somebody else, or taken down and brought up again.
+        return Ok(());
+    };
+    loops::prepare()?;
+    let place = LayerPlace::open(&LayerPath::Sealed(file.to_owned()))?;
+    let mut steps = file_steps(name, layer, &place);
+    // The first device over the file is one that there is.
+    let at = steps
+        .iter()
+        .position(|step| matches!(step, Step::Map { .. }));
+    let (device, table) = match at.map(|at| steps.split_off(at).swap_remove(0)) {
+        Some(Step::Map { uuid, table, .. }) => {
+            let mut devices = stack.devices.iter().map(|(_, device)| device);
+            let device = devices.find(|device| device.uuid == uuid);
+            (device.ok_or_else(|| strange(file))?, table)
+        }
+        _ => {
+            let sectors = place.bytes.div_ceil(SECTOR_BYTES);
+            let variable = Device::Loop(format!("layer{layer}"));
+            (blob, blob_table(&variable, sectors, None))
+        }
+    };
+    let sectors: u64 = table.iter().map(|line| line.sectors).sum();
+    if sectors != device.sectors() {
+        return Err(strange(file));
+    }
+    steps.push(Step::Reload {
+        name: device.name.clone(),
+        uuid: device.uuid.clone(),
+        hidden: true,
+        table,
+    });
+    // What was begun is completed.
+    plan::run(&control, &steps, &Interrupt::default(), report, || Ok(()))?;
+    match device.uuid == blob.uuid {
+        true => Ok(()),
+        false => remove_blobs(&control, &[blob]),
+    }
+}
+
+/// Has the stack `name` map its layers that are not compressed from their files, `layers`, where [`hand_over`] has left
+/// a device between. The stack is suspended for a moment; what is above is not touched.
+///
+/// # Errors
+///
+/// The system's. All goes on as it was.
+pub fn complete(
+    name: &str,
+    layers: &[(usize, PathBuf)],
+    interrupt: &Interrupt,
+    report: &dyn Report,
+) -> Result<()> {
+    let control = mapped::open()?;
+    let _lock = Lock::take(name, interrupt, report)?;
+    let running = Running::find(&control, name)?;
+    let Some((stack, table)) = running
+        .stack()
+        .and_then(|stack| Some((stack, stack.target()?)))
+    else {
+        return Ok(());
+    };
+    let mut words = vec![Word::from(table.kind.as_str())];
+    words.extend(table.words.iter().map(|word| Word::from(word.as_str())));
+    let (mut steps, mut blobs) = (Vec::new(), Vec::new());
+    for (layer, file) in layers {
+        let place = LayerPlace::open(&LayerPath::Sealed(file.clone()))?;
+        // The place of its device in the parameters, after the number of layers.
+        let at = 1 + 2 * layer;
+        let blob = running.device(Role::Blob(*layer));
+        let Some(blob) = blob.filter(|blob| table.device(at) == Some(blob.number)) else {
+            continue;
+        };
+        let own = file_steps(name, *layer, &place);
+        if own.iter().any(|step| matches!(step, Step::Map { .. })) {
+            continue;
+        }
+        steps.extend(own);
+        words[1 + at] = Device::Loop(format!("layer{layer}")).into();
+        blobs.push(blob);
+    }
+    if blobs.is_empty() {
+        return Ok(());
+    }
+    steps.push(Step::Reload {
+        name: stack.name.clone(),
+        uuid: stack.uuid.clone(),
+        hidden: stack.name != name,
+        table: vec![line(stack.sectors(), words)],
+    });
+    plan::run(&control, &steps, &Interrupt::default(), report, || Ok(()))?;
+    remove_blobs(&control, &blobs)
+}
+
+/// The steps for a layer in a file, as in a stack of its own.
+fn file_steps(name: &str, layer: usize, place: &LayerPlace) -> Vec<Step> {
+    let mut steps = Vec::new();
+    if place.has_tail() {
+        steps.push(Step::Tails {
+            variable: TAILS.to_owned(),
+            tails: vec![place.tail()],
+        });
+    }
+    let tail = place.has_tail().then_some(0);
+    layer_steps(name, layer, place, tail, &mut steps);
+    steps
+}
+
+fn strange(file: &Path) -> Error {
+    Error::new(file, "not what was mapped while it was fetched")
+}
+
+/// Removes devices that nothing is made of any more.
+fn remove_blobs(control: &Control, blobs: &[&Mapped]) -> Result<()> {
+    let mapper = Mapper::new(control)?;
+    let removed: Result<()> = blobs.iter().try_for_each(|blob| {
+        let result = mapper.remove(&blob.name, &blob.uuid);
+        result.map_err(|e| Error::io(&blob.node(), "remove", e))
+    });
+    mapper.finish()?;
+    removed
+}
+
+/// Ends what a process that is gone has left undone, so that devices over it can be removed: nobody uses them, and what
+/// was read ahead gets an error.
+///
+/// # Errors
+///
+/// The system's.
+pub fn stop_unserved(fetched: &[Fetched]) -> Result<()> {
+    for device in devices(fetched) {
+        let served = matches!(device.server(), Ok(ovbd_ublk::Server::Process(_)));
+        if !served {
+            let stopped = device.stop();
+            stopped.map_err(|e| Error::io(&device.node(), "stop", e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes devices over which nothing is mapped any more.
+///
+/// # Errors
+///
+/// The system's.
+pub fn remove(fetched: &[Fetched]) -> Result<()> {
+    for device in devices(fetched) {
+        device
+            .remove()
+            .map_err(|e| Error::io(&device.node(), "remove", e))?;
+    }
+    Ok(())
+}
+
+fn devices(fetched: &[Fetched]) -> Vec<Ublk> {
+    let mut devices: Vec<Ublk> = fetched.iter().map(|fetched| fetched.device).collect();
+    devices.dedup();
+    devices
+}
+
+/// What is wrong with taking `stack` for something that needs all of its layers in files.
+///
+/// # Errors
+///
+/// That one.
+pub fn check_none(stack: &Running) -> Result<()> {
+    match stack.fetched().first() {
+        None => Ok(()),
+        Some(fetched) => {
+            let what = format!("its layer {} is still being fetched", fetched.layer);
+            Err(Error::new(&mapped::node(&stack.name), what))
+        }
+    }
+}
