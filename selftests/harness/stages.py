@@ -31,8 +31,9 @@ DEBUG_TESTS = ["kunit/*", "faults/*", "device-mapper/*", "hostile/*", "dm-overla
 DEBUG_MUTANTS = os.environ.get("OVBD_MUTANTS", "11")
 # What runs under the oldest kernel, in one short boot: each part of what the modules ask of a kernel once.
 OLDEST_TESTS = ["device-mapper/io", "device-mapper/stale", "dm-overlaybd/io", "dm-zfile/io"]
-# What runs under the native kernel, of what is about logical volumes: each way that an image goes once.
-VOLUME_TESTS = ["lvm/push", "lvm/served", "lvm/inside"]
+# What runs under the native kernel: of what is about logical volumes each way that an image goes once; and what needs a
+# network, which the debug kernel has not, and many reads.
+NATIVE_TESTS = ["lvm/push", "lvm/served", "lvm/inside", "ovbd/lazy"]
 DEBUG_LOG = SOURCE / "build/debug-pass.log"
 COUNTS = re.compile(r"(\d+) passed, (\d+) failed, (\d+) skipped")
 CARGO_RESULT = re.compile(r"test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored")
@@ -152,7 +153,7 @@ def oldest_modules(stock):
 
 def stock_tests(patterns, kernel):
     """Those that match, without what the debug kernel is enough for."""
-    elsewhere = selftests.select(TOOL_TESTS, kernel.name)
+    elsewhere = selftests.select(TOOL_TESTS + NATIVE_TESTS, kernel.name)
     return [name for name in selftests.select(patterns, kernel.name) if name not in elsewhere]
 
 
@@ -207,8 +208,8 @@ def test(patterns, stages):
                       lambda: selftests.run(oldest, selftests.select(OLDEST_TESTS, oldest.name)))
             stage("tracked figures", lambda: tracked.check(kernel))
             stage("packages", lambda: installed.test(kernel, packages.cached_kernels()))
-            stage("logical volumes, native kernel",
-                  lambda: counted("selftests", "KERNEL=native", f"T={' '.join(VOLUME_TESTS)}"))
+            stage("guest tests, native kernel",
+                  lambda: counted("selftests", "KERNEL=native", f"T={' '.join(NATIVE_TESTS)}"))
             stage("guest tests, debug kernel (the wait for them)", finish)
 
 
@@ -240,8 +241,9 @@ def test_all(stages):
                                                                 OVBD_TEST_LIMIT="7200"))
     stages.run("more damaged images", lambda: counted("selftests", "KERNEL=debug", "T=hostile/*", OVBD_MUTANTS="200",
                                                       OVBD_TEST_LIMIT="3600"))
-    stages.run("sealed stacks that were changed", lambda: counted("selftests", "T=ovbd/tampered", OVBD_MUTANTS="5000",
-                                                                  OVBD_TEST_LIMIT="7200"))
+    stages.run("sealed stacks that were changed", lambda: counted("selftests", "KERNEL=native", "T=ovbd/tampered",
+                                                                  OVBD_MUTANTS="5000", OVBD_TEST_LIMIT="7200"))
+    stages.run("lazily fetched, stock kernel", lambda: counted("selftests", "T=ovbd/lazy"))
     stages.run("commits under a writer, and killed", lambda: counted("selftests", "KERNEL=native",
                                                                      "T=ovbd/generations ovbd/crashes ovbd/powercut",
                                                                      OVBD_COMMITS="200", OVBD_KILLS="100",

@@ -17,6 +17,7 @@ pub mod layer_format;
 pub mod names;
 pub mod place;
 pub mod policy;
+pub mod pull_lazy;
 pub mod pull_thin;
 pub mod pull_vg;
 pub mod pulled_volume;

@@ -25,6 +25,7 @@ use crate::{
     documents::note_blob,
     names::{block_layers, data_layers, StoreOption},
     policy::Rule,
+    pull_lazy,
     pull_thin::{self, ImageSource, ThinTarget},
     pull_vg,
     remote::{Shown, Transfer},
@@ -43,6 +44,9 @@ const EXAMPLES: &str = "Examples:
 
   ovbd pull --up web --writable reg.example:5000/vm/web:mon
       fetches it and maps it to /dev/mapper/web
+
+  ovbd pull --lazy --up web reg.example:5000/vm/web:mon
+      maps it to /dev/mapper/web in a moment and fetches it then
 
   ovbd pull --convert --up web docker.io/library/debian:13
       an ordinary container image, mapped to /dev/mapper/web
@@ -70,6 +74,10 @@ const EXAMPLES: &str = "Examples:
 /// An image of TurboOCI layers is fetched with the layers of the original image that those point into, and each is made one
 /// layer over the original tar.
 ///
+/// With --lazy the device is there in a moment. Whoever reads what is missing waits until it has come; the rest is fetched
+/// meanwhile. A layer that is complete and has its digest is read from its file from then on, and when all are, no process is
+/// needed any more. "ovbd ls" shows how far it is. When the process is killed readers wait: the same command goes on.
+///
 /// With --thin the image becomes a thin volume of LVM instead: a snapshot of the volume in the pool that has most of its
 /// layers, with only the others fetched and written. It is read-only and can be the base of the next push; what is
 /// to be changed is the snapshot of it with the name given.
@@ -88,6 +96,15 @@ pub struct Pull {
     /// Make that device writable
     #[arg(long, requires = "up")]
     pub writable: bool,
+    /// Map it at once, and fetch what is read before all the rest. A process serves what is missing, and ends when nothing is
+    #[arg(long, requires = "up", conflicts_with_all = ["thin", "vg", "convert"])]
+    pub lazy: bool,
+    /// With --lazy: let a read fail that has waited for this many seconds, 0 for never
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "lazy")]
+    pub io_timeout: u64,
+    /// With --lazy: do not go to the background
+    #[arg(long, requires = "lazy")]
+    pub foreground: bool,
     /// What is checked on that device.
     #[command(flatten)]
     pub verity: VerityOption,
@@ -151,6 +168,9 @@ impl Pull {
             let what = "an image layout is used where it is: every verb takes its name as a LAYER";
             return Err(Error::new(Kind::Refused, &self.from, what).into());
         };
+        if let (true, Some(name)) = (self.lazy, &self.up) {
+            return pull_lazy::run(&self, reference, name, report);
+        }
         let store = self.open_store()?;
         // Until loop devices have the files.
         let _guard = store.protect()?;
@@ -167,7 +187,7 @@ impl Pull {
                 let limit = limit.min(store.free_bytes()?);
                 let (image, layers) =
                     convert::fetch(reference, &store, transfer, &platform, limit, report)?;
-                name(&image, reference, &store, report)?;
+                name_image(&image, reference, &store, report)?;
                 (image, layers)
             }
             false => fetch(
@@ -316,12 +336,21 @@ pub fn fetch(
         .collect();
     // What cannot be opened gets no name.
     Stack::open(&paths, parents)?;
-    name(&image, reference, store, report)?;
+    name_image(&image, reference, store, report)?;
     Ok((image, paths))
 }
 
 /// Puts manifest and configuration into the store, and gives the image its name.
-fn name(image: &Image, reference: &Reference, store: &Store, report: &Report) -> Result<()> {
+///
+/// # Errors
+///
+/// The system's.
+pub fn name_image(
+    image: &Image,
+    reference: &Reference,
+    store: &Store,
+    report: &Report,
+) -> Result<()> {
     store.put(&image.manifest.config, &image.config_bytes)?;
     store.put(&image.descriptor, &image.manifest_bytes)?;
     let name = reference.to_string();
@@ -347,7 +376,11 @@ pub fn named_image<'a>(
 }
 
 /// How a block layer is compressed, None if it is not. Its first bytes decide, where annotations do not.
-fn look(
+///
+/// # Errors
+///
+/// It is no block layer, and all that keeps its first bytes from coming.
+pub fn look(
     registry: &Registry,
     store: &Store,
     layer: &ImageLayer<'_>,

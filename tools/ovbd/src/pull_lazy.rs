@@ -1,0 +1,637 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `ovbd pull --lazy`: a stack that can be used before its layers are there.
+//!
+//! A process serves what is missing, and ends when nothing is: then every layer is read from its file, as if `ovbd up` had
+//! mapped it. When it is killed, whoever reads what is missing waits; the same command goes on, with the same image, whatever
+//! its name means by then. Which image that is stands in `ingest/lazy-NAME.json` of the store.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    os::unix::{fs::OpenOptionsExt, net::UnixDatagram, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    sync::mpsc::{Receiver, RecvTimeoutError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{bail, Context as _, Result};
+use ovbd_devices::{
+    cow, fetched,
+    fetched::{Fetched, LayerStatus, Status},
+    lock::FOLDER,
+    mapped::node,
+    programs::run as run_program,
+    up, Interrupt,
+};
+use ovbd_fetch::{Event, Options, Progress, Server, State};
+use ovbd_layers::layer::LayerPath;
+use ovbd_oci::{
+    Descriptor, Digest, Error, Image, Kind, LayerKind, Platform, Reference, Registry, Store,
+};
+use ovbd_ublk::{Device, Server as Serving};
+use rustix::mm::{mlockall, MlockAllFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    commands::pull::{look, name_image, named_image, Pull},
+    names::block_layers,
+    report::Report,
+};
+
+/// How often is said how far it is.
+const STEP: Duration = Duration::from_secs(1);
+/// How often what has come is put on the disk.
+const SYNC: Duration = Duration::from_secs(5);
+/// The program is started again by itself with this option, to go on where no terminal is.
+const FOREGROUND: &str = "--foreground";
+/// Set in the environment of that one.
+const BACKGROUND: &str = "OVBD_BACKGROUND";
+
+/// What a stack is being fetched from.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    /// The image as it was named.
+    reference: String,
+    /// Its manifest.
+    manifest: Digest,
+}
+
+impl Record {
+    fn path(store: &Store, name: &str) -> PathBuf {
+        store.path().join(format!("ingest/lazy-{name}.json"))
+    }
+
+    fn read(store: &Store, name: &str) -> Option<Self> {
+        serde_json::from_slice(&fs::read(Self::path(store, name)).ok()?).ok()
+    }
+
+    fn write(&self, store: &Store, name: &str) -> Result<()> {
+        let path = Self::path(store, name);
+        let new = path.with_extension("new");
+        let mut file = fs::File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)
+            .with_context(|| format!("{}: cannot write", new.display()))?;
+        serde_json::to_writer(&mut file, self)?;
+        file.sync_all()?;
+        fs::rename(&new, &path)?;
+        Ok(())
+    }
+}
+
+/// Maps the image `reference` to `name` and fetches it then.
+///
+/// # Errors
+///
+/// All that [`up::up`] and [`Registry`] say, and a kernel without ublk.
+pub fn run(pull: &Pull, reference: &Reference, name: &str, report: &Report) -> Result<ExitCode> {
+    check_ublk()?;
+    let store = pull.open_store()?;
+    let running = fetched::find(name)?;
+    if let Some(fetched) = &running {
+        check_unserved(name, fetched)?;
+    }
+    if !pull.foreground {
+        return start(name, report);
+    }
+    // A program that lives on what it serves must not have to read itself.
+    if mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE).is_err() {
+        tracing::debug!("memory is not locked");
+    }
+    let _guard = store.protect()?;
+    let interrupt = Interrupt::install()?;
+    let session = Session::open(pull, reference, name, &store, running.is_some(), report)?;
+    match running {
+        Some(fetched) => session.recover(&fetched, report)?,
+        None => session.map(pull, &interrupt, report)?,
+    }
+    session.serve(&interrupt, report)
+}
+
+/// Refuses a registry that only sends blobs as a whole.
+fn check_parts(registry: &Registry, store: &Store, blobs: &[Descriptor]) -> Result<()> {
+    for blob in blobs.iter().filter(|blob| blob.size > 1) {
+        if !store.has_blob(blob)? {
+            return registry
+                .range(blob, blob.size - 1, 1)
+                .map(drop)
+                .context("pull without --lazy");
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a kernel that has no ublk.
+fn check_ublk() -> Result<()> {
+    let result = match ovbd_ublk::check() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // Where that does not help the next attempt says so.
+            let _ = run_program("modprobe", ["ublk_drv"]);
+            ovbd_ublk::check()
+        }
+        result => result,
+    };
+    result.map_err(|error| {
+        let what = match error.kind() {
+            io::ErrorKind::NotFound => {
+                "this kernel has no ublk (modprobe ublk_drv): pull without --lazy".to_owned()
+            }
+            io::ErrorKind::Unsupported => {
+                "the ublk of this kernel is too old: pull without --lazy".to_owned()
+            }
+            _ => format!("cannot use ublk: {error}"),
+        };
+        Error::new(Kind::System, "/dev/ublk-control", what).into()
+    })
+}
+
+/// Refuses a stack that is no lazily pulled one, or that a process serves.
+fn check_unserved(name: &str, fetched: &[Fetched]) -> Result<()> {
+    let Some(first) = fetched.first() else {
+        bail!(Error::new(
+            Kind::Refused,
+            node(name).display(),
+            "exists already"
+        ));
+    };
+    match first.device.server() {
+        Ok(Serving::Process(process)) => {
+            let what = format!("is being fetched by process {process}");
+            bail!(Error::new(Kind::Refused, node(name).display(), what));
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Starts this program again where it outlives this process, and waits until the stack is there.
+fn start(name: &str, report: &Report) -> Result<ExitCode> {
+    let mut arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let verb = arguments.iter().position(|word| word == "pull");
+    arguments.insert(verb.map_or(0, |verb| verb + 1), FOREGROUND.into());
+    let program = std::env::current_exe()?;
+    if Path::new("/run/systemd/system").exists() {
+        let unit = unit(name);
+        let mut command = Command::new("systemd-run");
+        command.args([
+            "--quiet",
+            "--collect",
+            "--same-dir",
+            "--service-type=notify",
+        ]);
+        command.arg(format!("--unit={unit}"));
+        for property in [
+            "Restart=on-failure",
+            "RestartSec=1",
+            "OOMScoreAdjust=-900",
+            "TimeoutStartSec=infinity",
+        ] {
+            command.arg(format!("--property={property}"));
+        }
+        for variable in PASSED_ON {
+            if std::env::var_os(variable).is_some() {
+                command.arg(format!("--setenv={variable}"));
+            }
+        }
+        let status = command.arg("--").arg(program).args(arguments).status()?;
+        if !status.success() {
+            bail!(Error::new(
+                Kind::System,
+                &unit,
+                format!("did not start (journalctl --unit={unit})")
+            ));
+        }
+        report.print(&format!("{}\n", node(name).display()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env(BACKGROUND, "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .process_group(0)
+        .spawn()?;
+    let mut said = String::new();
+    if let Some(mut pipe) = child.stdout.take() {
+        // It closes its end when the stack is there.
+        io::Read::read_to_string(&mut pipe, &mut said)?;
+    }
+    match said.is_empty() {
+        false => report.print(&said),
+        // It has said why.
+        true => Ok(match child.wait()?.code() {
+            Some(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+            None => ExitCode::FAILURE,
+        }),
+    }
+}
+
+/// What tells where credentials and proxies are.
+const PASSED_ON: [&str; 9] = [
+    "HOME",
+    "XDG_RUNTIME_DIR",
+    "REGISTRY_AUTH_FILE",
+    "DOCKER_CONFIG",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "no_proxy",
+    "RUST_LOG",
+];
+
+/// The unit of the process of a stack.
+fn unit(name: &str) -> String {
+    let mut unit = String::from("ovbd-fetch-");
+    for c in name.chars() {
+        match c {
+            '+' | '=' | '@' => unit.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c => unit.push(c),
+        }
+    }
+    unit + ".service"
+}
+
+/// One image that is being fetched for one stack.
+struct Session<'a> {
+    name: &'a str,
+    reference: &'a Reference,
+    store: &'a Store,
+    image: Image,
+    /// The layers with blocks, bottom first.
+    blobs: Vec<Descriptor>,
+    server: Server,
+    events: Receiver<Event>,
+}
+
+impl<'a> Session<'a> {
+    fn open(
+        pull: &Pull,
+        reference: &'a Reference,
+        name: &'a str,
+        store: &'a Store,
+        is_running: bool,
+        report: &Report,
+    ) -> Result<Self> {
+        let platform = pull.platform.clone().unwrap_or_else(Platform::here);
+        let mut options = pull.transfer.options();
+        // Each read is tried for as long as it may wait.
+        options.retries.tries = 1;
+        let image = match Record::read(store, name) {
+            Some(record) if is_running => pinned(&record, reference, name, store, pull)?,
+            None if is_running => {
+                let what = format!(
+                    "is no stack that is fetched into {}",
+                    store.path().display()
+                );
+                bail!(Error::new(Kind::Refused, node(name).display(), what));
+            }
+            _ => Registry::to_pull(reference, pull.transfer.options()).image(&platform)?,
+        };
+        let subject = reference.to_string();
+        named_image(Some(reference), &subject, &image.manifest).check()?;
+        let registry = Registry::to_pull(reference, options);
+        let layers = block_layers(&image, &subject)?;
+        for layer in layers
+            .iter()
+            .filter(|layer| layer.kind != LayerKind::Overlaybd)
+        {
+            if look(&registry, store, layer, &subject)?.is_some() {
+                let what = "a copying tool has compressed its layers: pull without --lazy";
+                bail!(Error::new(Kind::Refused, &subject, what));
+            }
+        }
+        let blobs: Vec<Descriptor> = layers
+            .iter()
+            .map(|layer| layer.descriptor.clone())
+            .collect();
+        check_parts(&registry, store, &blobs)?;
+        let unique: BTreeSet<String> = blobs.iter().map(|blob| blob.digest.to_string()).collect();
+        if unique.len() != blobs.len() {
+            let what = "has a layer twice: pull without --lazy";
+            bail!(Error::new(Kind::Refused, &subject, what));
+        }
+        store.put(&image.manifest.config, &image.config_bytes)?;
+        store.put(&image.descriptor, &image.manifest_bytes)?;
+        let how = Options {
+            jobs: usize::from(pull.transfer.jobs),
+            patience: (pull.io_timeout > 0).then(|| Duration::from_secs(pull.io_timeout)),
+        };
+        let (server, events) = Server::new(registry, store, &blobs, how)?;
+        Record {
+            reference: subject,
+            manifest: image.descriptor.digest.clone(),
+        }
+        .write(store, name)?;
+        report.note(format_args!("{reference} is {}", image.descriptor.digest));
+        Ok(Self {
+            name,
+            reference,
+            store,
+            image,
+            blobs,
+            server,
+            events,
+        })
+    }
+
+    /// Brings the stack up.
+    fn map(&self, pull: &Pull, interrupt: &Interrupt, report: &Report) -> Result<()> {
+        let layout = self.server.layout();
+        let all_local = (0..self.blobs.len()).all(|blob| self.server.local(blob).is_some());
+        let device = match all_local {
+            true => None,
+            false => Some(self.make_device()?),
+        };
+        let mut layers = Vec::new();
+        for blob in 0..self.blobs.len() {
+            layers.push(
+                match (self.server.local(blob), device, layout.place(blob)) {
+                    (None, Some(device), Some((start, bytes))) => LayerPath::Part {
+                        path: device.node(),
+                        start,
+                        bytes,
+                    },
+                    (Some(path), ..) => LayerPath::Sealed(path),
+                    _ => bail!(Error::new(Kind::Invalid, self.reference, "has no layers")),
+                },
+            );
+        }
+        let result = self.bring_up(pull, layers, interrupt, report);
+        if let (Err(_), Some(device)) = (&result, device) {
+            if let Err(error) = device.remove() {
+                tracing::warn!(%error, "the ublk device stays");
+            }
+            self.forget();
+        }
+        result
+    }
+
+    fn bring_up(
+        &self,
+        pull: &Pull,
+        layers: Vec<LayerPath>,
+        interrupt: &Interrupt,
+        report: &Report,
+    ) -> Result<()> {
+        let subject = self.reference.to_string();
+        let named = named_image(Some(self.reference), &subject, &self.image.manifest);
+        let options = up::Options {
+            name: self.name.to_owned(),
+            layers,
+            writable: pull.writable.then(cow::Options::default),
+            parents: pull.parents.of_device(),
+            wipe_cow: false,
+            assume_elsewhere: false,
+            verity: pull.verity.of_stack(&[named], true)?,
+        };
+        if options.verity.is_none() {
+            report.note(format_args!(
+                "what is read of a layer before it is complete has not been checked against its digest (--verity checks it)"
+            ));
+        }
+        self.write_status();
+        up::up(&options, interrupt, report, |device| {
+            report.answer(&format!("{}\n", device.display()))
+        })?;
+        ready();
+        Ok(())
+    }
+
+    fn make_device(&self) -> Result<Device> {
+        let bytes = self.server.layout().bytes();
+        let device = Device::serve(bytes, self.server.reads(), self.server.ended())
+            .context("cannot make a ublk device")?;
+        self.server.start()?;
+        Ok(device)
+    }
+
+    /// Goes on for a stack whose process has gone.
+    fn recover(&self, fetched: &[Fetched], report: &Report) -> Result<()> {
+        let layout = self.server.layout();
+        let Some(device) = fetched.first().map(|first| first.device) else {
+            return Ok(());
+        };
+        for layer in fetched {
+            let place = layout.place(layer.layer);
+            let is_inside = place.is_some_and(|(start, bytes)| {
+                layer.start >= start && layer.start < start.saturating_add(bytes)
+            });
+            if !is_inside || layer.device != device {
+                let what = format!("layer {} is not where it was put", layer.layer);
+                bail!(Error::new(Kind::Refused, node(self.name).display(), what));
+            }
+        }
+        self.server.start()?;
+        device
+            .recover(layout.bytes(), self.server.reads(), self.server.ended())
+            .context("cannot take over the ublk device")?;
+        self.write_status();
+        report.answer(&format!("{}\n", node(self.name).display()))?;
+        ready();
+        Ok(())
+    }
+
+    /// Serves until nothing is missing.
+    fn serve(&self, interrupt: &Interrupt, report: &Report) -> Result<ExitCode> {
+        // Nobody waits for us any more, and who closes the terminal does not mean us.
+        let_go_of_output(self.name);
+        self.server.fetch_all();
+        let mut remaining: BTreeSet<usize> = match fetched::find(self.name)? {
+            Some(fetched) => fetched.iter().map(|fetched| fetched.layer).collect(),
+            None => BTreeSet::new(),
+        };
+        let device =
+            fetched::find(self.name)?.and_then(|fetched| fetched.first().map(|first| first.device));
+        let here = remaining.clone();
+        for layer in here {
+            if let Some(file) = self.server.local(layer) {
+                self.hand_over(layer, &file, &mut remaining, report);
+            }
+        }
+        let mut synced = Instant::now();
+        while !remaining.is_empty() {
+            match self.events.recv_timeout(STEP) {
+                Ok(Event::Complete(layer)) => {
+                    if let Some(file) = self.server.local(layer) {
+                        self.hand_over(layer, &file, &mut remaining, report);
+                    }
+                }
+                Ok(Event::Damaged(layer, error)) => {
+                    let what = format!("layer {layer} of {} stays where it is: {error}", self.name);
+                    report.warning(&Error::new(Kind::Invalid, self.reference, what).into());
+                }
+                Ok(Event::Ended(why)) => return self.ended(why),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            }
+            self.write_status();
+            if synced.elapsed() >= SYNC {
+                if let Err(error) = self.server.sync() {
+                    tracing::error!(%error, "what was fetched may be fetched again");
+                }
+                synced = Instant::now();
+            }
+            if interrupt.check(&node(self.name)).is_err() {
+                self.server.sync()?;
+                let what = "not all of it is here: who reads what is missing waits until the same command goes on";
+                bail!(Error::new(Kind::Refused, node(self.name).display(), what));
+            }
+        }
+        name_image(&self.image, self.reference, self.store, report)?;
+        let files =
+            (0..self.blobs.len()).filter_map(|layer| Some((layer, self.server.local(layer)?)));
+        let files: Vec<_> = files.collect();
+        let quiet = Interrupt::default();
+        if let Err(error) = fetched::complete(self.name, &files, &quiet, report) {
+            // It reads the same by one device more.
+            report.warning(&error.into());
+        }
+        self.forget();
+        if let Some(device) = device {
+            device
+                .remove()
+                .with_context(|| format!("{}: cannot remove", device.node().display()))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn hand_over(
+        &self,
+        layer: usize,
+        file: &Path,
+        remaining: &mut BTreeSet<usize>,
+        report: &Report,
+    ) {
+        match fetched::hand_over(self.name, layer, file, &Interrupt::default(), report) {
+            Ok(()) => drop(remaining.remove(&layer)),
+            // It goes on to be served from the same file.
+            Err(error) => report.warning(&error.into()),
+        }
+    }
+
+    /// The device is no more.
+    fn ended(&self, why: Option<String>) -> Result<ExitCode> {
+        self.server.sync()?;
+        Status::forget(self.name);
+        match (fetched::find(self.name)?, why) {
+            // Somebody took the stack down. What has come stays for the next time.
+            (None, _) => {
+                let _ = fs::remove_file(Record::path(self.store, self.name));
+                Ok(ExitCode::SUCCESS)
+            }
+            (Some(_), why) => {
+                let why = why.unwrap_or_else(|| "somebody removed it".to_owned());
+                bail!(Error::new(
+                    Kind::System,
+                    node(self.name).display(),
+                    format!("its ublk device is not served any more: {why}")
+                ))
+            }
+        }
+    }
+
+    fn write_status(&self) {
+        let layer = |progress: Progress| {
+            let digest: Option<Digest> = progress.digest.parse().ok();
+            LayerStatus {
+                path: digest.map_or_else(PathBuf::new, |digest| self.store.blob_path(&digest)),
+                size: progress.size,
+                local: progress.local,
+                state: match progress.state {
+                    State::Local => "local",
+                    State::Fetching => "fetching",
+                    State::Elsewhere => "elsewhere",
+                    State::Unstored => "unstored",
+                    State::Damaged => "damaged",
+                }
+                .to_owned(),
+                error: progress.error,
+            }
+        };
+        let status = Status {
+            process: std::process::id(),
+            layers: self.server.progress().into_iter().map(layer).collect(),
+        };
+        if let Err(error) = status.write(self.name) {
+            tracing::debug!(%error, "nobody can see how far it is");
+        }
+    }
+
+    fn forget(&self) {
+        Status::forget(self.name);
+        let _ = fs::remove_file(Record::path(self.store, self.name));
+    }
+}
+
+/// The image that a stack is made of already, from the store where it is there.
+fn pinned(
+    record: &Record,
+    reference: &Reference,
+    name: &str,
+    store: &Store,
+    pull: &Pull,
+) -> Result<Image> {
+    if record.reference != reference.to_string() {
+        let what = format!("is made of {}", record.reference);
+        bail!(Error::new(Kind::Refused, node(name).display(), what));
+    }
+    let path = store.blob_path(&record.manifest);
+    if let Ok(found) = fs::metadata(&path) {
+        for media_type in ovbd_oci::MediaType::ALL {
+            let descriptor =
+                Descriptor::new(media_type.name(), record.manifest.clone(), found.len());
+            if let Ok(image) = store.image(&descriptor, &Platform::here()) {
+                return Ok(image);
+            }
+        }
+    }
+    let pinned: Reference = format!("{}@{}", reference.name(), record.manifest)
+        .parse()
+        .with_context(|| format!("{}: cannot be named by its digest", record.reference))?;
+    Ok(Registry::to_pull(&pinned, pull.transfer.options()).image(&Platform::here())?)
+}
+
+/// Tells systemd that the stack is there.
+fn ready() {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let send = || -> io::Result<()> {
+        let from = UnixDatagram::unbound()?;
+        match socket.to_string_lossy().strip_prefix('@') {
+            Some(name) => {
+                use std::os::linux::net::SocketAddrExt as _;
+                let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+                from.send_to_addr(b"READY=1", &address)?;
+            }
+            None => drop(from.send_to(b"READY=1", &socket)?),
+        }
+        Ok(())
+    };
+    if let Err(error) = send() {
+        tracing::warn!(%error, "systemd was not told");
+    }
+}
+
+/// Closes what the process that started this one listens to, so that it goes on. Messages go to a file beside the status.
+fn let_go_of_output(name: &str) {
+    if std::env::var_os(BACKGROUND).is_none() {
+        return;
+    }
+    let log = Path::new(FOLDER).join(format!("{name}.fetch.log"));
+    let open = |path: &Path| {
+        fs::File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)
+    };
+    let log = open(&log).or_else(|_| open(Path::new("/dev/null")));
+    if let Ok(log) = log {
+        let _ = rustix::stdio::dup2_stdout(&log);
+        let _ = rustix::stdio::dup2_stderr(&log);
+    }
+}
