@@ -38,15 +38,17 @@ fn packed(files: &[(&str, &[u8])]) -> Vec<u8> {
     gzip(&tar.file(".turbo.ociv1", b"").end())
 }
 
-/// A layer, and the annotation of its target.
-type Stored<'a> = (Vec<u8>, (&'a str, Digest));
+/// A layer, and the annotation of its target if it is TurboOCI.
+type Stored<'a> = (Vec<u8>, Option<(&'a str, Digest)>);
 
 /// An image of these layers.
 fn image(stored: Vec<Stored<'_>>) -> Made {
     let (bytes, targets): (Vec<_>, Vec<_>) = stored.into_iter().unzip();
     let mut made = made_of(bytes);
     for (layer, target) in made.manifest.layers.0.iter_mut().zip(targets) {
-        let (name, digest) = target;
+        let Some((name, digest)) = target else {
+            continue;
+        };
         layer.media_type = "application/vnd.oci.image.layer.v1.tar+gzip".to_owned();
         let notes = &mut layer.annotations;
         notes.insert(name.to_owned(), digest.to_string());
@@ -128,8 +130,8 @@ fn each_layer_and_its_target_become_one() {
         }
     };
     let made = image(vec![
-        (files(0), (TARGET, targets[0].clone())),
-        (files(1), (OLD_TARGET, targets[1].clone())),
+        (files(0), Some((TARGET, targets[0].clone()))),
+        (files(1), Some((OLD_TARGET, targets[1].clone()))),
     ]);
     server.hold("x/y", "turbo", &made);
     let name = format!("{host}/x/y:turbo");
@@ -181,6 +183,36 @@ fn each_layer_and_its_target_become_one() {
     assert_eq!(digest(&here), digest(&other));
 }
 
+/// The converter may put a layer with an empty file system first.
+#[test]
+fn over_an_ordinary_layer() {
+    let server = Scripted::start();
+    let (here, host) = (Place::new(), &server.host);
+    here.two_layers();
+    let read = |name: &str| fs::read(here.path().join(name)).unwrap();
+    let two = Two::new();
+    let target = hold_blob(&server, &gzip(&two.tars[1]));
+    let top = packed(&[("ext4.fs.meta", &two.metas[1])]);
+    let stored = vec![(read("one.layer"), None), (top, Some((TARGET, target)))];
+    server.hold("x/y", "mixed", &image(stored));
+    let name = format!("{host}/x/y:mixed");
+    // One that was made for nothing in particular does not say what is below it.
+    here.good(&format!(
+        "pull --plain-http --store s --ignore-parents {name}"
+    ));
+    here.good(&format!("export --store s --ignore-parents {name} -o raw"));
+    let mut wanted = read("one.raw");
+    wanted.truncate(two.wanted.len());
+    for sectors in [2..3, 20..28] {
+        let range = sectors.start * 512..sectors.end * 512;
+        wanted[range.clone()].copy_from_slice(&two.wanted[range]);
+    }
+    assert!(read("raw") == wanted);
+    let manifest = here.json(&format!("inspect --store s --raw {name}"));
+    let digest = &manifest["layers"][0]["digest"];
+    assert_eq!(*digest, Digest::of(&read("one.layer")).to_string());
+}
+
 #[test]
 fn what_the_original_made() {
     let Some(case) = layers::fixtures().map(|all| all.join("x-turbooci")) else {
@@ -191,7 +223,10 @@ fn what_the_original_made() {
     let tar = fs::read(case.join("target0.tar")).unwrap();
     let meta = fs::read(case.join("layer0")).unwrap();
     let target = hold_blob(&server, &gzip(&tar));
-    let made = image(vec![(packed(&[("ext4.fs.meta", &meta)]), (TARGET, target))]);
+    let made = image(vec![(
+        packed(&[("ext4.fs.meta", &meta)]),
+        Some((TARGET, target)),
+    )]);
     server.hold("x/y", "turbo", &made);
     let name = format!("{host}/x/y:turbo");
     here.good(&format!("pull --plain-http --store s {name}"));
@@ -268,14 +303,14 @@ fn images_that_lack_something() {
     ];
     for (tag, stored, says) in cases {
         let stored = stored.into_iter();
-        let stored = stored.map(|(bytes, target)| (bytes, (TARGET, target)));
+        let stored = stored.map(|(bytes, target)| (bytes, Some((TARGET, target))));
         server.hold("x/y", tag, &image(stored.collect()));
         let said = here.bad(&format!(
             "pull --plain-http --store s --retries 1 --max-size 10M {host}/x/y:{tag}"
         ));
         assert!(said.contains(says), "{tag}: {said}");
     }
-    let mut made = image(vec![(ext4, (TARGET, known))]);
+    let mut made = image(vec![(ext4, Some((TARGET, known)))]);
     let notes = &mut made.manifest.layers.0[0].annotations;
     notes.remove(TARGET);
     let version = "containerd.io/snapshot/overlaybd/version";
