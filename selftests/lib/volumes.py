@@ -2,6 +2,7 @@
 """Volume groups on loop devices and thin pools, for the tests of logical volumes."""
 
 import json
+import mmap
 import os
 import pathlib
 import re
@@ -148,11 +149,12 @@ def changed_chunks(vg, pool, old, new):
 
 def read_ranges(node, ranges):
     """The content of ranges of a device, past the page cache: where each piece begins, and its bytes."""
-    run("blockdev", "--flushbufs", node)
-    descriptor = os.open(node, os.O_RDONLY)
-    for start, length in ranges:
-        for at in range(start, start + length, MIB):
-            yield at, os.pread(descriptor, min(MIB, start + length - at), at)
+    descriptor = os.open(node, os.O_RDONLY | os.O_DIRECT)
+    with mmap.mmap(-1, MIB) as memory, memoryview(memory) as buffer:
+        for start, length in ranges:
+            for at in range(start, start + length, MIB):
+                count = os.preadv(descriptor, [buffer[:min(MIB, start + length - at)]], at)
+                yield at, bytes(buffer[:count])
     os.close(descriptor)
 
 
