@@ -159,7 +159,7 @@ mod tests {
         assert_eq!(size_of::<ControlCommand>(), CONTROL_BYTES as usize);
         assert_eq!(size_of::<IoCommand>(), IO_BYTES as usize);
         assert_eq!(size_of::<DeviceInfo>(), 64);
-        assert_eq!(size_of::<Parameters>(), 48);
+        assert_eq!(size_of::<Parameters>(), 40);
         assert_eq!(size_of::<Descriptor>(), 24);
         // As a C compiler computes them from the header.
         assert_eq!(ADD_DEV, 0xc020_7504);
