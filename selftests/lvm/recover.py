@@ -77,29 +77,44 @@ def metadata_snapshots(group):
     tap.equal(ovbd("lvm", "recover", pool), "", "then there is nothing to say")
 
 
+def begin(group, name):
+    """A push that waits."""
+    process = subprocess.Popen([OVBD, "push", f"--snapshot={name}", f"{group.name}/web", f"oci:{LAYOUT}:{name}"],
+                               stderr=subprocess.PIPE, text=True)
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if "waiting" in line:
+            return process
+    raise RuntimeError(f"the push did not wait: {lines}")
+
+
 def waits(group):
     """For another program's metadata snapshot a push waits, as long as it is patient."""
-    def begin(name):
-        process = subprocess.Popen([OVBD, "push", f"--snapshot={name}", f"{group.name}/web", f"oci:{LAYOUT}:{name}"],
-                                   stderr=subprocess.PIPE, text=True)
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if "waiting" in line:
-                return process, lines
-        raise RuntimeError(f"the push did not wait: {lines}")
-
     reserve(group)
-    process, lines = begin("patient")
+    process = begin(group, "patient")
     run("dmsetup", "message", group.target(), "0", "release_metadata_snap")
     _, said = process.communicate()
     tap.equal((process.returncode, group.held()), (0, False), "a push waits for another program's metadata snapshot")
     root = reserve(group)
-    process, lines = begin("impatient")
+    process = begin(group, "impatient")
     _, said = process.communicate()
     tap.result(process.returncode == 1 and f"block {root}" in said and "recover --force" in said, "and names one that stays", said)
     tap.equal((group.held(), "impatient" in group.all()), (True, False), "which it leaves, and no snapshot of its own")
     run("dmsetup", "message", group.target(), "0", "release_metadata_snap")
+
+
+def neighbour(group):
+    """thin-send-recv has metadata snapshots under a lock of its own."""
+    path = pathlib.Path("/run/thin-send-recv.lock")
+    with open(path, "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = begin(group, "neighbour")
+        tap.equal(group.held(), False, "while thin-send-recv has its lock, there is no metadata snapshot of ours")
+    _, said = process.communicate()
+    tap.equal(process.returncode, 0, "and a push goes on after that")
+    path.unlink()
+    run("lvremove", "--yes", f"{group.name}/neighbour")
 
 
 def volumes(group):
@@ -222,6 +237,7 @@ def main():
             device.write(os.urandom(8 * MIB))
         metadata_snapshots(group)
         waits(group)
+        neighbour(group)
         volumes(group)
         active(group)
         failing_lvcreate(group)
