@@ -25,9 +25,9 @@ MIRROR = os.environ.get("OVBD_MIRROR", "http://deb.debian.org/debian")
 PACKAGES = """
     apt-utils bc bindgen bison btrfs-progs busybox-static ca-certificates cargo clang-19 cpio cryptsetup-bin curl
     debhelper dh-dkms dmsetup docker-registry dosfstools dpkg-dev dwarves e2fsprogs erofs-utils fdisk fio flex
-    gcc-14 git iproute2 keyutils kmod libarchive13t64 libc6-dev libclang-19-dev libdevmapper-dev libelf-dev libssl-dev
-    lintian linux-perf lld-19 lvm2 make mmdebstrap openssl oras patch pkg-config procps pyflakes3 python3 qemu-system-x86
-    qemu-utils rsync rust-clippy rust-src rustc rustfmt skopeo squashfs-tools systemd-cryptsetup systemd-sysv
+    gcc-14 git iproute2 keyutils kmod libarchive13t64 libc6-dev libclang-19-dev libdevmapper-dev libelf-dev libnss3-tools
+    libssl-dev lintian linux-perf lld-19 lvm2 make mmdebstrap openssl oras patch pkcs11-provider pkg-config procps pyflakes3 python3
+    qemu-system-x86 qemu-utils rsync rust-clippy rust-src rustc rustfmt skopeo squashfs-tools systemd-cryptsetup systemd-sysv
     thin-provisioning-tools udev util-linux virtiofsd virtme-ng xfsprogs xorriso xz-utils zstd
 """.split()
 

@@ -12,8 +12,8 @@ use std::{
     process::{Command, Stdio},
 };
 
-use common::{change, names, raw_image};
-use run::{bad, good};
+use common::{change, names, programs::has, raw_image};
+use run::{bad, good, OVBD};
 use tempfile::tempdir;
 
 const BLOCK: usize = 4096;
@@ -311,4 +311,71 @@ fn nothing_is_replaced_unasked() {
     good(at, "verify x.roothash");
     assert!(!names(at).contains(&"x".to_owned()));
     bad(at, "seal base -o -", 2);
+}
+
+#[test]
+fn a_key_that_does_not_leave_its_token_signs() {
+    // By name, as the dynamic linker finds it.
+    let softokn = Path::new("libsoftokn3.so");
+    if !has("certutil") {
+        return;
+    }
+    let folder = tempdir().unwrap();
+    let at = folder.path();
+    raw_image(&at.join("raw"), 1 << 20, 1);
+    good(at, "build -o base raw");
+    // The database of a browser is a token that a program can make.
+    fs::create_dir(at.join("token")).unwrap();
+    fs::write(at.join("noise"), [7; 64]).unwrap();
+    let database = format!("-d sql:{}", at.join("token").display());
+    let run = |program: &str, words: &str| {
+        let mut command = Command::new(program);
+        let command = command.args(words.split(' ')).current_dir(at);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program} {words}: {said}");
+        output.stdout
+    };
+    run("certutil", &format!("-N {database} --empty-password"));
+    run(
+        "certutil",
+        &format!("-S {database} -n vm -s CN=vm -x -t u,u,u -g 2048 -z noise -k rsa"),
+    );
+    fs::write(
+        at.join("vm.pem"),
+        run("certutil", &format!("-L {database} -n vm -a")),
+    )
+    .unwrap();
+    let configuration = format!(
+        "openssl_conf = init\n[init]\nproviders = providers\n[providers]\ndefault = default\npkcs11 = token\n\
+         [default]\nactivate = 1\n[token]\nactivate = 1\npkcs11-module-path = {}\n\
+         pkcs11-module-init-args = configDir=sql:{}\n",
+        softokn.display(),
+        at.join("token").display()
+    );
+    fs::write(at.join("openssl.cnf"), configuration).unwrap();
+    let sign = |key: &str| {
+        Command::new(OVBD)
+            .args(["seal", "--sign-key", key, "--certificate", "vm.pem", "base"])
+            .args(["--force", "-o", "seal"])
+            .env("OPENSSL_CONF", at.join("openssl.cnf"))
+            .current_dir(at)
+            .output()
+            .unwrap()
+    };
+    let signed = sign("pkcs11:type=private");
+    assert!(
+        signed.status.success(),
+        "{}",
+        String::from_utf8_lossy(&signed.stderr)
+    );
+    openssl(
+        at,
+        "smime -verify -binary -inform der -in seal.roothash.p7s -content seal.roothash -certfile vm.pem -nointern -noverify",
+    );
+    let other = sign("pkcs11:object=another;type=private");
+    assert!(
+        !other.status.success(),
+        "signed with a key that there is not"
+    );
 }
