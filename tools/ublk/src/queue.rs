@@ -183,14 +183,14 @@ impl Queue {
     pub fn run(self, mut serve: impl FnMut(Request)) -> io::Result<()> {
         // As many as all requests at once, and the eventfd.
         let mut ring = IoUring::builder().build(2 * u32::from(DEPTH))?;
-        let mut waiting = 0;
         for tag in 0..DEPTH {
             self.push(&mut ring, Entry::Command(FETCH, tag, 0))?;
-            waiting += 1;
         }
+        // Tags that the kernel has or may get back: all of them may be with who serves at one moment.
+        let mut tags = DEPTH;
         self.push(&mut ring, Entry::Wake)?;
         let mut done: Vec<(u64, i32)> = Vec::with_capacity(usize::from(DEPTH) + 1);
-        while waiting > 0 {
+        while tags > 0 {
             match ring.submit_and_wait(1) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 _ => {}
@@ -201,21 +201,21 @@ impl Queue {
             );
             for (who, result) in done.drain(..) {
                 if who == WAKE {
-                    waiting += self.give_back(&mut ring)?;
+                    self.give_back(&mut ring)?;
                     continue;
                 }
-                waiting -= 1;
-                // Otherwise the device is no more, or goes to another server.
-                if result == 0 {
-                    self.take(who as u16, &mut serve);
+                match result {
+                    0 => self.take(who as u16, &mut serve),
+                    // The device is no more, or goes to another server.
+                    _ => tags -= 1,
                 }
             }
         }
         Ok(())
     }
 
-    /// Tells the kernel which requests were answered; returns how many.
-    fn give_back(&self, ring: &mut IoUring) -> io::Result<usize> {
+    /// Tells the kernel which requests were answered.
+    fn give_back(&self, ring: &mut IoUring) -> io::Result<()> {
         let mut counter = [0; 8];
         rustix::io::read(&self.shared.wake, &mut counter)?;
         let answered: Vec<_> = self
@@ -228,12 +228,12 @@ impl Queue {
         for (tag, result) in &answered {
             self.push(ring, Entry::Command(COMMIT_AND_FETCH, *tag, *result))?;
         }
-        self.push(ring, Entry::Wake)?;
-        Ok(answered.len())
+        self.push(ring, Entry::Wake)
     }
 
     /// Hands over a request that the kernel has given.
     fn take(&self, tag: u16, serve: &mut impl FnMut(Request)) {
+        // The kernel knows no other tags than it was given.
         let Some(descriptor) = self.descriptors.of(tag) else {
             return;
         };
