@@ -4,6 +4,7 @@
 process that fetches is killed, and in the end there is none. Nobody ever reads a wrong byte. OVBD_KILLS= how often."""
 
 import contextlib
+import copy
 import json
 import os
 import pathlib
@@ -125,7 +126,13 @@ class Image:
         self.reference = f"{host}/vm/web:1"
         ovbd("push", base, middle, top, self.reference)
         self.stored = sum(path.stat().st_size for path in (base, middle, top))
-        self.top = top
+        self.layers = base, middle, top
+
+    def named(self, reference):
+        """The same image by another name."""
+        other = copy.copy(self)
+        other.reference = reference
+        return other
 
     @staticmethod
     def change(raw, generator):
@@ -324,6 +331,39 @@ def serves_without_storing(tap, image, how):
     run("umount", folder)
 
 
+def is_verified_while_it_is_fetched(tap, image, how):
+    """One byte that the registry sends wrong costs the blocks that it is in, and no read is wrong."""
+    how.delay = 0.0
+    reference = image.reference.replace(":1", ":sealed")
+    seal = SCRATCH / "seal"
+    root = ":".join(ovbd("seal", "-o", seal, *image.layers).split())
+    ovbd("push", *image.layers, seal, reference)
+    damaged = json.loads(ovbd("inspect", "--json", reference))["layers"][1]["digest"]
+    how.wrong = {damaged: 300 << 10}
+    sealed = image.named(reference)
+    device = pull("sealed", sealed, "--verity", root)
+    errors = 0
+    for at in range(0, BYTES, 4096):
+        try:
+            data = read_direct(device, at, 4096)
+        except OSError:
+            errors += 1
+            continue
+        if data != image.bytes[at:at + 4096]:
+            tap.result(False, f"byte {at} of a sealed stack is wrong")
+    tap.result(0 < errors <= 2, f"{errors} blocks of {BYTES >> 12} cannot be read, all others are right")
+    tap.equal(listed("sealed")["verity"]["state"], "corrupted", "ls says that a block was wrong")
+    wait_until("the layer is known to be damaged",
+               lambda: "damaged" in [layer["fetch"]["state"] for layer in listed("sealed")["layers"] if layer["fetch"]])
+    down("sealed")
+    how.wrong = {}
+    device = pull("sealed", sealed, "--verity", root)
+    done("sealed")
+    tap.equal((differs(device, image.bytes), listed("sealed")["verity"]["state"]), (None, "verified"),
+              "fetched anew it is verified")
+    down("sealed")
+
+
 def refusals(tap, image, how):
     how.delay = 0.0
     how.ranges = False
@@ -351,7 +391,7 @@ def main(tap):
         image = Image(host)
         for test in (is_used_while_it_is_fetched, is_written_to, survives_kills, gone_process_needs_no_registry,
                      ends_reads_in_time, is_not_handed_over_when_wrong, is_taken_down_and_goes_on, two_share_layers,
-                     serves_without_storing, refusals):
+                     is_verified_while_it_is_fetched, serves_without_storing, refusals):
             print(f"# {test.__name__}", flush=True)
             begun = time.monotonic()
             try:

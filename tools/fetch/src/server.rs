@@ -267,6 +267,15 @@ impl Server {
         self.0.lock().trace.clone()
     }
 
+    /// Has all of a blob fetched before all others for which nobody waits.
+    pub fn fetch_blob_first(&self, blob: usize) {
+        let count = match self.0.lock().blobs.get(blob) {
+            Some(blob) if blob.state != State::Local => blob.chunks.count(),
+            _ => 0,
+        };
+        self.fetch_first((0..count).map(|chunk| (blob, chunk)));
+    }
+
     /// Has chunks fetched before all others for which nobody waits.
     pub fn fetch_first(&self, chunks: impl IntoIterator<Item = (usize, u64)>) {
         self.0.lock().first.extend(chunks);

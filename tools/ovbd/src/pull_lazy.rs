@@ -393,6 +393,10 @@ impl<'a> Session<'a> {
                 "what is read of a layer before it is complete has not been checked against its digest (--verity checks it)"
             ));
         }
+        if options.verity.is_some() {
+            // Each block that is read needs a path of the tree, which is the topmost layer.
+            self.server.fetch_blob_first(self.blobs.len() - 1);
+        }
         self.write_status();
         up::up(&options, interrupt, report, |device| {
             report.answer(&format!("{}\n", device.display()))
