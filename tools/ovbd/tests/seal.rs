@@ -346,10 +346,11 @@ fn a_key_that_does_not_leave_its_token_signs() {
         run("certutil", &format!("-L {database} -n vm -a")),
     )
     .unwrap();
+    // What comes after "activate" is not looked at.
     let configuration = format!(
-        "openssl_conf = init\n[init]\nproviders = providers\n[providers]\ndefault = default\npkcs11 = token\n\
-         [default]\nactivate = 1\n[token]\nactivate = 1\npkcs11-module-path = {}\n\
-         pkcs11-module-init-args = configDir=sql:{}\n",
+        "openssl_conf = init\n[init]\nproviders = providers\n[providers]\ndefault = standard\npkcs11 = token\n\
+         [standard]\nactivate = 1\n[token]\npkcs11-module-path = {}\n\
+         pkcs11-module-init-args = configDir=sql:{}\nactivate = 1\n",
         softokn.display(),
         at.join("token").display()
     );
