@@ -157,11 +157,14 @@ def _make_initramfs(kernel):
     return RESULTS / "initrd.img"
 
 
-def _boot(kernel, initramfs, repository):
-    """Boots the system from its layers in the store of the second machine; returns what it reports."""
-    append = (f"quiet loglevel=4 root=/dev/mapper/root rw ovbd=/dev/vda:{repository}:tue systemd.unit=report.service")
+def _boot(kernel, initramfs, repository, root_hash):
+    """Boots the system from its layers in the store of the second machine, every block checked against the root hash that
+    was signed; returns what it reports."""
+    append = (f"quiet loglevel=4 root=/dev/mapper/root rw ovbd=/dev/vda:{repository}:sealed ovbd.verity={root_hash} "
+              "systemd.unit=report.service")
     console = RESULTS / "console-boot.log"
-    print("==> booting machine B from what it pulled: the root device is the stack of both layers", flush=True)
+    print("==> booting machine B from what it pulled: the root device is the stack of both layers, below dm-verity",
+          flush=True)
     report = vm.boot_system(kernel.vmlinuz, initramfs, append, STORE, console, 300, ["-no-reboot"],
                             lambda line: not line.startswith("package "))
     if not any("packages, jq says 42" in line for line in report):
@@ -204,7 +207,7 @@ def run(kernel):
             figures = _guest(kernel, "first", "first.img", base, repository)
             (FILES / "changed.json").write_text(json.dumps(figures["files"]))
             print("==> booting it again: machine B", flush=True)
-            _guest(kernel, "second", "second.img", STORE, repository)
-        report = _boot(kernel, _make_initramfs(kernel), repository)
+            sealed = _guest(kernel, "second", "second.img", STORE, repository)
+        report = _boot(kernel, _make_initramfs(kernel), repository, sealed["root"])
     _summary(figures, report, time.monotonic() - start)
     return 0
