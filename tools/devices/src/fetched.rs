@@ -17,7 +17,7 @@ use ovbd_ublk::Device as Ublk;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    layer_place::{blob_table, layer_steps, line, LayerPlace, TAILS},
+    layer_place::{blob_table, line, lone_layer_steps, LayerPlace},
     lock::{self, Lock},
     loops,
     mapped::{self, Mapped, Mapper},
@@ -255,14 +255,7 @@ pub fn complete(
 /// The steps for a layer in a file, as in a stack of its own.
 fn file_steps(name: &str, layer: usize, place: &LayerPlace) -> Vec<Step> {
     let mut steps = Vec::new();
-    if place.has_tail() {
-        steps.push(Step::Tails {
-            variable: TAILS.to_owned(),
-            tails: vec![place.tail()],
-        });
-    }
-    let tail = place.has_tail().then_some(0);
-    layer_steps(name, layer, place, tail, &mut steps);
+    lone_layer_steps(name, layer, place, &mut steps);
     steps
 }
 

@@ -310,6 +310,24 @@ pub fn blob_table(device: &Device, whole: u64, tail: Option<(u64, u64)>) -> Vec<
     table
 }
 
+/// The steps for a layer whose last block is the only one among the tails, if it is there at all; returns the device that
+/// holds its uncompressed blob.
+pub fn lone_layer_steps(
+    name: &str,
+    number: usize,
+    blob: &LayerPlace,
+    steps: &mut Vec<Step>,
+) -> Device {
+    let tail = blob.has_tail().then_some(0);
+    if tail.is_some() {
+        steps.push(Step::Tails {
+            variable: TAILS.to_owned(),
+            tails: vec![blob.tail()],
+        });
+    }
+    layer_steps(name, number, blob, tail, steps)
+}
+
 /// The steps for one layer; returns the device that holds its uncompressed blob. `tail` is the sector at which its last
 /// block is among the tails.
 pub fn layer_steps(

@@ -12,7 +12,7 @@ use ovbd_kernel::dm::Control;
 
 use crate::{
     generations::{Chain, Generation},
-    layer_place::{layer_steps, line, LayerPlace, TAILS},
+    layer_place::{line, lone_layer_steps, LayerPlace},
     plan::{self, Step, Word},
     storage::Storage,
     up::{check_target, targets},
@@ -67,14 +67,7 @@ fn steps(
         .ok_or_else(strange)?;
     let text = |word: &String| Word::from(word.as_str());
     let mut steps = Vec::new();
-    if place.has_tail() {
-        steps.push(Step::Tails {
-            variable: TAILS.to_owned(),
-            tails: vec![place.tail()],
-        });
-    }
-    let tail = place.has_tail().then_some(0);
-    let device = layer_steps(name, count as usize, place, tail, &mut steps);
+    let device = lone_layer_steps(name, count as usize, place, &mut steps);
     let mut words = vec!["overlaybd".into(), (count + 1).into()];
     words.extend(below.iter().map(text));
     words.push(device.into());

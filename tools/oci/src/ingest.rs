@@ -80,6 +80,17 @@ impl Store {
         })))
     }
 
+    /// Gives `part`, the file `name` of the folder `ingest`, the name of the blob that it is, when it is on the disk.
+    pub(crate) fn put_in_place(&self, part: &File, name: &str, digest: &Digest) -> io::Result<()> {
+        part.sync_all()?;
+        let from = self.folder("ingest")?;
+        let to = self.folder(&format!("blobs/{}", digest.algorithm().name()))?;
+        rustix::fs::renameat(&from, name, &to, digest.hex())?;
+        // Only now: a part that cannot be written to could not be gone on with.
+        part.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o444))?;
+        to.sync_all()
+    }
+
     /// Puts `bytes`, described by `blob`, into the store.
     ///
     /// # Errors
@@ -243,17 +254,8 @@ impl Ingest {
         }
         let mut finish = || -> io::Result<()> {
             self.part.flush()?;
-            let part = self.part.file();
-            part.sync_all()?;
-            let from = self.store.folder("ingest")?;
-            let to = self
-                .store
-                .folder(&format!("blobs/{}", self.blob.digest.algorithm().name()))?;
-            rustix::fs::renameat(&from, self.name.as_str(), &to, self.blob.digest.hex())?;
-            // Only now: a part that cannot be written to could not be gone on with.
-            part.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o444))?;
-            to.sync_all()?;
-            Ok(())
+            self.store
+                .put_in_place(self.part.file(), &self.name, &self.blob.digest)
         };
         finish().map_err(|error| {
             self.store.fail(

@@ -376,19 +376,13 @@ impl Scattered {
             let what = format!("the {at} bytes that were sent as this have the digest {found}");
             return Err(Error::new(Kind::Invalid, &self.blob.digest, what));
         }
-        let finish = || -> io::Result<()> {
-            self.data.sync_all()?;
-            let from = self.store.folder("ingest")?;
-            let to = self
-                .store
-                .folder(&format!("blobs/{}", self.blob.digest.algorithm().name()))?;
-            let part = format!("{}.chunks", self.name);
-            rustix::fs::renameat(&from, part.as_str(), &to, self.blob.digest.hex())?;
-            self.data
-                .set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o444))?;
-            to.sync_all()
-        };
-        finish().map_err(|error| self.fail("put into the store", error))?;
+        self.store
+            .put_in_place(
+                &self.data,
+                &format!("{}.chunks", self.name),
+                &self.blob.digest,
+            )
+            .map_err(|error| self.fail("put into the store", error))?;
         // What is left of it helps nobody.
         self.give_up();
         Ok(())
