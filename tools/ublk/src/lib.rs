@@ -97,9 +97,7 @@ impl Device {
         loop {
             match control.begin_recovery(self.0) {
                 Err(error) if is_busy(&error) && Instant::now() < end => {
-                    if control.info(self.0)?.state == abi::STATE_LIVE
-                        && self.is_served(&mut control)
-                    {
+                    if server_of(&control.info(self.0)?).is_some() {
                         return Err(error);
                     }
                     thread::sleep(STEP);
@@ -129,11 +127,6 @@ impl Device {
         wait_for(&self.node(), |path| path.metadata()).map(drop)
     }
 
-    fn is_served(self, control: &mut Control) -> bool {
-        let server = control.info(self.0).map_or(0, |info| info.server);
-        server > 0 && Path::new(&format!("/proc/{server}")).exists()
-    }
-
     /// Its node.
     pub fn node(self) -> PathBuf {
         PathBuf::from(format!("/dev/ublkb{}", self.0))
@@ -146,11 +139,9 @@ impl Device {
     /// Those of [`check`], and `ENODEV` where there is no such device.
     pub fn server(self) -> io::Result<Server> {
         let mut control = Control::open()?;
-        let info = control.info(self.0)?;
-        let lives = info.state == abi::STATE_LIVE && self.is_served(&mut control);
-        Ok(match u32::try_from(info.server) {
-            Ok(process) if lives => Server::Process(process),
-            _ => Server::Gone,
+        Ok(match server_of(&control.info(self.0)?) {
+            Some(process) => Server::Process(process),
+            None => Server::Gone,
         })
     }
 
@@ -186,6 +177,15 @@ impl Device {
     pub fn stop(self) -> io::Result<()> {
         Control::open()?.stop(self.0)
     }
+}
+
+/// The process that serves a device, if it lives.
+fn server_of(info: &abi::DeviceInfo) -> Option<u32> {
+    let process = u32::try_from(info.server)
+        .ok()
+        .filter(|process| *process > 0)?;
+    let lives = info.state == abi::STATE_LIVE && Path::new(&format!("/proc/{process}")).exists();
+    lives.then_some(process)
 }
 
 fn is_gone(error: &io::Error) -> bool {
