@@ -8,6 +8,7 @@
 
 mod layout;
 mod read;
+mod schedule;
 mod server;
 
 pub use crate::{

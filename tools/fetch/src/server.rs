@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Who fetches what, in which order, and where it is kept.
+//! The threads that fetch and copy, and where what they fetch is kept.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    fs::File,
     os::unix::fs::FileExt,
     path::PathBuf,
     sync::{
@@ -20,24 +19,16 @@ use ovbd_oci::{
     CHUNK_BYTES,
 };
 use ovbd_ublk::Request;
-use serde::{Deserialize, Serialize};
 
 use crate::{
     layout::Layout,
-    read::{pieces, Piece, Read},
+    read::{pieces, Read},
+    schedule::{Blob, Job, Place, Shared, BUSY_RUN_CHUNKS, RUN_CHUNKS},
 };
 
-/// Most chunks that one request fetches where nobody waits, so that its latency counts little: 4 MiB.
-const RUN_CHUNKS: u64 = 16;
-/// How long such a request may take and be longer the next time, or must not take: it is lost when the process ends.
+/// How long a request for which nobody waits may take and be longer the next time, or must not take: it is lost when the process ends.
 const SHORT: Duration = Duration::from_millis(500);
 const LONG: Duration = Duration::from_secs(1);
-/// The same while somebody has been waiting a moment ago: what comes in between must not take long.
-const BUSY_RUN_CHUNKS: u64 = 2;
-/// How long ago that may be.
-const BUSY: Duration = Duration::from_millis(500);
-/// Chunks that are fetched with one that follows what is there: a program reads a file.
-const AHEAD_CHUNKS: u64 = 4;
 /// Chunks that are kept in memory, of blobs that cannot be stored.
 const RECENT_CHUNKS: usize = 64;
 /// Threads that copy what is there.
@@ -69,8 +60,7 @@ pub enum Event {
 }
 
 /// How it is about a blob.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// All of it is in the store.
     Local,
@@ -85,10 +75,10 @@ pub enum State {
 }
 
 /// How far a blob is. Sizes are in bytes.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct Progress {
-    /// Its digest.
-    pub digest: String,
+    /// The file that it is or will be.
+    pub path: PathBuf,
     /// Its size.
     pub size: u64,
     /// What of it is here.
@@ -97,54 +87,6 @@ pub struct Progress {
     pub state: State,
     /// What failed last, if it did.
     pub error: Option<String>,
-}
-
-/// Where the bytes of a blob are kept.
-enum Place {
-    Local(Arc<File>),
-    Part(Arc<Scattered>),
-    Nowhere,
-}
-
-struct Blob {
-    descriptor: Descriptor,
-    path: PathBuf,
-    place: Place,
-    state: State,
-    chunks: Chunks,
-    /// Chunks that are being fetched.
-    busy: HashSet<u64>,
-    /// Those that came last, where they cannot be stored.
-    recent: VecDeque<(u64, Arc<Vec<u8>>)>,
-    /// Whether it is being checked against its digest.
-    finishing: bool,
-    error: Option<String>,
-}
-
-/// A piece of a read.
-type Wait = (Piece, Arc<Read>);
-
-struct Shared {
-    blobs: Vec<Blob>,
-    /// Chunks that somebody waits for.
-    wanted: VecDeque<(usize, u64)>,
-    waiting: HashMap<(usize, u64), Vec<Wait>>,
-    /// Pieces that are there, to be copied.
-    ready: VecDeque<Wait>,
-    reads: Vec<Arc<Read>>,
-    /// Chunks in the order in which they were first read.
-    trace: Vec<(usize, u64)>,
-    traced: HashSet<(usize, u64)>,
-    /// Chunks to fetch before the others.
-    first: VecDeque<(usize, u64)>,
-    /// When somebody last had to wait.
-    last_miss: Option<Instant>,
-    /// No request is made before this time, after those that failed.
-    pause: Option<Instant>,
-    failures: u32,
-    background: bool,
-    /// Chunks that one request fetches where nobody waits.
-    run: u64,
 }
 
 /// Serves blobs while it fetches them.
@@ -162,14 +104,6 @@ struct Inner {
     /// There is something to copy.
     copy: Condvar,
     events: Mutex<Sender<Event>>,
-}
-
-/// What a worker does next.
-enum Job {
-    /// Fetch chunks of a blob, from one on.
-    Fetch(usize, u64, u64),
-    /// Check a blob and put it into the store.
-    Finish(usize, Arc<Scattered>),
 }
 
 impl Server {
@@ -213,8 +147,6 @@ impl Server {
                 waiting: HashMap::new(),
                 ready: VecDeque::new(),
                 reads: Vec::new(),
-                trace: Vec::new(),
-                traced: HashSet::new(),
                 first: VecDeque::new(),
                 last_miss: None,
                 pause: None,
@@ -252,7 +184,7 @@ impl Server {
                 _ => size.min(blob.chunks.set().saturating_mul(CHUNK_BYTES)),
             };
             Progress {
-                digest: blob.descriptor.digest.to_string(),
+                path: blob.path.clone(),
                 size,
                 local,
                 state: blob.state,
@@ -260,11 +192,6 @@ impl Server {
             }
         };
         shared.blobs.iter().map(progress).collect()
-    }
-
-    /// The chunks in the order in which they were first read: blob and chunk.
-    pub fn trace(&self) -> Vec<(usize, u64)> {
-        self.0.lock().trace.clone()
     }
 
     /// Has all of a blob fetched before all others for which nobody waits.
@@ -368,88 +295,6 @@ fn find(store: &Store, descriptor: &Descriptor) -> Result<(Place, State, Chunks)
     })
 }
 
-impl Shared {
-    /// Whether a chunk can be read here at once.
-    fn has(&self, blob: usize, chunk: u64) -> bool {
-        self.blobs.get(blob).is_some_and(|blob| match blob.place {
-            Place::Local(_) => true,
-            Place::Part(_) => blob.chunks.has(chunk),
-            Place::Nowhere => blob.recent.iter().any(|(found, _)| *found == chunk),
-        })
-    }
-
-    /// Takes as many chunks as are missing from `chunk` on, at most `most`.
-    fn take(&mut self, number: usize, chunk: u64, most: u64) -> Option<Job> {
-        let free = |shared: &Self, chunk| {
-            let blob = &shared.blobs[number];
-            chunk < blob.chunks.count() && !shared.has(number, chunk) && !blob.busy.contains(&chunk)
-        };
-        let count = (0..most)
-            .take_while(|more| free(self, chunk + more))
-            .count() as u64;
-        let blob = self.blobs.get_mut(number)?;
-        blob.busy.extend(chunk..chunk + count);
-        (count > 0).then_some(Job::Fetch(number, chunk, count))
-    }
-
-    /// What to do next.
-    fn next(&mut self, demand_only: bool) -> Option<Job> {
-        if self.pause.is_some_and(|until| Instant::now() < until) {
-            return None;
-        }
-        while let Some((number, chunk)) = self.wanted.pop_front() {
-            let follows = chunk > 0 && {
-                let blob = &self.blobs[number];
-                blob.chunks.has(chunk - 1) || blob.busy.contains(&(chunk - 1))
-            };
-            let most = match follows && matches!(self.blobs[number].place, Place::Part(_)) {
-                true => AHEAD_CHUNKS,
-                false => 1,
-            };
-            if let Some(job) = self.take(number, chunk, most) {
-                return Some(job);
-            }
-        }
-        for number in 0..self.blobs.len() {
-            let blob = &mut self.blobs[number];
-            if let Place::Part(part) = &blob.place {
-                if blob.chunks.is_full() && !blob.finishing && blob.state == State::Fetching {
-                    blob.finishing = true;
-                    return Some(Job::Finish(number, part.clone()));
-                }
-            }
-        }
-        while let Some((number, chunk)) = self.first.pop_front() {
-            if number < self.blobs.len() {
-                if let Some(job) = self.take(number, chunk, 1) {
-                    return Some(job);
-                }
-            }
-        }
-        if demand_only || !self.background {
-            return None;
-        }
-        let was_busy = self.last_miss.is_some_and(|at| at.elapsed() < BUSY);
-        let most = match was_busy {
-            true => self.run.min(BUSY_RUN_CHUNKS),
-            false => self.run,
-        };
-        for number in 0..self.blobs.len() {
-            if self.blobs[number].state != State::Fetching {
-                continue;
-            }
-            let mut from = 0;
-            while let Some(chunk) = self.blobs[number].chunks.first_missing(from) {
-                if let Some(job) = self.take(number, chunk, most) {
-                    return Some(job);
-                }
-                from = chunk + 1;
-            }
-        }
-        None
-    }
-}
-
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
@@ -485,9 +330,6 @@ impl Inner {
         let mut waits = false;
         for piece in pieces {
             let key = (piece.blob, piece.chunk);
-            if shared.traced.insert(key) {
-                shared.trace.push(key);
-            }
             if shared.has(piece.blob, piece.chunk) {
                 shared.ready.push_back((piece, read.clone()));
                 continue;

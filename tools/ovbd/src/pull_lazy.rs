@@ -388,14 +388,12 @@ impl<'a> Session<'a> {
             assume_elsewhere: false,
             verity: pull.verity.of_stack(&[named], true)?,
         };
-        if options.verity.is_none() {
-            report.note(format_args!(
-                "what is read of a layer before it is complete has not been checked against its digest (--verity checks it)"
-            ));
-        }
-        if options.verity.is_some() {
+        match options.verity {
             // Each block that is read needs a path of the tree, which is the topmost layer.
-            self.server.fetch_blob_first(self.blobs.len() - 1);
+            Some(_) => self.server.fetch_blob_first(self.blobs.len() - 1),
+            None => report.note(format_args!(
+                "what is read of a layer before it is complete has not been checked against its digest (--verity checks it)"
+            )),
         }
         self.write_status();
         up::up(&options, interrupt, report, |device| {
@@ -444,14 +442,10 @@ impl<'a> Session<'a> {
         // Nobody waits for us any more, and who closes the terminal does not mean us.
         let_go_of_output(self.name);
         self.server.fetch_all();
-        let mut remaining: BTreeSet<usize> = match fetched::find(self.name)? {
-            Some(fetched) => fetched.iter().map(|fetched| fetched.layer).collect(),
-            None => BTreeSet::new(),
-        };
-        let device =
-            fetched::find(self.name)?.and_then(|fetched| fetched.first().map(|first| first.device));
-        let here = remaining.clone();
-        for layer in here {
+        let fetched = fetched::find(self.name)?.unwrap_or_default();
+        let device = fetched.first().map(|first| first.device);
+        let mut remaining: BTreeSet<usize> = fetched.iter().map(|fetched| fetched.layer).collect();
+        for layer in remaining.clone() {
             if let Some(file) = self.server.local(layer) {
                 self.hand_over(layer, &file, &mut remaining, report);
             }
@@ -538,22 +532,19 @@ impl<'a> Session<'a> {
     }
 
     fn write_status(&self) {
-        let layer = |progress: Progress| {
-            let digest: Option<Digest> = progress.digest.parse().ok();
-            LayerStatus {
-                path: digest.map_or_else(PathBuf::new, |digest| self.store.blob_path(&digest)),
-                size: progress.size,
-                local: progress.local,
-                state: match progress.state {
-                    State::Local => "local",
-                    State::Fetching => "fetching",
-                    State::Elsewhere => "elsewhere",
-                    State::Unstored => "unstored",
-                    State::Damaged => "damaged",
-                }
-                .to_owned(),
-                error: progress.error,
+        let layer = |progress: Progress| LayerStatus {
+            path: progress.path,
+            size: progress.size,
+            local: progress.local,
+            state: match progress.state {
+                State::Local => "local",
+                State::Fetching => "fetching",
+                State::Elsewhere => "elsewhere",
+                State::Unstored => "unstored",
+                State::Damaged => "damaged",
             }
+            .to_owned(),
+            error: progress.error,
         };
         let status = Status {
             process: std::process::id(),
