@@ -16,7 +16,7 @@ from test_script import run
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    blobs, documents = {}, {}
+    blobs, documents, uploads = {}, {}, {}
 
     def log_message(self, *_words):
         pass
@@ -33,10 +33,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def do_POST(self):
-        self.answer(202, Location=self.path + "one")
+        place = f"{self.path}{len(self.uploads)}"
+        self.uploads[place] = bytearray()
+        self.answer(202, Location=place)
+
+    def do_PATCH(self):
+        upload = self.uploads[self.path]
+        upload += self.body()
+        self.answer(202, Location=self.path, Range=f"0-{len(upload) - 1}")
 
     def do_PUT(self):
         body = self.body()
+        if "/blobs/uploads/" in self.path:
+            body = bytes(self.uploads.pop(self.path.partition("?")[0])) + body
         name = urllib.parse.urlsplit(self.path)
         digest = "sha256:" + hashlib.sha256(body).hexdigest()
         if "/manifests/" in name.path:

@@ -38,6 +38,10 @@ pub const VIRTUAL_SIZE: &str = "vnd.dm-overlaybd.virtual-size";
 pub const DIFF_ID: &str = "vnd.dm-overlaybd.tar-diff-id";
 /// On such a layer: the bytes of the tar.
 pub const TAR_BYTES: &str = "vnd.dm-overlaybd.tar-bytes";
+/// Digest of the list of the chunks of a layer, on the layer.
+pub const CHUNK_LIST: &str = "vnd.dm-overlaybd.chunk-list";
+/// In an artifact with lists of chunks or traces: the digest of the layer that a part is about.
+pub const OF_LAYER: &str = "vnd.dm-overlaybd.layer";
 /// What the image was made of, on the manifest: `file`, `thin`, `thick` or `tar`.
 pub const SOURCE: &str = "vnd.dm-overlaybd.source";
 /// Root hash of dm-verity of a sealed image, in hexadecimal digits, on the manifest.

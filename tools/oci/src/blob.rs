@@ -9,7 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use crate::digest::{Algorithm, Digest, Hasher};
+use crate::{
+    chunk_list::{ChunkList, ChunkLister},
+    digest::{Algorithm, Digest, Hasher},
+};
 
 /// Bytes that can be read from anywhere, several times.
 pub trait BlobSource: Send + Sync {
@@ -34,20 +37,22 @@ impl dyn BlobSource + '_ {
         }
     }
 
-    /// The sha256 digest of all bytes; `read` hears of each piece.
+    /// The sha256 digest of all bytes, and the list of their chunks; `read` hears of each piece.
     ///
     /// # Errors
     ///
     /// The system's.
-    pub fn digest(&self, mut read: impl FnMut(u64)) -> io::Result<Digest> {
+    pub fn digests(&self, mut read: impl FnMut(u64)) -> io::Result<(Digest, ChunkList)> {
         let mut hasher = Hasher::new(Algorithm::Sha256);
+        let mut lister = ChunkLister::new(self.size());
         let mut buffer = vec![0; 1 << 18];
         let mut reader = self.reader(0, self.size());
         loop {
             match reader.read(&mut buffer)? {
-                0 => return Ok(hasher.finish()),
+                0 => return Ok((hasher.finish(), lister.finish())),
                 count => {
                     hasher.update(&buffer[..count]);
+                    lister.update(&buffer[..count]);
                     read(count as u64);
                 }
             }
@@ -103,6 +108,16 @@ impl BlobSource for FilePart {
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
         let length = self.bytes.saturating_sub(at).min(buffer.len() as u64) as usize;
         self.file.read_at(&mut buffer[..length], self.start + at)
+    }
+}
+
+impl<S: BlobSource + ?Sized> BlobSource for &S {
+    fn size(&self) -> u64 {
+        (**self).size()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        (**self).read_at(buffer, at)
     }
 }
 
@@ -167,7 +182,7 @@ mod tests {
             source.reader(from, to).read_to_string(&mut text).unwrap();
             assert_eq!(text, "abcdefgh"[from as usize..to as usize]);
         }
-        assert_eq!(source.digest(|_| ()).unwrap(), Digest::of(b"abcdefgh"));
+        assert_eq!(source.digests(|_| ()).unwrap().0, Digest::of(b"abcdefgh"));
     }
 
     #[test]
@@ -176,6 +191,6 @@ mod tests {
         file.write_all_at(b"0123", 0).unwrap();
         let part = FilePart::new(Arc::new(file), 2, 4);
         let source: &dyn BlobSource = &part;
-        assert!(source.digest(|_| ()).is_err());
+        assert!(source.digests(|_| ()).is_err());
     }
 }

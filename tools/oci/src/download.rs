@@ -7,6 +7,7 @@ use std::{io::Read, sync::atomic::Ordering};
 use ureq::http::Method;
 
 use crate::{
+    chunk_list::ChunkList,
     digest::Digest,
     document::{Descriptor, MAX_DOCUMENT_BYTES},
     error::{message, Error, Kind, Result},
@@ -206,6 +207,27 @@ impl Registry {
                 "a configuration of more than 4 MiB",
             ));
         }
+        self.blob_in_memory(blob)
+    }
+
+    /// The list of the chunks of `blob` that has the digest `digest`; nothing where the registry does not have it, or it
+    /// would be larger than is read.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::fetch_blob`], and a list that is none or of another blob.
+    pub fn chunk_list(&self, blob: &Descriptor, digest: &Digest) -> Result<Option<ChunkList>> {
+        let Some(list) = ChunkList::descriptor(blob, digest.clone()) else {
+            return Ok(None);
+        };
+        match self.blob_in_memory(&list) {
+            Ok(bytes) => ChunkList::parse(bytes, blob).map(Some),
+            Err(error) if error.kind() == Kind::Missing => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn blob_in_memory(&self, blob: &Descriptor) -> Result<Vec<u8>> {
         self.backoff().run(
             |_, _| (),
             || {

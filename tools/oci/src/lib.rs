@@ -13,6 +13,7 @@ pub mod annotations;
 mod auth;
 mod blob;
 mod challenge;
+mod chunk_list;
 mod credentials;
 mod digest;
 mod direct_file;
@@ -28,6 +29,7 @@ mod manifest;
 mod note;
 mod progress;
 mod reference;
+mod referrers;
 mod registry;
 mod retry;
 mod scattered;
@@ -41,6 +43,7 @@ mod url;
 
 pub use crate::{
     blob::{BlobSource, FilePart, Pieces},
+    chunk_list::{hash_chunk, ChunkList, ChunkLister, ListSource, CHUNK_LIST_TYPE},
     credentials::{Credentials, Keychain, Login},
     digest::{Algorithm, Digest, Hasher},
     document::{

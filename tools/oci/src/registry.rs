@@ -21,8 +21,6 @@ use crate::{
     error::{message, Error, Kind, Result},
     http::{Answer, Call, Content, Http, Options},
     image::{digest_of, Image},
-    index::{Index, MAX_ENTRIES},
-    manifest::Manifest,
     reference::Reference,
     retry::{Backoff, Failure},
     url::{is_loopback, Url},
@@ -429,62 +427,6 @@ impl Registry {
                 Ok(digest.clone())
             },
         )
-    }
-
-    /// Lists `manifest`, which is in the registry and has a subject, under that subject's tag, as is done for
-    /// registries that do not keep such lists themselves.
-    ///
-    /// # Errors
-    ///
-    /// As [`Registry::document`] and [`Registry::put_document`].
-    pub fn list_referrer(&self, manifest: &Manifest, descriptor: &Descriptor) -> Result<()> {
-        let Some(subject) = &manifest.subject else {
-            return Ok(());
-        };
-        let tag = format!(
-            "{}-{}",
-            subject.digest.algorithm().name(),
-            subject.digest.hex()
-        );
-        let mut index = match self.document(&tag)? {
-            None => Index::new(Vec::new()),
-            Some((bytes, found)) => {
-                let media_type =
-                    MediaType::from_name(&found.media_type).unwrap_or(MediaType::OciIndex);
-                match Document::parse(&bytes, media_type, &self.reference)? {
-                    Document::Index(index) => *index,
-                    Document::Manifest(_) => {
-                        let what = format!(
-                            "the tag {tag} is not an index: the list of referrers is left as it is"
-                        );
-                        return Err(Error::new(Kind::Refused, &self.reference, what));
-                    }
-                }
-            }
-        };
-        if index
-            .manifests
-            .iter()
-            .any(|entry| entry.digest == descriptor.digest)
-        {
-            return Ok(());
-        }
-        if index.manifests.len() >= MAX_ENTRIES {
-            let what = format!(
-                "the list of referrers {tag} has {MAX_ENTRIES} entries, and no room for another"
-            );
-            return Err(Error::new(Kind::Refused, &self.reference, what));
-        }
-        let mut entry = descriptor.clone();
-        entry.artifact_type = manifest.artifact_type.clone();
-        entry.annotations = manifest.annotations.clone();
-        index.manifests.0.push(entry);
-        self.put_document(
-            &tag,
-            MediaType::OciIndex.name(),
-            &crate::document::to_json(&index),
-        )?;
-        Ok(())
     }
 
     /// Whether the answer to the last manifest said that the registry keeps the list of referrers itself.

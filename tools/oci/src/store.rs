@@ -28,6 +28,7 @@ use serde_json::{json, Value};
 use crate::{
     annotations::{CONTAINERD_NAME, REF_NAME},
     blob::FilePart,
+    chunk_list::ChunkList,
     digest::Digest,
     document::{check_values, Descriptor, Document, MediaType, Platform, MAX_DOCUMENT_BYTES},
     error::{Error, Kind, Result},
@@ -310,14 +311,33 @@ impl Store {
                 "a document of more than 4 MiB",
             ));
         }
+        self.read_whole(blob, &name)
+    }
+
+    /// The list of the chunks of `blob` that has the digest `digest`; nothing where it is not there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::read_blob`], and a list that is none or of another blob.
+    pub fn chunk_list(&self, blob: &Descriptor, digest: &Digest) -> Result<Option<ChunkList>> {
+        match ChunkList::descriptor(blob, digest.clone()) {
+            Some(list) if self.has_blob(&list)? => {
+                let bytes = self.read_whole(&list, &Self::blob_name(digest))?;
+                ChunkList::parse(bytes, blob).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn read_whole(&self, blob: &Descriptor, name: &str) -> Result<Vec<u8>> {
         let mut bytes = Vec::with_capacity(blob.size as usize);
         self.open_blob(blob)?
             .take(blob.size)
             .read_to_end(&mut bytes)
-            .map_err(|error| self.fail("read", &name, error))?;
+            .map_err(|error| self.fail("read", name, error))?;
         if digest_of(&bytes, &blob.digest) != blob.digest {
             return Err(Error::invalid(
-                self.path.join(&name).display(),
+                self.path.join(name).display(),
                 "damaged: it does not have its digest",
             ));
         }

@@ -17,6 +17,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
+    annotations::CHUNK_LIST,
     digest::{Algorithm, Digest, Hasher},
     document::{check_values, Descriptor, MAX_DOCUMENT_BYTES},
     error::{Error, Kind, Result},
@@ -164,7 +165,12 @@ impl Store {
                 );
                 Error::new(Kind::Refused, name, what)
             })?;
-            needed.extend(found.into_iter().map(|descriptor| descriptor.digest));
+            for descriptor in found {
+                // Layers are complete without the lists of their chunks.
+                let list = descriptor.annotations.get(CHUNK_LIST);
+                needed.extend(list.and_then(|digest| digest.parse().ok()));
+                needed.insert(descriptor.digest);
+            }
         }
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)

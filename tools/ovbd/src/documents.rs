@@ -7,15 +7,17 @@ use std::path::Path;
 use anyhow::{bail, Context, Result};
 use ovbd_oci::{
     annotations::{
-        BASE_DIGEST, BASE_NAME, BLOB_DIGEST, BLOB_SIZE, CREATED, FS_TYPE, SOURCE, TAR_BYTES,
-        VERSION, VERSION_VALUE, VIRTUAL_SIZE,
+        BASE_DIGEST, BASE_NAME, BLOB_DIGEST, BLOB_SIZE, CHUNK_LIST, CREATED, FS_TYPE, SOURCE,
+        TAR_BYTES, VERSION, VERSION_VALUE, VIRTUAL_SIZE,
     },
-    Bounded, Config, Descriptor, Digest, History, Image, ImageLayer, LayerKind, Manifest,
-    MediaType, Platform, RootFs, DOCKER_CONFIG, DOCKER_LAYER, MAX_LAYERS, OCI_CONFIG, OCI_LAYER,
+    Bounded, ChunkList, Config, Descriptor, Digest, History, Image, ImageLayer, LayerKind,
+    Manifest, MediaType, Platform, RootFs, DOCKER_CONFIG, DOCKER_LAYER, MAX_LAYERS, OCI_CONFIG,
+    OCI_LAYER,
 };
 use serde_json::json;
 
 /// A layer that is not in an image yet, in its tar wrapper.
+#[derive(Clone)]
 pub struct NewLayer {
     /// Digest of the blob, which is not compressed.
     pub digest: Digest,
@@ -25,6 +27,8 @@ pub struct NewLayer {
     pub made_of: Option<String>,
     /// Bytes of the original tar that it begins with, if it does.
     pub tar_bytes: Option<u64>,
+    /// The list of its chunks.
+    pub chunks: ChunkList,
 }
 
 /// What a new image is made of.
@@ -75,6 +79,11 @@ impl Composition<'_> {
         for new in &self.new {
             let mut layer = Descriptor::new(OCI_LAYER, new.digest.clone(), new.bytes);
             note_blob(&mut layer);
+            // A list that nobody would read is not named.
+            if ChunkList::size(new.bytes).is_some() {
+                let digest = Digest::of(new.chunks.as_bytes()).to_string();
+                layer.annotations.insert(CHUNK_LIST.to_owned(), digest);
+            }
             if let Some(fs_type) = self.fs_type {
                 let annotations = &mut layer.annotations;
                 annotations.insert(FS_TYPE.to_owned(), fs_type.to_owned());
@@ -254,6 +263,8 @@ pub fn rfc3339(seconds: i64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use ovbd_oci::ChunkLister;
+
     use super::*;
 
     #[test]
@@ -313,6 +324,7 @@ mod tests {
                 bytes: 4096,
                 made_of: None,
                 tar_bytes: None,
+                chunks: ChunkLister::new(4096).finish(),
             });
             let composition = Composition {
                 base: Some((None, &base)),

@@ -6,6 +6,7 @@
 
 pub mod base;
 pub mod checked;
+pub mod chunk_lists;
 pub mod cli;
 pub mod commands;
 pub mod config;

@@ -6,8 +6,8 @@ use std::{fmt, fs, path::Path};
 
 use anyhow::{Context, Result};
 use ovbd_oci::{
-    Descriptor, Digest, Document, Error, Image, Ingested, Kind, MediaType, Outgoing, Platform,
-    Reference, Registry, Store,
+    Descriptor, Digest, Document, Error, Image, Ingested, Kind, MediaType, NoProgress, Outgoing,
+    Platform, Reference, Registry, Store,
 };
 
 use crate::{
@@ -137,34 +137,32 @@ impl Place {
         notes: Option<&Store>,
         shown: &Shown<'_>,
     ) -> Result<Counts> {
-        let store = match self {
+        match self {
             Place::Registry(_, registry) => {
                 ovbd_oci::send_blobs(registry, blobs, jobs, notes, shown)?;
-                return Ok(shown.counts());
+                Ok(shown.counts())
             }
-            Place::Layout { store, .. } => store,
-        };
-        let mut counts = Counts::default();
-        for out in blobs {
-            let Ingested::Part(mut part) = store.ingest(&out.blob, || ())? else {
-                counts.present += 1;
-                continue;
-            };
-            part.restart()?;
-            let mut buffer = vec![0; BUFFER_BYTES];
-            while part.have() < out.blob.size {
-                let count = out.source.read_at(&mut buffer, part.have())?;
-                if count == 0 {
-                    break;
-                }
-                part.write(&buffer[..count])?;
-            }
-            part.commit()?;
-            counts.done += 1;
+            Place::Layout { store, .. } => copy_blobs(blobs, store),
         }
-        Ok(counts)
     }
 
+    /// As [`Place::send`], without a word, and not to be gone on with.
+    ///
+    /// # Errors
+    ///
+    /// As [`Place::send`].
+    pub fn send_quietly(&self, blobs: &[Outgoing<'_>], jobs: usize) -> Result<()> {
+        match self {
+            Place::Registry(_, registry) => Ok(ovbd_oci::send_blobs(
+                registry,
+                blobs,
+                jobs,
+                None,
+                &NoProgress,
+            )?),
+            Place::Layout { store, .. } => copy_blobs(blobs, store).map(drop),
+        }
+    }
     /// Gives the name to an image whose blobs are all there.
     ///
     /// # Errors
@@ -195,6 +193,29 @@ impl Place {
             Place::Layout { store, .. } => Ok(Some(store.protect()?)),
         }
     }
+}
+
+/// Copies blobs into a store, those that are not there.
+fn copy_blobs(blobs: &[Outgoing<'_>], store: &Store) -> Result<Counts> {
+    let mut counts = Counts::default();
+    for out in blobs {
+        let Ingested::Part(mut part) = store.ingest(&out.blob, || ())? else {
+            counts.present += 1;
+            continue;
+        };
+        part.restart()?;
+        let mut buffer = vec![0; BUFFER_BYTES];
+        while part.have() < out.blob.size {
+            let count = out.source.read_at(&mut buffer, part.have())?;
+            if count == 0 {
+                break;
+            }
+            part.write(&buffer[..count])?;
+        }
+        part.commit()?;
+        counts.done += 1;
+    }
+    Ok(counts)
 }
 
 impl fmt::Display for Place {

@@ -334,7 +334,7 @@ struct Found {
     changed: u64,
     fs_type: Option<String>,
     /// Layers with their digests.
-    layers: Vec<(LayerPath, Digest, u64)>,
+    layers: Vec<(LayerPath, NewLayer)>,
 }
 
 impl Work<'_> {
@@ -419,10 +419,18 @@ impl Work<'_> {
         for (path, _) in &written.layers {
             let path = LayerPath::Sealed(path.clone());
             let source = wrapped(&path)?;
-            let digest = source.digest(|_| ());
-            let digest =
-                digest.with_context(|| format!("{}: cannot read", path.data().display()))?;
-            layers.push((path, digest, source.size()));
+            let digests = source.digests(|_| ());
+            let (digest, chunks) =
+                digests.with_context(|| format!("{}: cannot read", path.data().display()))?;
+            let bytes = source.size();
+            let new = NewLayer {
+                digest,
+                bytes,
+                made_of: Some(self.new.name.to_string()),
+                tar_bytes: None,
+                chunks,
+            };
+            layers.push((path, new));
         }
         Ok(Found {
             written,
@@ -433,19 +441,9 @@ impl Work<'_> {
     }
 
     fn compose(&self, found: &Found) -> Result<ToSend> {
-        let name = self.new.name.to_string();
         let composed = Composition {
             base: self.base.map(|base| (None, &base.image)),
-            new: found
-                .layers
-                .iter()
-                .map(|(_, digest, bytes)| NewLayer {
-                    digest: digest.clone(),
-                    bytes: *bytes,
-                    made_of: Some(name.clone()),
-                    tar_bytes: None,
-                })
-                .collect(),
+            new: found.layers.iter().map(|(_, new)| new.clone()).collect(),
             virtual_bytes: self.new.bytes,
             source: if self.new.is_thin() { "thin" } else { "thick" },
             fs_type: found.fs_type.as_deref(),
@@ -454,8 +452,9 @@ impl Work<'_> {
         };
         let (manifest, config) = composed.documents()?;
         let mut blobs = Vec::new();
-        for (path, digest, _) in &found.layers {
-            let layer = manifest.layers.iter().find(|layer| layer.digest == *digest);
+        for (path, new) in &found.layers {
+            let mut layers = manifest.layers.iter();
+            let layer = layers.find(|layer| layer.digest == new.digest);
             let blob = layer.context("a layer is not in its manifest")?.clone();
             blobs.push(Outgoing {
                 blob,
@@ -540,7 +539,7 @@ struct ImageSizes {
 fn image_sizes(image: &ToSend, found: &Found) -> ImageSizes {
     ImageSizes {
         stored: stored(&image.manifest),
-        new_stored: found.layers.iter().map(|(_, _, bytes)| bytes).sum(),
+        new_stored: found.layers.iter().map(|(_, new)| new.bytes).sum(),
     }
 }
 
@@ -580,7 +579,7 @@ impl Naming<'_> {
             let layers = block_layers(&base.image, "base")?;
             ids.extend(layers.into_iter().map(content_of));
         }
-        ids.extend(found.layers.iter().map(|(_, digest, _)| digest));
+        ids.extend(found.layers.iter().map(|(_, new)| &new.digest));
         let chain = chain(ids);
         let mut new = vec![
             (tags::MANIFEST, digest.to_string()),

@@ -36,7 +36,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::{
-    checked,
+    checked, chunk_lists,
     cli::{self, wrong_usage, Parents},
     commands::images::{layer_count, stored, virtual_bytes},
     documents::{Composition, NewLayer},
@@ -249,13 +249,19 @@ impl Push {
         let _guard = store.as_ref().and_then(|store| store.protect().ok());
         // Without a store that can be written to, an upload is not gone on with by another process.
         let notes = store.as_ref().filter(|_| _guard.is_some());
-        let counts = place.send(&image.blobs, usize::from(self.transfer.jobs), notes, &shown)?;
+        let jobs = usize::from(self.transfer.jobs);
+        let counts = place.send(&image.blobs, jobs, notes, &shown)?;
+        let lists = chunk_lists::send(image, place, jobs)?;
         let digest = place.name(image.media_type, &image.bytes)?;
         if let (Some(_), Some((_, registry))) = (&image.manifest.subject, place.registry()) {
             if !registry.knows_subjects() {
                 let descriptor = Descriptor::of(image.media_type.name(), &image.bytes);
                 registry.list_referrer(&image.manifest, &descriptor)?;
             }
+        }
+        if let Some((_, registry)) = place.registry() {
+            let subject = Descriptor::of(image.media_type.name(), &image.bytes);
+            chunk_lists::attach(registry, &subject, lists, report);
         }
         report.note(format_args!(
             "{} sent, {} already there, {} taken from other repositories",
@@ -310,15 +316,16 @@ impl Push {
         let digests: Vec<_> = (kept..sources.len())
             .into_par_iter()
             .map(|number| {
-                let digest = sources[number].digest(|bytes| report.add(bytes));
-                digest.with_context(|| format!("{}: cannot read", names[number].display()))
+                let digests = sources[number].digests(|bytes| report.add(bytes));
+                digests.with_context(|| format!("{}: cannot read", names[number].display()))
             })
             .collect::<Result<_>>()?;
         let new = digests
             .into_iter()
             .zip(kept..)
-            .map(|(digest, number)| NewLayer {
+            .map(|((digest, chunks), number)| NewLayer {
                 digest,
+                chunks,
                 bytes: sources[number].size(),
                 made_of: names[number]
                     .file_name()
