@@ -33,7 +33,7 @@ DEBUG_MUTANTS = os.environ.get("OVBD_MUTANTS", "11")
 OLDEST_TESTS = ["device-mapper/io", "device-mapper/stale", "dm-overlaybd/io", "dm-zfile/io"]
 # What runs under the native kernel: of what is about logical volumes each way that an image goes once; and what needs a
 # network, which the debug kernel has not, and many reads.
-NATIVE_TESTS = ["lvm/push", "lvm/served", "lvm/inside", "ovbd/lazy"]
+NATIVE_TESTS = ["lvm/push", "lvm/served", "lvm/inside", "ovbd/lazy", "ovbd/lazy_parts"]
 DEBUG_LOG = SOURCE / "build/debug-pass.log"
 COUNTS = re.compile(r"(\d+) passed, (\d+) failed, (\d+) skipped")
 CARGO_RESULT = re.compile(r"test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored")
@@ -243,7 +243,7 @@ def test_all(stages):
                                                       OVBD_TEST_LIMIT="3600"))
     stages.run("sealed stacks that were changed", lambda: counted("selftests", "KERNEL=native", "T=ovbd/tampered",
                                                                   OVBD_MUTANTS="5000", OVBD_TEST_LIMIT="7200"))
-    stages.run("lazily fetched, stock kernel", lambda: counted("selftests", "T=ovbd/lazy"))
+    stages.run("lazily fetched, stock kernel", lambda: counted("selftests", "T=ovbd/lazy ovbd/lazy_parts"))
     stages.run("commits under a writer, and killed", lambda: counted("selftests", "KERNEL=native",
                                                                      "T=ovbd/generations ovbd/crashes ovbd/powercut",
                                                                      OVBD_COMMITS="200", OVBD_KILLS="100",

@@ -21,7 +21,28 @@ class Behaviour:
         # Byte of a blob, by its digest, that is sent wrong.
         self.wrong = {}
         self.sent = 0
+        # Bytes in a second, None for as many as there can be.
+        self.rate = None
+        # Digests and first bytes of the parts that were asked for.
+        self.asked = []
+        self.blobs, self.documents = {}, {}
         self.lock = threading.Lock()
+
+    def remove_chunk_lists(self):
+        """Loses the lists of chunks, as a registry does to which nothing refers; returns them."""
+        lists = {digest: blob for digest, blob in self.blobs.items() if blob.startswith(b"ovbdchk")}
+        for digest in lists:
+            del self.blobs[digest]
+        return lists
+
+    def take_turn(self, count):
+        """Waits for as long as `count` bytes take on the line, which all answers share."""
+        if self.rate is None:
+            return
+        with self.lock:
+            self.line = max(getattr(self, "line", 0.0), time.monotonic()) + count / self.rate
+            until = self.line
+        time.sleep(max(0.0, until - time.monotonic()))
 
 
 class Handler(registry.Handler):
@@ -53,6 +74,8 @@ class Handler(registry.Handler):
                 body = body[:at] + bytes([body[at] ^ 1]) + body[at + 1:]
             with how.lock:
                 how.sent += len(body)
+                how.asked.append((digest, first))
+            how.take_turn(len(body))
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             super().answer(status, body, **headers)
 
@@ -69,7 +92,7 @@ def slow_registry():
     """Its address and its behaviour while the body runs."""
     run("ip", "link", "set", "lo", "up")
     behaviour = Behaviour()
-    handler = type("SlowHandler", (Handler,), {"behaviour": behaviour, "blobs": {}, "documents": {}})
+    handler = type("SlowHandler", (Handler,), {"behaviour": behaviour, "blobs": behaviour.blobs, "documents": behaviour.documents, "uploads": {}})
     server = Server(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

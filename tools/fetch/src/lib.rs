@@ -10,8 +10,9 @@ mod layout;
 mod read;
 mod schedule;
 mod server;
+mod sources;
 
 pub use crate::{
     layout::Layout,
-    server::{Event, Options, Progress, Server, State},
+    server::{Event, Options, Progress, Server, State, Wanted},
 };

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ovbd_oci::{Chunks, Descriptor, Scattered};
+use ovbd_oci::{ChunkList, Chunks, Descriptor, Scattered};
 
 use crate::{
     read::{Piece, Read},
@@ -25,6 +25,8 @@ pub const BUSY_RUN_CHUNKS: u64 = 2;
 const BUSY: Duration = Duration::from_millis(500);
 /// Chunks that are fetched with one that follows what is there: a program reads a file.
 const AHEAD_CHUNKS: u64 = 4;
+/// How long a chunk that came wrong is not asked for again.
+pub const WRONG_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where the bytes of a blob are kept.
 pub enum Place {
@@ -40,6 +42,12 @@ pub struct Blob {
     pub place: Place,
     pub state: State,
     pub chunks: Chunks,
+    /// By what each chunk is checked when it comes.
+    pub list: Option<ChunkList>,
+    /// Chunks that were not what the list says, and when they last came.
+    pub wrong: HashMap<u64, Instant>,
+    /// Chunks that somebody has read.
+    pub read: Chunks,
     /// Chunks that are being fetched.
     pub busy: HashSet<u64>,
     /// Those that came last, where they cannot be stored.
@@ -63,18 +71,28 @@ pub struct Shared {
     pub reads: Vec<Arc<Read>>,
     /// Chunks to fetch before the others.
     pub first: VecDeque<(usize, u64)>,
+    /// Chunks in the order in which somebody read them first.
+    pub trace: Vec<(usize, u64)>,
+    /// Which of the sources is asked: the next one after each failure.
+    pub source: usize,
     /// When somebody last had to wait.
     pub last_miss: Option<Instant>,
     /// No request is made before this time, after those that failed.
     pub pause: Option<Instant>,
     pub failures: u32,
     pub background: bool,
+    /// Requests under way for which nobody waits.
+    pub unasked: usize,
     /// Chunks that one request fetches where nobody waits.
     pub run: u64,
+    /// The least time that a request took: what is more is the line's.
+    pub fastest: Duration,
 }
 
 /// What a worker does next.
 pub enum Job {
+    /// Fetch chunks of a blob, from one on; nobody waits for them.
+    Unasked(usize, u64, u64),
     /// Fetch chunks of a blob, from one on.
     Fetch(usize, u64, u64),
     /// Check a blob and put it into the store.
@@ -91,11 +109,26 @@ impl Shared {
         })
     }
 
+    /// Remembers that somebody reads a chunk.
+    pub fn note_read(&mut self, number: usize, chunk: u64) {
+        if self
+            .blobs
+            .get_mut(number)
+            .is_some_and(|blob| blob.read.add(chunk))
+        {
+            self.trace.push((number, chunk));
+        }
+    }
+
     /// Takes as many chunks as are missing from `chunk` on, at most `most`.
     fn take(&mut self, number: usize, chunk: u64, most: u64) -> Option<Job> {
         let free = |shared: &Self, chunk| {
             let blob = &shared.blobs[number];
-            chunk < blob.chunks.count() && !shared.has(number, chunk) && !blob.busy.contains(&chunk)
+            let was_wrong = blob.wrong.get(&chunk);
+            chunk < blob.chunks.count()
+                && !shared.has(number, chunk)
+                && !blob.busy.contains(&chunk)
+                && was_wrong.is_none_or(|at| at.elapsed() >= WRONG_PAUSE)
         };
         let count = (0..most)
             .take_while(|more| free(self, chunk + more))
@@ -105,8 +138,22 @@ impl Shared {
         (count > 0).then_some(Job::Fetch(number, chunk, count))
     }
 
-    /// What to do next.
-    pub fn next(&mut self, demand_only: bool) -> Option<Job> {
+    /// Asks again for chunks that came wrong a while ago and that somebody waits for.
+    pub fn want_wrong_again(&mut self) {
+        let waiting = self.waiting.keys();
+        let due = waiting.filter(|(number, chunk)| {
+            let blob = &self.blobs[*number];
+            let at = blob.wrong.get(chunk);
+            at.is_some_and(|at| at.elapsed() >= WRONG_PAUSE)
+                && !blob.busy.contains(chunk)
+                && !self.wanted.contains(&(*number, *chunk))
+        });
+        let due: Vec<_> = due.copied().collect();
+        self.wanted.extend(due);
+    }
+
+    /// What to do next; what nobody has asked for is not for a spare thread.
+    pub fn next(&mut self, is_spare: bool) -> Option<Job> {
         if self.pause.is_some_and(|until| Instant::now() < until) {
             return None;
         }
@@ -133,17 +180,31 @@ impl Shared {
             }
         }
         while let Some((number, chunk)) = self.first.pop_front() {
-            if number < self.blobs.len() {
-                if let Some(job) = self.take(number, chunk, 1) {
-                    return Some(job);
-                }
+            // What follows goes with it.
+            let mut count = 1;
+            while count < RUN_CHUNKS && self.first.front() == Some(&(number, chunk + count)) {
+                self.first.pop_front();
+                count += 1;
             }
+            if number >= self.blobs.len() {
+                continue;
+            }
+            if let Some(Job::Fetch(number, chunk, taken)) = self.take(number, chunk, count) {
+                let rest = (chunk + taken..chunk + count).rev();
+                rest.for_each(|chunk| self.first.push_front((number, chunk)));
+                return Some(Job::Fetch(number, chunk, taken));
+            }
+            // The first of them is there or on its way.
+            let rest = (chunk + 1..chunk + count).rev();
+            rest.for_each(|chunk| self.first.push_front((number, chunk)));
         }
-        if demand_only || !self.background {
+        if !self.background || is_spare {
             return None;
         }
         let was_busy = self.last_miss.is_some_and(|at| at.elapsed() < BUSY);
         let most = match was_busy {
+            // One of them is enough to use a line that those who wait leave unused.
+            true if self.unasked > 0 => return None,
             true => self.run.min(BUSY_RUN_CHUNKS),
             false => self.run,
         };
@@ -153,8 +214,9 @@ impl Shared {
             }
             let mut from = 0;
             while let Some(chunk) = self.blobs[number].chunks.first_missing(from) {
-                if let Some(job) = self.take(number, chunk, most) {
-                    return Some(job);
+                if let Some(Job::Fetch(number, chunk, count)) = self.take(number, chunk, most) {
+                    self.unasked += 1;
+                    return Some(Job::Unasked(number, chunk, count));
                 }
                 from = chunk + 1;
             }

@@ -15,34 +15,31 @@ use std::{
 };
 
 use ovbd_oci::{
-    chunk_range, Chunks, Descriptor, Error, Found, Kind, Registry, Result, Scattered, Store,
-    CHUNK_BYTES,
+    chunk_range, ChunkList, Chunks, Descriptor, Error, Found, Kind, Registry, Result, Scattered,
+    Store, CHUNK_BYTES,
 };
 use ovbd_ublk::Request;
 
 use crate::{
     layout::Layout,
     read::{pieces, Read},
-    schedule::{Blob, Job, Place, Shared, BUSY_RUN_CHUNKS, RUN_CHUNKS},
+    schedule::{Blob, Job, Place, Shared, BUSY_RUN_CHUNKS},
+    sources::{find_copies, Copy},
 };
 
-/// How long a request for which nobody waits may take and be longer the next time, or must not take: it is lost when the process ends.
-const SHORT: Duration = Duration::from_millis(500);
-const LONG: Duration = Duration::from_secs(1);
 /// Chunks that are kept in memory, of blobs that cannot be stored.
 const RECENT_CHUNKS: usize = 64;
+/// Threads that are always there for those who wait, and for what is to be there first.
+const SPARE: usize = 4;
 /// Threads that copy what is there.
 const COPIERS: usize = 2;
-/// Wait after a request that failed, twice as long after each further one, and the most.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often waiting reads are looked at, and blobs that another process has.
 const STEP: Duration = Duration::from_millis(250);
 
 /// How to fetch.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Requests at once.
+    /// Requests at once for which nobody waits.
     pub jobs: usize,
     /// How long a read may wait until it fails; for ever if nothing.
     pub patience: Option<Duration>,
@@ -89,12 +86,24 @@ pub struct Progress {
     pub error: Option<String>,
 }
 
+/// A blob to serve.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// The blob.
+    pub blob: Descriptor,
+    /// By what each chunk of it is checked before anybody sees it; without it they are believed until all are there.
+    pub list: Option<ChunkList>,
+}
+
 /// Serves blobs while it fetches them.
 #[derive(Clone)]
 pub struct Server(Arc<Inner>);
 
-struct Inner {
-    registry: Registry,
+pub(crate) struct Inner {
+    /// Repositories that have the blobs; there is one at least.
+    pub(crate) sources: Vec<Registry>,
+    /// Chunks that are in other blobs of the store, by their digests.
+    pub(crate) copies: HashMap<Vec<u8>, Copy>,
     store: Store,
     layout: Layout,
     options: Options,
@@ -107,25 +116,38 @@ struct Inner {
 }
 
 impl Server {
-    /// Looks for `blobs` in `store`; what is missing comes from `registry`. Nothing is fetched before [`Server::start`].
+    /// Looks for `blobs` in `store`; what is missing is copied from `local`, other blobs of the store with the lists of their
+    /// chunks, or comes from `sources`: from the first, and from the next whenever one fails. Nothing is fetched before
+    /// [`Server::start`].
     ///
     /// # Errors
     ///
-    /// The system's, and blobs that are too large.
+    /// The system's, blobs that are too large, and no source.
     pub fn new(
-        registry: Registry,
+        sources: Vec<Registry>,
         store: &Store,
-        blobs: &[Descriptor],
+        blobs: Vec<Wanted>,
+        local: &[(Descriptor, ChunkList)],
         options: Options,
     ) -> Result<(Self, Receiver<Event>)> {
-        let layout = Layout::new(blobs.iter().map(|blob| blob.size))
-            .ok_or_else(|| Error::invalid(registry.reference(), "larger than a device can be"))?;
+        let name = sources.first().map(|source| source.reference().to_string());
+        let name =
+            name.ok_or_else(|| Error::invalid(store.path().display(), "nothing to fetch from"))?;
+        let layout = Layout::new(blobs.iter().map(|wanted| wanted.blob.size))
+            .ok_or_else(|| Error::invalid(name, "larger than a device can be"))?;
         let mut all = Vec::new();
-        for descriptor in blobs {
-            let (place, state, chunks) = find(store, descriptor)?;
+        for Wanted {
+            blob: descriptor,
+            list,
+        } in blobs
+        {
+            let (place, state, chunks) = find(store, &descriptor)?;
             all.push(Blob {
                 path: store.blob_path(&descriptor.digest),
-                descriptor: descriptor.clone(),
+                list,
+                wrong: HashMap::new(),
+                read: Chunks::none(descriptor.size),
+                descriptor,
                 place,
                 state,
                 chunks,
@@ -137,7 +159,8 @@ impl Server {
         }
         let (sender, events) = channel();
         let inner = Inner {
-            registry,
+            sources,
+            copies: find_copies(store, local),
             store: store.clone(),
             layout,
             options,
@@ -148,10 +171,14 @@ impl Server {
                 ready: VecDeque::new(),
                 reads: Vec::new(),
                 first: VecDeque::new(),
+                trace: Vec::new(),
+                source: 0,
                 last_miss: None,
                 pause: None,
                 failures: 0,
                 background: false,
+                unasked: 0,
+                fastest: Duration::MAX,
                 run: BUSY_RUN_CHUNKS,
             }),
             work: Condvar::new(),
@@ -209,6 +236,12 @@ impl Server {
         self.0.work.notify_all();
     }
 
+    /// Whether all of these chunks are here.
+    pub fn has(&self, chunks: &[(usize, u64)]) -> bool {
+        let shared = self.0.lock();
+        chunks.iter().all(|(blob, chunk)| shared.has(*blob, *chunk))
+    }
+
     /// Fetches what is read, and first both ends of each blob, which whoever maps it reads.
     ///
     /// # Errors
@@ -224,10 +257,9 @@ impl Server {
                 .collect()
         };
         self.fetch_first(ends);
-        for number in 0..self.0.options.jobs.max(2) {
-            // One of them is always there for who waits.
-            let demand_only = number == 0;
-            self.spawn(move |inner| inner.fetch(demand_only))?;
+        for number in 0..self.0.options.jobs + SPARE {
+            let is_spare = number < SPARE;
+            self.spawn(move |inner| inner.fetch(is_spare))?;
         }
         for _ in 0..COPIERS {
             self.spawn(|inner| inner.copy())?;
@@ -239,8 +271,17 @@ impl Server {
         let inner = self.0.clone();
         let thread = thread::Builder::new().spawn(move || run(&inner));
         thread.map(drop).map_err(|error| {
-            Error::new(Kind::System, self.0.registry.reference(), error.to_string())
+            Error::new(
+                Kind::System,
+                self.0.store.path().display(),
+                error.to_string(),
+            )
         })
+    }
+
+    /// The chunks that somebody has read, each with the number of its blob, in the order in which they were read first.
+    pub fn trace(&self) -> Vec<(usize, u64)> {
+        self.0.lock().trace.clone()
     }
 
     /// From now on everything that is missing is fetched, too.
@@ -296,7 +337,7 @@ fn find(store: &Store, descriptor: &Descriptor) -> Result<(Place, State, Chunks)
 }
 
 impl Inner {
-    fn lock(&self) -> MutexGuard<'_, Shared> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -330,6 +371,7 @@ impl Inner {
         let mut waits = false;
         for piece in pieces {
             let key = (piece.blob, piece.chunk);
+            shared.note_read(piece.blob, piece.chunk);
             if shared.has(piece.blob, piece.chunk) {
                 shared.ready.push_back((piece, read.clone()));
                 continue;
@@ -417,11 +459,11 @@ impl Inner {
     }
 
     /// A worker.
-    fn fetch(&self, demand_only: bool) {
+    fn fetch(&self, is_spare: bool) {
         loop {
             let mut shared = self.lock();
             let job = loop {
-                match shared.next(demand_only) {
+                match shared.next(is_spare) {
                     Some(job) => break job,
                     None => {
                         // A pause ends without a word.
@@ -433,41 +475,17 @@ impl Inner {
             drop(shared);
             match job {
                 Job::Fetch(blob, chunk, count) => self.fetch_chunks(blob, chunk, count),
+                Job::Unasked(blob, chunk, count) => {
+                    self.fetch_chunks(blob, chunk, count);
+                    self.lock().unasked -= 1;
+                }
                 Job::Finish(blob, part) => self.finish(blob, &part),
             }
         }
     }
 
-    fn fetch_chunks(&self, number: usize, chunk: u64, count: u64) {
-        let descriptor = self.lock().blobs[number].descriptor.clone();
-        let (start, _) = chunk_range(chunk, descriptor.size);
-        let (last, bytes) = chunk_range(chunk + count - 1, descriptor.size);
-        let begun = Instant::now();
-        let fetched = self
-            .registry
-            .range(&descriptor, start, last + bytes - start);
-        match fetched {
-            Ok(data) => {
-                let pieces = data.chunks(CHUNK_BYTES as usize);
-                for (chunk, data) in (chunk..chunk + count).zip(pieces) {
-                    self.arrived(number, chunk, data);
-                }
-                let mut shared = self.lock();
-                shared.failures = 0;
-                shared.pause = None;
-                if begun.elapsed() > LONG {
-                    shared.run = (shared.run / 2).max(1);
-                } else if begun.elapsed() < SHORT && count >= shared.run {
-                    shared.run = (2 * shared.run).min(RUN_CHUNKS);
-                }
-                shared.blobs[number].error = None;
-            }
-            Err(error) => self.failed(number, chunk, count, &error),
-        }
-    }
-
     /// A chunk has come.
-    fn arrived(&self, number: usize, chunk: u64, data: &[u8]) {
+    pub(crate) fn arrived(&self, number: usize, chunk: u64, data: &[u8]) {
         let part = match &self.lock().blobs[number].place {
             Place::Part(part) => Some(part.clone()),
             _ => None,
@@ -476,6 +494,7 @@ impl Inner {
         let mut shared = self.lock();
         let blob = &mut shared.blobs[number];
         blob.busy.remove(&chunk);
+        blob.wrong.remove(&chunk);
         match stored {
             Some(Ok(())) => drop(blob.chunks.add(chunk)),
             Some(Err(error)) => {
@@ -505,28 +524,6 @@ impl Inner {
         if done {
             self.work.notify_all();
         }
-    }
-
-    /// Chunks did not come: they are asked for again, after a pause.
-    fn failed(&self, number: usize, chunk: u64, count: u64, error: &Error) {
-        let mut shared = self.lock();
-        let text = error.to_string();
-        let blob = &mut shared.blobs[number];
-        if blob.error.as_ref() != Some(&text) {
-            tracing::warn!(%error, "trying again");
-        }
-        blob.error = Some(text);
-        for chunk in chunk..chunk + count {
-            blob.busy.remove(&chunk);
-        }
-        for chunk in (chunk..chunk + count).rev() {
-            if shared.waiting.contains_key(&(number, chunk)) {
-                shared.wanted.push_front((number, chunk));
-            }
-        }
-        let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(shared.failures));
-        shared.failures = shared.failures.saturating_add(1).min(16);
-        shared.pause = Some(Instant::now() + pause.min(LONGEST_PAUSE));
     }
 
     /// All of a blob is there.
@@ -561,6 +558,8 @@ impl Inner {
             thread::sleep(STEP);
             let mut shared = self.lock();
             shared.reads.retain(|read| !read.is_answered());
+            shared.want_wrong_again();
+            self.work.notify_all();
             let late: Vec<_> = match self.options.patience {
                 Some(patience) => {
                     let late = shared.reads.iter();

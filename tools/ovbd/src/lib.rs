@@ -4,6 +4,7 @@
 //!
 //! What the verbs do is in [`ovbd_layers`], [`ovbd_devices`] and [`ovbd_oci`]; here is what a user types and sees.
 
+pub mod background;
 pub mod base;
 pub mod checked;
 pub mod chunk_lists;
@@ -30,5 +31,6 @@ pub mod seal_note;
 pub mod service;
 pub mod signing;
 pub mod tar_layers;
+pub mod trace;
 pub mod turbo;
 pub mod watch;

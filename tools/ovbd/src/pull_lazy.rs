@@ -7,11 +7,11 @@
 //! its name means by then. Which image that is stands in `ingest/lazy-NAME.json` of the store.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
-    os::unix::{fs::OpenOptionsExt, net::UnixDatagram, process::CommandExt},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    process::{Command, ExitCode, Stdio},
+    process::ExitCode,
     sync::mpsc::{Receiver, RecvTimeoutError},
     time::{Duration, Instant},
 };
@@ -20,12 +20,11 @@ use anyhow::{bail, Context as _, Result};
 use ovbd_devices::{
     cow, fetched,
     fetched::{Fetched, LayerStatus, Status},
-    lock::FOLDER,
     mapped::node,
     programs::run as run_program,
     up, Interrupt,
 };
-use ovbd_fetch::{Event, Options, Progress, Server, State};
+use ovbd_fetch::{Event, Options, Progress, Server, State, Wanted};
 use ovbd_layers::layer::LayerPath;
 use ovbd_oci::{
     Descriptor, Digest, Error, Image, Kind, LayerKind, Platform, Reference, Registry, Store,
@@ -35,20 +34,22 @@ use rustix::mm::{mlockall, MlockAllFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    background::{let_go_of_output, ready, start},
+    chunk_lists,
+    chunk_lists::Trust,
     commands::pull::{look, name_image, named_image, Pull},
     names::block_layers,
     report::Report,
+    trace,
+    trace::Trace,
 };
 
 /// How often is said how far it is.
 const STEP: Duration = Duration::from_secs(1);
+/// How often is looked whether what is read first is there.
+const PREFETCH_STEP: Duration = Duration::from_millis(10);
 /// How often what has come is put on the disk.
 const SYNC: Duration = Duration::from_secs(5);
-/// The program is started again by itself with this option, to go on where no terminal is.
-const FOREGROUND: &str = "--foreground";
-/// Set in the environment of that one.
-const BACKGROUND: &str = "OVBD_BACKGROUND";
-
 /// What a stack is being fetched from.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
@@ -56,6 +57,9 @@ struct Record {
     reference: String,
     /// Its manifest.
     manifest: Digest,
+    /// The list of the chunks of each layer that has one.
+    #[serde(default)]
+    lists: BTreeMap<Digest, Digest>,
 }
 
 impl Record {
@@ -81,6 +85,30 @@ impl Record {
         file.sync_all()?;
         fs::rename(&new, &path)?;
         Ok(())
+    }
+
+    /// The chunk lists of `layers`, from the store where they are there.
+    fn read_lists(
+        &self,
+        registry: &Registry,
+        store: &Store,
+        layers: &[Descriptor],
+    ) -> Vec<Option<chunk_lists::Named>> {
+        let read = |layer: &Descriptor| {
+            let digest = self.lists.get(&layer.digest)?;
+            // Of what is there no list is needed, and perhaps no registry answers.
+            if store.has_blob(layer).unwrap_or(false) {
+                return None;
+            }
+            match chunk_lists::get(registry, store, layer, digest) {
+                Ok(list) => Some((digest.clone(), list?)),
+                Err(error) => {
+                    tracing::warn!(%error, "going on without a chunk list");
+                    None
+                }
+            }
+        };
+        layers.iter().map(read).collect()
     }
 }
 
@@ -110,7 +138,7 @@ pub fn run(pull: &Pull, reference: &Reference, name: &str, report: &Report) -> R
         Some(fetched) => session.recover(&fetched, report)?,
         None => session.map(pull, &interrupt, report)?,
     }
-    session.serve(&interrupt, report)
+    session.serve(pull, &interrupt, report)
 }
 
 /// Refuses a registry that only sends blobs as a whole.
@@ -168,93 +196,6 @@ fn check_unserved(name: &str, fetched: &[Fetched]) -> Result<()> {
     }
 }
 
-/// Starts this program again where it outlives this process, and waits until the stack is there.
-fn start(name: &str, report: &Report) -> Result<ExitCode> {
-    let mut arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    let verb = arguments.iter().position(|word| word == "pull");
-    arguments.insert(verb.map_or(0, |verb| verb + 1), FOREGROUND.into());
-    let program = std::env::current_exe()?;
-    if Path::new("/run/systemd/system").exists() {
-        let unit = unit(name);
-        let mut command = Command::new("systemd-run");
-        command.args([
-            "--quiet",
-            "--collect",
-            "--same-dir",
-            "--service-type=notify",
-        ]);
-        command.arg(format!("--unit={unit}"));
-        for property in [
-            "Restart=on-failure",
-            "RestartSec=1",
-            "OOMScoreAdjust=-900",
-            "TimeoutStartSec=infinity",
-        ] {
-            command.arg(format!("--property={property}"));
-        }
-        for variable in PASSED_ON {
-            if std::env::var_os(variable).is_some() {
-                command.arg(format!("--setenv={variable}"));
-            }
-        }
-        let status = command.arg("--").arg(program).args(arguments).status()?;
-        if !status.success() {
-            bail!(Error::new(
-                Kind::System,
-                &unit,
-                format!("did not start (journalctl --unit={unit})")
-            ));
-        }
-        report.print(&format!("{}\n", node(name).display()))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut child = Command::new(program)
-        .args(arguments)
-        .env(BACKGROUND, "1")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .process_group(0)
-        .spawn()?;
-    let mut said = String::new();
-    if let Some(mut pipe) = child.stdout.take() {
-        // It closes its end when the stack is there.
-        io::Read::read_to_string(&mut pipe, &mut said)?;
-    }
-    match said.is_empty() {
-        false => report.print(&said),
-        // It has said why.
-        true => Ok(match child.wait()?.code() {
-            Some(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
-            None => ExitCode::FAILURE,
-        }),
-    }
-}
-
-/// What tells where credentials and proxies are.
-const PASSED_ON: [&str; 9] = [
-    "HOME",
-    "XDG_RUNTIME_DIR",
-    "REGISTRY_AUTH_FILE",
-    "DOCKER_CONFIG",
-    "http_proxy",
-    "https_proxy",
-    "all_proxy",
-    "no_proxy",
-    "RUST_LOG",
-];
-
-/// The unit of the process of a stack.
-fn unit(name: &str) -> String {
-    let mut unit = String::from("ovbd-fetch-");
-    for c in name.chars() {
-        match c {
-            '+' | '=' | '@' => unit.push_str(&format!("\\x{:02x}", u32::from(c))),
-            c => unit.push(c),
-        }
-    }
-    unit + ".service"
-}
-
 /// One image that is being fetched for one stack.
 struct Session<'a> {
     name: &'a str,
@@ -265,6 +206,10 @@ struct Session<'a> {
     blobs: Vec<Descriptor>,
     server: Server,
     events: Receiver<Event>,
+    /// By what is checked what comes.
+    trust: Trust,
+    /// What is to be fetched first.
+    first: Vec<(usize, u64)>,
 }
 
 impl<'a> Session<'a> {
@@ -280,8 +225,9 @@ impl<'a> Session<'a> {
         let mut options = pull.transfer.options();
         // Each read is tried for as long as it may wait.
         options.retries.tries = 1;
-        let image = match Record::read(store, name) {
-            Some(record) if is_running => pinned(&record, reference, name, store, pull)?,
+        let record = Record::read(store, name).filter(|_| is_running);
+        let image = match &record {
+            Some(record) => pinned(record, reference, name, store, pull)?,
             None if is_running => {
                 let what = format!(
                     "is no stack that is fetched into {}",
@@ -289,7 +235,7 @@ impl<'a> Session<'a> {
                 );
                 bail!(Error::new(Kind::Refused, node(name).display(), what));
             }
-            _ => Registry::to_pull(reference, pull.transfer.options()).image(&platform)?,
+            None => Registry::to_pull(reference, pull.transfer.options()).image(&platform)?,
         };
         let subject = reference.to_string();
         named_image(Some(reference), &subject, &image.manifest).check()?;
@@ -320,10 +266,40 @@ impl<'a> Session<'a> {
             jobs: usize::from(pull.transfer.jobs),
             patience: (pull.io_timeout > 0).then(|| Duration::from_secs(pull.io_timeout)),
         };
-        let (server, events) = Server::new(registry, store, &blobs, how)?;
+        let asked = Registry::to_pull(reference, pull.transfer.options());
+        let (lists, trust) = match &record {
+            Some(record) => (record.read_lists(&asked, store, &blobs), Trust::Image),
+            None => chunk_lists::fetch(&asked, store, &image, &blobs)?,
+        };
+        let mut named = BTreeMap::new();
+        let mut wanted = Vec::new();
+        for (blob, list) in blobs.iter().zip(lists) {
+            let (digest, list) = list.unzip();
+            named.extend(digest.map(|digest| (blob.digest.clone(), digest)));
+            let blob = blob.clone();
+            wanted.push(Wanted { blob, list });
+        }
+        let local = match named.is_empty() {
+            true => Vec::new(),
+            false => chunk_lists::of_other_images(&registry, store, reference, &blobs),
+        };
+        let mut sources = vec![registry];
+        for mirror in &pull.mirror {
+            let mut options = pull.transfer.options();
+            options.retries.tries = 1;
+            sources.push(Registry::to_pull(mirror, options));
+        }
+        let (server, events) = Server::new(sources, store, wanted, &local, how)?;
+        let mut first = Vec::new();
+        if record.is_none() {
+            let trace = trace::published(&asked, &image);
+            first = trace.map(|trace| trace.chunks(&blobs)).unwrap_or_default();
+            server.fetch_first(first.iter().copied());
+        }
         Record {
             reference: subject,
             manifest: image.descriptor.digest.clone(),
+            lists: named,
         }
         .write(store, name)?;
         report.note(format_args!("{reference} is {}", image.descriptor.digest));
@@ -335,30 +311,35 @@ impl<'a> Session<'a> {
             blobs,
             server,
             events,
+            trust,
+            first,
         })
     }
 
     /// Brings the stack up.
     fn map(&self, pull: &Pull, interrupt: &Interrupt, report: &Report) -> Result<()> {
         let layout = self.server.layout();
-        let all_local = (0..self.blobs.len()).all(|blob| self.server.local(blob).is_some());
+        let local = |blob| self.server.local(blob).filter(|_| pull.trace.is_none());
+        let all_local = (0..self.blobs.len()).all(|blob| local(blob).is_some());
         let device = match all_local {
             true => None,
-            false => Some(self.make_device()?),
+            false => {
+                self.server.start()?;
+                self.prefetch(pull, interrupt)?;
+                Some(self.make_device()?)
+            }
         };
         let mut layers = Vec::new();
         for blob in 0..self.blobs.len() {
-            layers.push(
-                match (self.server.local(blob), device, layout.place(blob)) {
-                    (None, Some(device), Some((start, bytes))) => LayerPath::Part {
-                        path: device.node(),
-                        start,
-                        bytes,
-                    },
-                    (Some(path), ..) => LayerPath::Sealed(path),
-                    _ => bail!(Error::new(Kind::Invalid, self.reference, "has no layers")),
+            layers.push(match (local(blob), device, layout.place(blob)) {
+                (None, Some(device), Some((start, bytes))) => LayerPath::Part {
+                    path: device.node(),
+                    start,
+                    bytes,
                 },
-            );
+                (Some(path), ..) => LayerPath::Sealed(path),
+                _ => bail!(Error::new(Kind::Invalid, self.reference, "has no layers")),
+            });
         }
         let result = self.bring_up(pull, layers, interrupt, report);
         if let (Err(_), Some(device)) = (&result, device) {
@@ -391,9 +372,17 @@ impl<'a> Session<'a> {
         match options.verity {
             // Each block that is read needs a path of the tree, which is the topmost layer.
             Some(_) => self.server.fetch_blob_first(self.blobs.len() - 1),
-            None => report.note(format_args!(
-                "what is read of a layer before it is complete has not been checked against its digest (--verity checks it)"
-            )),
+            None => match self.trust {
+                Trust::Image => {}
+                Trust::Published => report.note(format_args!(
+                    "what is read of a layer before it is complete is checked against a list that somebody has published for \
+                     the image: that finds damage, and not what they have made (--verity does)"
+                )),
+                Trust::Nothing => report.note(format_args!(
+                    "what is read of a layer before it is complete has not been checked against its digest: the image has no chunk \
+                     lists (--verity checks it)"
+                )),
+            },
         }
         self.write_status();
         up::up(&options, interrupt, report, |device| {
@@ -403,11 +392,19 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Waits until what is read first is here, if that is wanted.
+    fn prefetch(&self, pull: &Pull, interrupt: &Interrupt) -> Result<()> {
+        while pull.prefetch && !self.server.has(&self.first) {
+            interrupt.check(&node(self.name))?;
+            std::thread::sleep(PREFETCH_STEP);
+        }
+        Ok(())
+    }
+
     fn make_device(&self) -> Result<Device> {
         let bytes = self.server.layout().bytes();
         let device = Device::serve(bytes, self.server.reads(), self.server.ended())
             .context("cannot make a ublk device")?;
-        self.server.start()?;
         Ok(device)
     }
 
@@ -438,26 +435,32 @@ impl<'a> Session<'a> {
     }
 
     /// Serves until nothing is missing.
-    fn serve(&self, interrupt: &Interrupt, report: &Report) -> Result<ExitCode> {
+    fn serve(&self, pull: &Pull, interrupt: &Interrupt, report: &Report) -> Result<ExitCode> {
         // Nobody waits for us any more, and who closes the terminal does not mean us.
         let_go_of_output(self.name);
         self.server.fetch_all();
         let fetched = fetched::find(self.name)?.unwrap_or_default();
         let device = fetched.first().map(|first| first.device);
         let mut remaining: BTreeSet<usize> = fetched.iter().map(|fetched| fetched.layer).collect();
-        for layer in remaining.clone() {
-            if let Some(file) = self.server.local(layer) {
-                self.hand_over(layer, &file, &mut remaining, report);
-            }
-        }
+        // Those that are to be handed over as soon as nobody notes what is read of them.
+        let mut ready: BTreeSet<usize> = (remaining.iter().copied())
+            .filter(|layer| self.server.local(*layer).is_some())
+            .collect();
+        let noted_until = Instant::now() + Duration::from_secs(pull.trace.unwrap_or(0));
         let mut synced = Instant::now();
-        while !remaining.is_empty() {
-            match self.events.recv_timeout(STEP) {
-                Ok(Event::Complete(layer)) => {
+        loop {
+            if Instant::now() >= noted_until {
+                for layer in std::mem::take(&mut ready) {
                     if let Some(file) = self.server.local(layer) {
                         self.hand_over(layer, &file, &mut remaining, report);
                     }
                 }
+            }
+            if remaining.is_empty() {
+                break;
+            }
+            match self.events.recv_timeout(STEP) {
+                Ok(Event::Complete(layer)) => drop(ready.insert(layer)),
                 Ok(Event::Damaged(layer, error)) => {
                     let what = format!("layer {layer} of {} stays where it is: {error}", self.name);
                     report.warning(&Error::new(Kind::Invalid, self.reference, what).into());
@@ -478,6 +481,7 @@ impl<'a> Session<'a> {
                 bail!(Error::new(Kind::Refused, node(self.name).display(), what));
             }
         }
+        self.write_trace();
         name_image(&self.image, self.reference, self.store, report)?;
         let files =
             (0..self.blobs.len()).filter_map(|layer| Some((layer, self.server.local(layer)?)));
@@ -553,6 +557,18 @@ impl<'a> Session<'a> {
         if let Err(error) = status.write(self.name) {
             tracing::debug!(%error, "nobody can see how far it is");
         }
+        self.write_trace();
+    }
+
+    /// Says what was read first. Who goes on for a killed process saw only what came after.
+    fn write_trace(&self) {
+        let chunks = self.server.trace();
+        if chunks.is_empty() {
+            return;
+        }
+        if let Err(error) = Trace::new(&self.blobs, &chunks).write(self.name) {
+            tracing::debug!(%error, "there is no trace");
+        }
     }
 
     fn forget(&self) {
@@ -587,46 +603,4 @@ fn pinned(
         .parse()
         .with_context(|| format!("{}: cannot be named by its digest", record.reference))?;
     Ok(Registry::to_pull(&pinned, pull.transfer.options()).image(&Platform::here())?)
-}
-
-/// Tells systemd that the stack is there.
-fn ready() {
-    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else {
-        return;
-    };
-    let send = || -> io::Result<()> {
-        let from = UnixDatagram::unbound()?;
-        match socket.to_string_lossy().strip_prefix('@') {
-            Some(name) => {
-                use std::os::linux::net::SocketAddrExt as _;
-                let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
-                from.send_to_addr(b"READY=1", &address)?;
-            }
-            None => drop(from.send_to(b"READY=1", &socket)?),
-        }
-        Ok(())
-    };
-    if let Err(error) = send() {
-        tracing::warn!(%error, "systemd was not told");
-    }
-}
-
-/// Closes what the process that started this one listens to, so that it goes on. Messages go to a file beside the status.
-fn let_go_of_output(name: &str) {
-    if std::env::var_os(BACKGROUND).is_none() {
-        return;
-    }
-    let log = Path::new(FOLDER).join(format!("{name}.fetch.log"));
-    let open = |path: &Path| {
-        fs::File::options()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(path)
-    };
-    let log = open(&log).or_else(|_| open(Path::new("/dev/null")));
-    if let Ok(log) = log {
-        let _ = rustix::stdio::dup2_stdout(&log);
-        let _ = rustix::stdio::dup2_stderr(&log);
-    }
 }

@@ -3,6 +3,7 @@
 //! The verbs: what each takes and does.
 
 pub mod build;
+pub mod chunks;
 pub mod commit;
 pub mod disable;
 pub mod down;
@@ -25,6 +26,7 @@ pub mod seal;
 pub mod sign;
 pub mod squash;
 pub mod tag;
+pub mod trace;
 pub mod up;
 pub mod verify;
 
@@ -56,6 +58,8 @@ pub enum Command {
     Commit(commit::Commit),
     Push(push::Push),
     Pull(pull::Pull),
+    Chunks(chunks::Chunks),
+    Trace(trace::Show),
     Images(images::Images),
     Inspect(inspect::Inspect),
     Tag(tag::Tag),
@@ -110,6 +114,8 @@ impl Command {
             Command::Commit(commit) => commit.run(report),
             Command::Push(push) => push.run(report),
             Command::Pull(pull) => pull.run(report),
+            Command::Chunks(chunks) => chunks.run(report),
+            Command::Trace(trace) => trace.run(report),
             Command::Images(images) => images.run(report),
             Command::Inspect(inspect) => inspect.run(report),
             Command::Tag(tag) => tag.run(report),

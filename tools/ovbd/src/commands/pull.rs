@@ -102,6 +102,15 @@ pub struct Pull {
     /// With --lazy: let a read fail that has waited for this many seconds, 0 for never
     #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "lazy")]
     pub io_timeout: u64,
+    /// With --lazy: take parts of layers from this repository too, when REF does not send them; may be given several times
+    #[arg(long, value_name = "REPOSITORY", requires = "lazy")]
+    pub mirror: Vec<Reference>,
+    /// With --lazy: map it only when all is there that is read first, as the trace that was published for the image has it
+    #[arg(long, requires = "lazy")]
+    pub prefetch: bool,
+    /// With --lazy: note for this many seconds what is read, for "ovbd trace", and only then let go of what serves it
+    #[arg(long, value_name = "SECONDS", requires = "lazy")]
+    pub trace: Option<u64>,
     /// With --lazy: do not go to the background
     #[arg(long, requires = "lazy")]
     pub foreground: bool,
