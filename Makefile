@@ -16,7 +16,7 @@ prefix ?= /usr/local
 
 .DEFAULT_GOAL := modules
 .PHONY: modules clean test test-all selftests torture planted upstream bench bench-compare bench-track profile demo demo-tar rustfmt \
-	rustfmt-check clippy clippy-tools ovbd man install deb test-packages bench-boot bench-seal bench-tar bench-host bench-registry bench-lvm bench-commit fuzz fuzz-smoke shell kernel-update distclean-cache help
+	rustfmt-check clippy clippy-tools ovbd man install deb test-packages bench-boot bench-seal bench-tar bench-host bench-registry bench-lvm bench-commit bench-lazy fuzz fuzz-smoke shell kernel-update distclean-cache help
 
 ifdef KDIR
 modules clean: ## build the modules, against KDIR=<kernel build tree> or the cached stock kernel
@@ -74,6 +74,8 @@ bench-lvm: ## push and pull of a thin volume of LVM_MB= in the native kernel, be
 bench-commit: ## how long writers wait for a commit, of 1 MiB and of COMMIT_MB=, and how fast it is, in the native kernel
 	@KERNEL=native T=ovbd/windows OVBD_UML_MEMORY=8G OVBD_WINDOW_MB=$(or $(COMMIT_MB),1024) OVBD_WINDOW_ROUNDS=3 $(ENTER) selftests
 	@sed -n 's/^# //p' build/selftests-native/ovbd/windows.log
+bench-lazy: ## how soon a program runs from an image in a slow registry, beside pulling it first; OVBD_LAZY_ROUNDS=
+	@KERNEL=native T=ovbd/lazy_figures OVBD_UML_MEMORY=6G $(ENTER) bench-lazy
 demo: ## push a Debian system from a thin volume in one VM, pull it in another, and boot from it
 	@$(ENTER) demo
 demo-tar: ## make a layer over the tar of a Debian container, mount and run it in a VM, and compare all files with tar

@@ -19,17 +19,17 @@ RESULTS = SOURCE / "build/demo-tar"
 OVBD = SOURCE / "tools/target/release/ovbd"
 
 
-def _prepare():
-    """The tar of a Debian, as images of containers have it."""
-    with alone("container"):
-        if TAR.exists():
+def prepare(tar=TAR, packages=""):
+    """The tar of a Debian with these packages, separated by commas, as images of containers have it."""
+    with alone(tar.stem):
+        if tar.exists():
             return
         need_space(1, "the root file system of a container")
-        partial = TAR.with_suffix(".partial")
+        partial = tar.with_suffix(".partial")
         step(f"making a Debian {root.SUITE} container with mmdebstrap",
-             ["mmdebstrap", "--variant=minbase", "--format=tar", root.SUITE, str(partial), f"deb {root.MIRROR} {root.SUITE} main"],
-             CACHE / "log/container.log", root.NETWORK)
-        partial.rename(TAR)
+             ["mmdebstrap", "--variant=minbase", "--format=tar", f"--include={packages}", root.SUITE, str(partial),
+              f"deb {root.MIRROR} {root.SUITE} main"], CACHE / f"log/{tar.stem}.log", root.NETWORK)
+        partial.rename(tar)
 
 
 def run(kernel):
@@ -37,7 +37,7 @@ def run(kernel):
     if build.modules(kernel) or build.make("ovbd"):
         return 1
     vm.require_vng()
-    _prepare()
+    prepare()
     fresh_directory(RESULTS)
     layer = RESULTS / "debian.layer"
     print(f"==> making a layer over {TAR.stat().st_size >> 20} MiB of tar", flush=True)
