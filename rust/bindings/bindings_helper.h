@@ -11,6 +11,7 @@
 #include <linux/bio.h>
 #include <linux/blkdev.h>
 #include <linux/crc32.h>
+#include <linux/dax.h>
 #include <linux/device-mapper.h>
 #include <linux/dm-io.h>
 #include <linux/lz4.h>

@@ -11,6 +11,7 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/btf.h>
+#include <linux/dax.h>
 #include <linux/device-mapper.h>
 #include <linux/highmem.h>
 #include <linux/mutex.h>
@@ -112,6 +113,40 @@ unsigned int rust_helper_bdev_logical_block_size(struct block_device *bdev)
 sector_t rust_helper_bdev_nr_sectors(struct block_device *bdev)
 {
 	return bdev_nr_sectors(bdev);
+}
+
+/* The memory behind a block device, and the byte of it at which that starts. */
+struct dax_device *rust_helper_dax_device_get(struct block_device *bdev, u64 *start)
+{
+	return fs_dax_get_by_bdev(bdev, start, NULL, NULL);
+}
+
+void rust_helper_dax_device_put(struct dax_device *dax)
+{
+	fs_put_dax(dax, NULL);
+}
+
+long rust_helper_dax_device_access(struct dax_device *dax, pgoff_t page, long pages,
+				   enum dax_access_mode mode, void **kaddr,
+				   unsigned long *pfn)
+{
+#if IS_ENABLED(CONFIG_FS_DAX)
+	return dax_direct_access(dax, page, pages, mode, kaddr, pfn);
+#else
+	return -EOPNOTSUPP;
+#endif
+}
+
+static DEFINE_MUTEX(dax_claims_mutex);
+
+void rust_helper_dax_claims_lock(void)
+{
+	mutex_lock(&dax_claims_mutex);
+}
+
+void rust_helper_dax_claims_unlock(void)
+{
+	mutex_unlock(&dax_claims_mutex);
 }
 
 void rust_helper_blake2s_init(struct blake2s_ctx *ctx, size_t outlen)

@@ -9,6 +9,7 @@
 #include <crypto/blake2s.h>
 #include <linux/bio.h>
 #include <linux/blkdev.h>
+#include <linux/dax.h>
 #include <linux/device-mapper.h>
 #include <linux/percpu_counter.h>
 #include <linux/workqueue.h>
@@ -27,6 +28,13 @@ void *rust_helper_bvec_kmap_local(const struct bio_vec *bvec);
 void rust_helper_bvec_flush_dcache(const struct bio_vec *bvec);
 unsigned int rust_helper_bdev_logical_block_size(struct block_device *bdev);
 sector_t rust_helper_bdev_nr_sectors(struct block_device *bdev);
+struct dax_device *rust_helper_dax_device_get(struct block_device *bdev, u64 *start);
+void rust_helper_dax_device_put(struct dax_device *dax);
+long rust_helper_dax_device_access(struct dax_device *dax, pgoff_t page, long pages,
+				   enum dax_access_mode mode, void **kaddr,
+				   unsigned long *pfn);
+void rust_helper_dax_claims_lock(void);
+void rust_helper_dax_claims_unlock(void);
 void rust_helper_blake2s_init(struct blake2s_ctx *ctx, size_t outlen);
 void rust_helper_init_dm_work(struct work_struct *work, work_func_t func);
 struct workqueue_struct *rust_helper_alloc_dm_workqueue(const char *name);

@@ -14,6 +14,7 @@ use super::{
         EndedBio, //
     },
     constructor::Constructor,
+    dax::PAGE_SECTORS,
     device::DeviceIterator,
     error::{
         CtrContext,
@@ -334,6 +335,54 @@ impl<T: Target> Callbacks<T> {
         }
     }
 
+    /// Finds the memory behind pages.
+    ///
+    /// # Safety
+    ///
+    /// Only device mapper calls this, between `ctr` and `dtr`, for pages of the target, on behalf of a
+    /// caller that holds `dax_read_lock()`. `kaddr` and `pfn` are null or can be written to.
+    unsafe extern "C" fn direct_access(
+        ti: *mut bindings::dm_target,
+        pgoff: c_ulong,
+        nr_pages: c_long,
+        mode: bindings::dax_access_mode,
+        kaddr: *mut *mut c_void,
+        pfn: *mut c_ulong,
+    ) -> c_long {
+        // SAFETY: Device mapper calls this between `ctr` and `dtr`.
+        let (instance, begin) = unsafe { (Self::instance(ti), (*ti).begin) };
+        // Pages count from the beginning of the mapped device.
+        let sector = (pgoff as u64)
+            .wrapping_mul(PAGE_SECTORS)
+            .wrapping_sub(begin);
+        let pages = u64::try_from(nr_pages).unwrap_or(0);
+        let sectors = pages.wrapping_mul(PAGE_SECTORS);
+        let range = match instance.target.direct_access(sector, sectors) {
+            Ok(range) => range,
+            Err(error) => return error.to_errno() as c_long,
+        };
+        let (page, run) = (range.sector / PAGE_SECTORS, range.sectors / PAGE_SECTORS);
+        // SAFETY: The last arguments are those of this callback.
+        unsafe {
+            range
+                .device
+                .direct_access(page, run.min(pages), mode, kaddr, pfn)
+        }
+    }
+
+    /// Refuses to make a page zero.
+    ///
+    /// # Safety
+    ///
+    /// Only device mapper calls this. It warns where a type has `direct_access` and not this.
+    unsafe extern "C" fn dax_zero_page_range(
+        _ti: *mut bindings::dm_target,
+        _pgoff: c_ulong,
+        _nr_pages: usize,
+    ) -> c_int {
+        EROFS.to_errno()
+    }
+
     /// Adjusts limits.
     ///
     /// # Safety
@@ -368,6 +417,8 @@ impl<T: Target> Callbacks<T> {
         message: present(T::HAS_MESSAGE, Self::message),
         iterate_devices: present(T::HAS_ITERATE_DEVICES, Self::iterate_devices),
         io_hints: present(T::HAS_IO_HINTS, Self::io_hints),
+        direct_access: present(T::HAS_DIRECT_ACCESS, Self::direct_access),
+        dax_zero_page_range: present(T::HAS_DIRECT_ACCESS, Self::dax_zero_page_range),
         ..pin_init::zeroed()
     };
 }

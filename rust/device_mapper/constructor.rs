@@ -4,6 +4,7 @@
 
 use super::{
     bindings,
+    dax::DaxDevice,
     device::{
         Devices,
         InstanceId,
@@ -123,6 +124,17 @@ impl Constructor<'_> {
         let bdev = self.bdev(device)?;
         // SAFETY: The device is open, since it belongs to this instance.
         Ok(unsafe { bindings::bdev_logical_block_size(bdev.as_ptr()) })
+    }
+
+    /// Claims the memory of `device` for direct access through this target alone.
+    ///
+    /// Fails with `ENXIO` where the device has none or does not start and end with a page, with
+    /// `EBUSY` where a target of another mapped device has claimed some of it, and with `EEXIST` where
+    /// one of this table has, perhaps this one.
+    pub fn dax_device(&mut self, device: &TargetDevice) -> Result<DaxDevice> {
+        let bdev = self.bdev(device)?;
+        // SAFETY: The device is open, since it belongs to this instance, which is being constructed.
+        unsafe { DaxDevice::claim(bdev, self.ti) }
     }
 
     /// Limits the size of a bio sent to the target, which device mapper splits accordingly.

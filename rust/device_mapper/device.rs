@@ -244,9 +244,52 @@ impl DeviceIterator<'_> {
         let Some(dev) = device.dev_of(self.owner) else {
             return ControlFlow::Continue(());
         };
-        // SAFETY: `dev` is open by the type invariant, since its owner still exists, and the function
-        // is called with the data that belongs to it.
-        let ret = unsafe { (self.callout)(self.ti.as_ptr(), dev.as_ptr(), start, len, self.data) };
+        // SAFETY: `dev` is open by the type invariant, since its owner still exists.
+        unsafe { self.call(dev.as_ptr(), start, len) }
+    }
+
+    /// The same for a target which does not allow direct access to the memory of the device, although
+    /// other targets of its type do.
+    ///
+    /// Device mapper asks the type of each target of a table, and then each device. So it is shown the
+    /// device without memory.
+    pub fn visit_without_dax(
+        &mut self,
+        device: &TargetDevice,
+        start: u64,
+        len: u64,
+    ) -> ControlFlow<Stop> {
+        let Some(dev) = device.dev_of(self.owner) else {
+            return ControlFlow::Continue(());
+        };
+        // SAFETY: `dev` is open by the type invariant, since its owner still exists.
+        let dev = unsafe { dev.as_ref() };
+        let mut without = bindings::dm_dev {
+            bdev: dev.bdev,
+            bdev_file: dev.bdev_file,
+            dax_dev: core::ptr::null_mut(),
+            mode: dev.mode,
+            name: dev.name,
+        };
+        // SAFETY: What the copy refers to is open as `dev` is. The functions that device mapper has for
+        // this look at what they are shown and do not keep it.
+        unsafe { self.call(&mut without, start, len) }
+    }
+
+    /// Calls the function.
+    ///
+    /// # Safety
+    ///
+    /// `dev` must refer to an open device.
+    unsafe fn call(
+        &mut self,
+        dev: *mut bindings::dm_dev,
+        start: u64,
+        len: u64,
+    ) -> ControlFlow<Stop> {
+        // SAFETY: The device is open as required, and the function is called with the data that
+        // belongs to it.
+        let ret = unsafe { (self.callout)(self.ti.as_ptr(), dev, start, len, self.data) };
         match ret {
             0 => ControlFlow::Continue(()),
             ret => ControlFlow::Break(Stop(ret)),

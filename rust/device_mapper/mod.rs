@@ -53,7 +53,8 @@
 //!
 //! A target cannot have a bio mapped again that it has deferred, submit several lower bios for one
 //! (except with bios of its own), change what an ioctl is passed on to (`prepare_ioctl`), report
-//! zones, or take part in DAX. Devices are opened in the constructor only.
+//! zones, or make memory zero for a file system that writes to it (`dax_zero_page_range`). Devices are
+//! opened in the constructor only.
 //!
 //! # Examples
 //!
@@ -153,7 +154,9 @@ use crate::bindings;
 mod args;
 mod bio;
 mod callbacks;
+pub mod claims;
 mod constructor;
+mod dax;
 mod device;
 mod error;
 mod instance;
@@ -184,6 +187,11 @@ pub use self::{
         SECTOR_SIZE, //
     },
     constructor::Constructor,
+    dax::{
+        DaxDevice,
+        DaxRange,
+        PAGE_SECTORS, //
+    },
     device::{
         DeviceIterator,
         Mode,

@@ -13,6 +13,7 @@ use super::{
         Mapped, //
     },
     constructor::Constructor,
+    dax::DaxRange,
     device::{
         DeviceIterator,
         Stop, //
@@ -144,6 +145,20 @@ pub trait Target: Sized + Send + Sync + 'static {
     /// Device mapper learns from it the limits of the devices, and refuses a table that reaches
     /// beyond the end of one. A target that opens devices should have this function.
     fn iterate_devices(&self, _devices: &mut DeviceIterator<'_>) -> ControlFlow<Stop> {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Says where in memory the `sectors` from `sector` of the target on are, whole pages both.
+    ///
+    /// The answer is about the first of these pages, and may end before or after the last. A table has
+    /// direct access where all of its targets have, and all devices that they show; then file systems
+    /// read and write the memory, and neither [`Target::map`] nor a suspended device keeps them from
+    /// it. So a target that is not to be written must be in a read-only table.
+    ///
+    /// Called while `srcu` and perhaps a lock of a file system are held, whenever a program touches
+    /// a page for the first time: it must be quick. Where it fails, the program gets a signal. A page
+    /// must not be the answer for two sectors, see [`claims`](super::claims).
+    fn direct_access(&self, _sector: u64, _sectors: u64) -> Result<DaxRange<'_>> {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 

@@ -325,3 +325,53 @@ mod formats {
         assert!(KVVec::<u32>::with_capacity(usize::MAX, GFP_KERNEL | __GFP_NOWARN).is_err());
     }
 }
+
+#[kunit_tests(ovbd_claims)]
+mod claims {
+    use super::device_mapper::claims::{
+        Claim,
+        Claimed, //
+    };
+    use kernel::prelude::*;
+
+    /// Ten pages of one memory.
+    fn pages(first: u64, table: usize, mapped: usize) -> Result<Claim> {
+        Claim::take(Claimed {
+            memory: 1,
+            first,
+            pages: 10,
+            table,
+            mapped,
+        })
+    }
+
+    fn errno(result: Result<Claim>) -> i32 {
+        result.map_or_else(|error| error.to_errno(), |_| 0)
+    }
+
+    #[test]
+    fn a_page_has_one_owner() -> Result {
+        let first = pages(0, 1, 1)?;
+        // Another mapped device, the same table, and the table that is to follow.
+        assert_eq!(errno(pages(0, 2, 2)), EBUSY.to_errno());
+        assert_eq!(errno(pages(9, 2, 2)), EBUSY.to_errno());
+        assert_eq!(errno(pages(9, 1, 1)), EEXIST.to_errno());
+        let next = pages(0, 3, 1)?;
+        // What is beside it, and other memory.
+        assert_eq!(errno(pages(10, 2, 2)), 0);
+        let other = Claimed {
+            memory: 2,
+            first: 0,
+            pages: u64::MAX,
+            table: 2,
+            mapped: 2,
+        };
+        assert_eq!(errno(Claim::take(other)), 0);
+        // The first table is gone, and then the second.
+        drop(first);
+        assert_eq!(errno(pages(0, 2, 2)), EBUSY.to_errno());
+        drop(next);
+        assert_eq!(errno(pages(0, 2, 2)), 0);
+        Ok(())
+    }
+}

@@ -16,6 +16,7 @@
 //! max_io_len <sectors>    have bios split by device mapper
 //! read <offset> <bytes>   read in the constructor; the checksum is in the status
 //! readonly                refuse a table that is not read-only
+//! dax                     claim the memory of the device and give direct access to it
 //! ```
 //!
 //! The status is `<mapped> <ended> <per-bio total> <presuspend> <presuspend_undo> <postsuspend>
@@ -56,6 +57,8 @@ use device_mapper::{
     Constructor,
     CtrContext,
     CtrError,
+    DaxDevice,
+    DaxRange,
     DeferredBio,
     DeviceIterator,
     EndIo,
@@ -124,6 +127,7 @@ struct Options {
     max_io_len: Option<u32>,
     reads: KVVec<Read>,
     read_only: bool,
+    dax: bool,
 }
 
 #[derive(Default)]
@@ -174,6 +178,7 @@ impl Counter {
 /// A linear mapping.
 struct Linear {
     dev: TargetDevice,
+    memory: Option<DaxDevice>,
     start: u64,
     options: Options,
     counters: Counters,
@@ -198,6 +203,7 @@ impl Options {
             max_io_len: None,
             reads: KVVec::new(),
             read_only: false,
+            dax: false,
         };
         let max_reads = module_param(&module_parameters::max_reads) as usize;
         while let Some(opt) = args.next_opt() {
@@ -232,6 +238,7 @@ impl Options {
                     options.reads.push(read, GFP_KERNEL)?;
                 }
                 b"readonly" => options.read_only = true,
+                b"dax" => options.dax = true,
                 _ => return Err(CtrError::invalid(c"Unrecognised optional argument")),
             }
         }
@@ -250,6 +257,7 @@ impl Options {
         let one = [
             matches!(self.way, Way::Defer | Way::Queue | Way::Zero),
             self.read_only,
+            self.dax,
         ];
         let count = |list: &[bool]| list.iter().filter(|set| **set).count();
         count(&one) + 2 * count(&two) + 3 * self.reads.len()
@@ -288,6 +296,9 @@ impl Options {
         if self.read_only {
             out.write_str(" readonly")?;
         }
+        if self.dax {
+            out.write_str(" dax")?;
+        }
         Ok(())
     }
 }
@@ -310,6 +321,12 @@ impl Linear {
                 return Err(CtrError::new(err, c"Device lookup failed"));
             }
         };
+        let memory = if options.dax {
+            let memory = ctx.dax_device(&dev);
+            Some(memory.context(c"Cannot have the memory of the device")?)
+        } else {
+            None
+        };
         if let Some(max_io_len) = options.max_io_len {
             ctx.set_max_io_len(max_io_len.into())
                 .context(c"Cannot set maximum I/O length")?;
@@ -325,6 +342,7 @@ impl Linear {
         Self::read(ctx, &dev, &mut options.reads)?;
         Ok(Self {
             dev,
+            memory,
             start,
             requeue_left: Atomic::new(i64::try_from(options.requeue).unwrap_or(i64::MAX)),
             options,
@@ -497,7 +515,15 @@ impl Target for Linear {
 
     fn iterate_devices(&self, devices: &mut DeviceIterator<'_>) -> ControlFlow<Stop> {
         let len = devices.target_len();
-        devices.visit(&self.dev, self.start, len)
+        match self.memory {
+            Some(_) => devices.visit(&self.dev, self.start, len),
+            None => devices.visit_without_dax(&self.dev, self.start, len),
+        }
+    }
+
+    fn direct_access(&self, sector: u64, sectors: u64) -> Result<DaxRange<'_>> {
+        let memory = self.memory.as_ref().ok_or(ENXIO)?;
+        Ok(DaxRange::new(memory, self.sector(sector), sectors))
     }
 
     fn io_hints(&self, limits: &mut QueueLimits) {

@@ -238,15 +238,18 @@ def put_module(tree, name, condition, files=None):
 
 
 # What a twin of dm-linear has no use for comes later, with the targets that have: files, items, and names in imports.
-LATER_FILES = ["limits.rs"]
-LATER_CALLBACKS = ["presuspend", "presuspend_undo", "postsuspend", "preresume", "resume", "message", "io_hints"]
+LATER_FILES = ["claims.rs", "dax.rs", "limits.rs"]
+LATER_CALLBACKS = ["presuspend", "presuspend_undo", "postsuspend", "preresume", "resume", "message", "io_hints",
+                   "direct_access", "dax_zero_page_range"]
 LATER_ITEMS = [
     *(f"mod {name.removesuffix('.rs')};" for name in LATER_FILES),
     *(f"fn {name}(" for name in LATER_CALLBACKS),
     *(f'unsafe extern "C" fn {name}(' for name in LATER_CALLBACKS),
     *(f"macro_rules! {name}" for name in ("dm_warn", "dm_info", "dm_err_limit", "pass_on")),
     *(f"pub fn {name}(" for name in ("is_readahead", "is_fua", "target_bio_nr", "logical_block_size",
-                                     "set_flush_bypasses_map", "set_limit_swap_bios", "set_max_io_len", "may_print")),
+                                     "set_flush_bypasses_map", "set_limit_swap_bios", "set_max_io_len", "may_print",
+                                     "dax_device", "visit_without_dax")),
+    "pub mod claims;",
     "pub fn module_param<",
     "pub fn accept_partial(",
     "impl From<Result> for BlkStatus",
@@ -256,9 +259,10 @@ LATER_ITEMS = [
     "pub(crate) unsafe fn queue_on(",
     "pub(crate) use self::per_bio::",
 ]
-LATER_NAMES = ["QueueLimits", "dm_err_limit", "dm_info", "dm_warn", "module_param"]
+LATER_NAMES = ["DaxDevice", "DaxRange", "PAGE_SECTORS", "QueueLimits", "dm_err_limit", "dm_info", "dm_warn", "module_param"]
 # Where they are called, and what the documentation says of them.
 LATER_WORDS = [
+    (r"make memory zero for a file system that writes to it \(`dax_zero_page_range`\)", "take part in DAX"),
     (r"    pass_on!\(.*\);\n\n", ""),
     (rf" +(?:{'|'.join(LATER_CALLBACKS)}): present\(.*\),\n", ""),
     (r"//! new\(\) ---> preresume(?:.*\n)*?//! +drop\(\)\n", "//! new() ---> map(), process(), end_io() ... ---> drop()\n"),
@@ -287,7 +291,7 @@ DEVICE_MAPPER = 'CONFIG_BLK_DEV_DM = "y"'
 # The headers of helpers, by what in their text wants them.
 HEADERS = {"asm/cpufeature.h": "boot_cpu_has", "crypto/blake2s.h": "blake2s", "linux/bio.h": r"\bbio\b|bio_vec",
            "linux/blkdev.h": "block_device|bdev_",
-           "linux/completion.h": "completion", "linux/device-mapper.h": "dm_target",
+           "linux/completion.h": "completion", "linux/dax.h": "dax_device", "linux/device-mapper.h": "dm_target",
            "linux/highmem.h": "kmap|dcache|kunmap|vmap_range", "linux/mempool.h": "mempool", "linux/mutex.h": "mutex",
            "linux/percpu_counter.h": "percpu_counter", "linux/ratelimit.h": "ratelimit",
            "linux/sched.h": r"\bcurrent\b|task_", "linux/slab.h": "kmalloc", "linux/vmalloc.h": "vmalloc",
@@ -329,7 +333,7 @@ def put_sample(tree):
 def put_the_rest(tree):
     used = put_module(tree, "device_mapper", DEVICE_MAPPER)
     put_argument_tests(tree)
-    bindings(tree, used, [])
+    bindings(tree, used, ["linux/dax.h"])
     helpers(tree, used, "rust/helpers/device_mapper.c", HEADERS)
 
 

@@ -14,7 +14,10 @@ from guest_process import GuestProcess
 
 # Seconds that a real kernel may take to print its banner when the accelerator works.
 KVM_PROBE = 20
-MEMORY = "3G"
+MEMORY = 3072
+# What the guest has of it as persistent memory besides, at 4 GiB, behind the hole below: /dev/pmem0 once nd_e820 is
+# loaded (selftests/lib/pmem.py). It takes none of the host's before it is used.
+PMEM = 768
 # The console gets what a dying kernel says, which is printed at any level. All else is read in the guest, as an
 # emulated serial line is slow.
 CONSOLE = "loglevel=3"
@@ -85,7 +88,7 @@ class Guest(GuestProcess):
             accelerator = [*EMULATION, *emulated]
         self._command = [
             "env", f"PATH={PROGRAMS}:{os.environ['PATH']}", "vng", "--run", str(kernel.vmlinuz), "--verbose",
-            "--cpus", str(cpus), "--memory", MEMORY, "--cwd", str(directory), "--append", CONSOLE,
+            "--cpus", str(cpus), "--memory", f"{MEMORY + PMEM}M", "--append", f"memmap={PMEM}M!4G", "--cwd", str(directory), "--append", CONSOLE,
             *accelerator, *arguments, "--", command,
         ]
 

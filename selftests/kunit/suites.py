@@ -10,7 +10,7 @@ sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
 from debug_kernel import DEBUG, require
 from test_script import MODULES, Tap, run
 
-SUITES = ("ovbd_codec", "ovbd_args", "ovbd_image")
+SUITES = ("ovbd_codec", "ovbd_args", "ovbd_image", "ovbd_claims")
 RESULT = re.compile(r"\s+(not )?ok \d+ (\S+)(.*)")
 
 require("kunit")
