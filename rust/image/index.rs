@@ -146,6 +146,17 @@ impl Mapping {
         }
     }
 
+    /// This run and the next as one where that is the next in the blob of the same layer, or where both
+    /// read as zeros, whoever says so.
+    fn join(self, next: Self) -> Option<Self> {
+        let zeros = self.origin.zeroed() && next.origin.zeroed();
+        // INVARIANT: `next` starts where this ends, so it ends behind this start.
+        (zeros || self.origin.continues(self.sectors(), next.origin)).then_some(Self {
+            end: next.end,
+            ..self
+        })
+    }
+
     /// The same, ending at `end` at the latest, which is after `start`.
     #[inline]
     fn until(self, end: u64) -> Self {
@@ -406,6 +417,34 @@ where
         let passed = before.iter().map(|s| usize::from(s.key() <= limit)).sum();
         let segment = *window.get::<usize>(passed)?;
         (segment.key() > limit).then_some(segment)
+    }
+
+    /// The mapping of `sector` together with those that continue it, until it has `wanted` sectors.
+    ///
+    /// What continues data follows it in the blob of the same layer. Whatever reads as zeros continues
+    /// what does.
+    #[inline]
+    pub fn run(&self, sector: u64, wanted: u64) -> Mapping {
+        let mapping = self.lookup(sector);
+        if mapping.sectors() >= wanted {
+            return mapping;
+        }
+        self.longer(mapping, wanted)
+    }
+
+    /// The same for a mapping that is too short.
+    #[inline(never)]
+    fn longer(&self, mut run: Mapping, wanted: u64) -> Mapping {
+        for next in self.range(run.end(), u64::MAX) {
+            match run.join(next) {
+                Some(joined) => run = joined,
+                None => break,
+            }
+            if run.sectors() >= wanted {
+                break;
+            }
+        }
+        run
     }
 
     /// The same mapping for any sector.

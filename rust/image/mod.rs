@@ -12,6 +12,7 @@
 //! A blob is a compressed block file ([`zfile`]) or a layer ([`lsmt`]). What only the tools read, the tar wrapper and
 //! the log of a writable layer, is in `tools/image`.
 
+pub mod direct;
 pub mod error;
 pub mod index;
 pub mod jump_table;

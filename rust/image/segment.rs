@@ -147,7 +147,7 @@ impl Origin {
 
     /// Whether `next` is the origin of the sector `sectors` further on, after the end of the segment.
     #[inline(always)]
-    fn continues(self, sectors: u64, next: Self) -> bool {
+    pub(super) fn continues(self, sectors: u64, next: Self) -> bool {
         let same_owner = (self.0 ^ next.0) >> ZEROED_SHIFT == 0;
         same_owner && (self.zeroed() || self.0.wrapping_add(sectors) == next.0)
     }

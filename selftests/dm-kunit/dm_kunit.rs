@@ -229,6 +229,11 @@ mod args {
 #[kunit_tests(ovbd_image)]
 mod formats {
     use super::image::{
+        direct::{
+            check,
+            largest_page,
+            Obstacle, //
+        },
         index::{
             directory_len,
             Index,
@@ -302,6 +307,52 @@ mod formats {
         assert_eq!(index.lookup(100).source(), Source::Hole);
         assert_eq!(index.lookup(100).sectors(), 100);
         assert_eq!(index.lookup(u64::MAX - 1).source(), Source::Hole);
+        Ok(())
+    }
+
+    #[test]
+    fn runs_join_what_is_in_order() -> Result {
+        let mut segments = layer(0, &[(0, 8, 8), (8, 8, 16), (16, 8, 32), (32, 8, 40)])?;
+        let zeroed = Segment::new(48, 3, 0, 1, true).ok_or(EINVAL)?;
+        segments.push(zeroed.into(), GFP_KERNEL)?;
+        let directory = KVVec::from_elem(0, directory_len(&segments), GFP_KERNEL)?;
+        let index = Index::build(segments, directory).map_err(|_| EINVAL)?;
+        // Two that follow each other in the blob; the third is elsewhere.
+        assert_eq!(index.run(3, 100).end(), 16);
+        assert_eq!(index.run(3, 2).end(), 8);
+        // A hole between two that would follow each other.
+        assert_eq!(index.run(16, 100).end(), 24);
+        assert_eq!(index.run(24, 100).end(), 32);
+        // Zeros, whoever says so, up to the end of all.
+        assert_eq!(index.run(40, 9).end(), 51);
+        assert_eq!(index.run(40, 100).end(), u64::MAX);
+        Ok(())
+    }
+
+    #[test]
+    fn pages_are_in_one_place() -> Result {
+        let mut ends = [0];
+        let dense = layer(0, &[(0, 8, 8), (8, 16, 24)])?;
+        assert_eq!(check(&dense, 24, 8, &mut ends), Ok(None));
+        assert_eq!(check(&dense, 32, 8, &mut [0]), Ok(Some(24)));
+        // Only what is before the end counts.
+        assert_eq!(check(&dense, 16, 8, &mut [0]), Ok(None));
+        assert_eq!(largest_page(&dense, 4096), 8);
+        let holes = layer(0, &[(8, 8, 8)])?;
+        assert_eq!(check(&holes, 16, 8, &mut [0]), Ok(Some(0)));
+        for (first, second) in [((0, 8, 16), (8, 8, 16)), ((0, 16, 8), (16, 8, 16))] {
+            let twice = layer(0, &[first, second])?;
+            let sector = u64::from(first.1);
+            let found = Obstacle::OutOfOrder { layer: 0, sector };
+            assert_eq!(check(&twice, 24, 8, &mut [0]), Err(found));
+        }
+        for odd in [(4, 8, 8), (8, 4, 8), (8, 8, 12)] {
+            let sector = odd.0;
+            let found = Obstacle::Unaligned { layer: 0, sector };
+            assert_eq!(check(&layer(0, &[odd])?, 24, 8, &mut [0]), Err(found));
+        }
+        // A layer that nobody has a word for.
+        assert!(check(&layer(1, &[(0, 8, 8)])?, 8, 8, &mut [0]).is_err());
         Ok(())
     }
 
