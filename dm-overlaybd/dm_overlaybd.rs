@@ -23,6 +23,7 @@ use device_mapper::{
     Bio,
     Constructor,
     CtrError,
+    DaxRange,
     DeviceIterator,
     Features,
     Mapped,
@@ -42,6 +43,7 @@ mod bindings;
 #[allow(unsafe_code)]
 #[path = "../rust/codec/mod.rs"]
 pub mod codec;
+mod dax;
 #[allow(unsafe_code)]
 #[path = "../rust/device_mapper/mod.rs"]
 pub mod device_mapper;
@@ -52,6 +54,9 @@ pub mod image;
 pub mod lower_read;
 mod merged;
 mod stack;
+
+/// Sectors for which segments are joined when memory is asked for: those of a huge page.
+const HUGE_SECTORS: u64 = 4096;
 
 /// The target: a merged stack, which never changes.
 struct Overlaybd {
@@ -99,7 +104,7 @@ impl Overlaybd {
 #[vtable]
 impl Target for Overlaybd {
     const NAME: &'static CStr = c"overlaybd";
-    const VERSION: [u32; 3] = [1, 0, 0];
+    const VERSION: [u32; 3] = [1, 1, 0];
     const FEATURES: Features = Features::NOWAIT;
 
     type PerBio = ();
@@ -145,21 +150,37 @@ impl Target for Overlaybd {
                 for layer in layers {
                     write!(out, " {}", layer.owned)?;
                 }
+                if self.stack.memory().is_some() {
+                    out.write_str(" dax")?;
+                }
             }
             StatusType::Table => {
                 write!(out, "{}", layers.len())?;
                 for layer in layers {
                     write!(out, " {} {}", layer.device.name(), layer.blob_bytes)?;
                 }
+                if let Some(memory) = self.stack.memory() {
+                    match memory.zeros() {
+                        Some(zeros) => write!(out, " 3 dax zeros {}", zeros.name())?,
+                        None => out.write_str(" 1 dax")?,
+                    }
+                }
             }
             // What is said of each of 255 layers would not fit.
-            StatusType::Ima => write!(
-                out,
-                ",layers={},virtual_sectors={},layers_digest=blake2s-256:{};",
-                layers.len(),
-                self.stack.virtual_sectors(),
-                self.stack.digest()
-            )?,
+            StatusType::Ima => {
+                write!(
+                    out,
+                    ",layers={},virtual_sectors={},layers_digest=blake2s-256:{}",
+                    layers.len(),
+                    self.stack.virtual_sectors(),
+                    self.stack.digest()
+                )?;
+                if let Some(memory) = self.stack.memory() {
+                    let zeros = memory.zeros().map_or("-", |device| device.name());
+                    write!(out, ",dax=y,zeros={zeros}")?;
+                }
+                out.write_str(";")?;
+            }
         }
         Ok(())
     }
@@ -172,10 +193,25 @@ impl Target for Overlaybd {
     }
 
     fn iterate_devices(&self, devices: &mut DeviceIterator<'_>) -> ControlFlow<Stop> {
+        let memory = self.stack.memory();
         for layer in self.stack.layers() {
-            devices.visit(&layer.device, 0, self.stack.area(layer))?;
+            let area = self.stack.area(layer);
+            match memory {
+                Some(_) => devices.visit(&layer.device, 0, area)?,
+                None => devices.visit_without_dax(&layer.device, 0, area)?,
+            }
         }
-        ControlFlow::Continue(())
+        match memory.and_then(|memory| memory.zeros()) {
+            Some(zeros) => devices.visit(zeros, 0, devices.target_len()),
+            None => ControlFlow::Continue(()),
+        }
+    }
+
+    #[inline]
+    fn direct_access(&self, sector: u64, sectors: u64) -> Result<DaxRange<'_>> {
+        let memory = self.stack.memory().ok_or(ENXIO)?;
+        let wanted = sectors.min(HUGE_SECTORS);
+        memory.range(self.stack.index().run(sector, wanted))
     }
 }
 

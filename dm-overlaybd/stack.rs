@@ -14,13 +14,18 @@ use super::{
         Digest,
         DigestValue, //
     },
+    dax::{
+        Memory,
+        Options, //
+    },
     device_mapper::{
         dm_err,
         Args,
         Constructor,
         CtrContext,
         CtrError,
-        TargetDevice, //
+        TargetDevice,
+        PAGE_SECTORS, //
     },
     image::{
         self,
@@ -101,7 +106,7 @@ impl Layer {
     }
 
     /// The same for an error of the device or of memory.
-    fn fail(&self, number: usize, message: &'static CStr, errno: Error) -> CtrError {
+    pub(super) fn fail(&self, number: usize, message: &'static CStr, errno: Error) -> CtrError {
         dm_err!(
             Overlaybd,
             "layer {number} ({}): {} ({errno:?})",
@@ -126,10 +131,12 @@ pub(super) struct Stack {
     block_mask: u64,
     /// Of what identifies the layers, see [`digest_layers`].
     digest: DigestValue,
+    /// The memory of the layers, where it may be accessed directly.
+    memory: Option<Memory>,
 }
 
 impl Stack {
-    /// Reads and merges the layers that a table line names: `<#layers> <dev> <bytes> ...`.
+    /// Reads and merges the layers that a table line names: `<#layers> <dev> <bytes> ...`, with options.
     ///
     /// `limit` is the number of index entries that is allowed before and after the merge.
     pub(super) fn load(
@@ -138,6 +145,7 @@ impl Stack {
         limit: u64,
     ) -> Result<Self, CtrError> {
         let mut layers = open_layers(ctx, &mut args)?;
+        let options = Options::parse(ctx, args)?;
         let trailers = read_trailers(ctx, &layers)?;
         let entries = trailers.iter().map(|trailer| trailer.entries).sum::<u64>();
         if entries > limit {
@@ -155,6 +163,7 @@ impl Stack {
         count_owned(&mut layers, &segments);
         let block_mask = check_alignment(ctx, &layers, &segments)?;
         let digest = digest_layers(&layers, &trailers);
+        let memory = Memory::claim(ctx, options, &layers, &segments)?;
 
         let directory = KVVec::from_elem(0, directory_len(&segments), gfp_table())?;
         let index = Index::build(segments, directory)
@@ -167,6 +176,7 @@ impl Stack {
             virtual_sectors,
             block_mask,
             digest,
+            memory,
         })
     }
 
@@ -190,9 +200,17 @@ impl Stack {
     /// Sectors that `layer` takes in whole logical blocks of the mapped device.
     ///
     /// Device mapper wants areas in these units, those on devices with smaller blocks too. Blobs
-    /// end anywhere; that they are inside their devices is known.
+    /// end anywhere; that they are inside their devices is known. No block of a device with direct
+    /// access is larger than a page, not even one of the device of zeros.
     pub(super) fn area(&self, layer: &Layer) -> u64 {
-        layer.sectors() & !self.block_mask
+        let page_mask = self.memory.as_ref().map_or(0, |_| PAGE_SECTORS - 1);
+        layer.sectors() & !(self.block_mask | page_mask)
+    }
+
+    /// The memory of the layers, where it may be accessed directly.
+    #[inline]
+    pub(super) fn memory(&self) -> Option<&Memory> {
+        self.memory.as_ref()
     }
 
     /// The digest of what identifies all layers.
@@ -241,8 +259,6 @@ fn open_layers(ctx: &mut Constructor<'_>, args: &mut Args<'_>) -> Result<KVec<La
         }
         layers.push(layer, GFP_KERNEL)?;
     }
-    args.group(0, c"Unrecognised optional argument")?;
-    args.finish()?;
     Ok(layers)
 }
 

@@ -54,7 +54,7 @@ def measured(line, uuids):
     """The digest of the layers as the kernel measures it; the rest of the measurement must be right."""
     with dm_ioctl.Mapped("measured", line) as mapped:
         text = mapped.status(dm_ioctl.IMA).split(" ", 3)[3]
-        wanted = (f"target_name=overlaybd,target_version=1.0.0,layers={len(uuids)},virtual_sectors={SECTORS},"
+        wanted = (f"target_name=overlaybd,target_version=1.1.0,layers={len(uuids)},virtual_sectors={SECTORS},"
                   f"layers_digest=blake2s-256:{digest(mapped.status(dm_ioctl.TABLE), uuids)};")
         assert text == wanted, f"{text}, wanted {wanted}"
         return text
@@ -120,7 +120,7 @@ with Devices() as devices:
     line = stack_table(devices, blobs, SECTORS)
     check_autoload(tap, "dm-overlaybd", line, model.content)
     load("dm-overlaybd")
-    tap.equal(versions("overlaybd"), ["v1.0.0"], "dmsetup targets: the version")
+    tap.equal(versions("overlaybd"), ["v1.1.0"], "dmsetup targets: the version")
     with dm_ioctl.Mapped("status", line) as mapped:
         check_status(tap, mapped, line, stack, model)
         words = mapped.status(dm_ioctl.TABLE).split()

@@ -37,7 +37,7 @@ def bad_lines(device, size):
         (f"2 {pair} {device}", "the second length missing", length),
         (f"1 {pair} 0 x", "a word too many", "Too many arguments"),
         (f"1 {pair} 1 x", "an option", "Unrecognised optional argument"),
-        (f"1 {pair} 1", "a missing option", "Unrecognised optional argument"),
+        (f"1 {pair} 1", "a missing option", "Not enough arguments in group"),
         (f"1 {pair} x", "a number of options that is none", "Unrecognised optional argument"),
         (f"1 {pair} -1", "a negative number of options", "Unrecognised optional argument"),
         (f"1 {pair} {pair}", "a pair too many", "Unrecognised optional argument"),
