@@ -72,12 +72,17 @@ pub fn check(
     Ok(hole.or((covered < end).then_some(covered)))
 }
 
-/// The largest power of two of at most `limit` sectors that [`check`] takes for a page: what all
-/// segments are aligned to.
-pub fn largest_page(segments: &[PackedSegment], limit: u64) -> u64 {
+/// The largest pages before virtual sector `end`, in sectors: what all segments are aligned to but for the part behind the
+/// last whole page of `limit` sectors, a power of two.
+pub fn largest_page(segments: &[PackedSegment], end: u64, limit: u64) -> u64 {
+    let whole = end & limit.wrapping_neg();
+    if whole == 0 && limit > 1 {
+        return largest_page(segments, end, limit / 2);
+    }
     let bits = segments
         .iter()
         .filter(|segment| !segment.zeroed())
+        .map_while(|segment| segment.before(whole))
         .fold(limit, |bits, segment| {
             bits | segment.start() | segment.end() | segment.stored()
         });

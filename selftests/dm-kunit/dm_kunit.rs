@@ -337,7 +337,11 @@ mod formats {
         assert_eq!(check(&dense, 32, 8, &mut [0]), Ok(Some(24)));
         // Only what is before the end counts.
         assert_eq!(check(&dense, 16, 8, &mut [0]), Ok(None));
-        assert_eq!(largest_page(&dense, 4096), 8);
+        assert_eq!(largest_page(&dense, 24, 4096), 8);
+        assert_eq!(
+            largest_page(&layer(0, &[(0, 16, 16), (16, 8, 32)])?, 24, 16),
+            16
+        );
         let holes = layer(0, &[(8, 8, 8)])?;
         assert_eq!(check(&holes, 16, 8, &mut [0]), Ok(Some(0)));
         for (first, second) in [((0, 8, 16), (8, 8, 16)), ((0, 16, 8), (16, 8, 16))] {

@@ -46,7 +46,7 @@ use ovbd_layers::{
     file_id::FileId,
     file_range::FileRange,
     layer::read_trailer,
-    layer_writer::{LayerWriter, MAX_SEGMENTS},
+    layer_writer::{check_dax_size, MAX_SEGMENTS},
     output::{directory, Output, Rules},
     parents::is_same,
     pipeline,
@@ -396,7 +396,10 @@ impl<'a> Work<'a> {
             uuid: options.uuid.unwrap_or(UuidText::NIL),
             parent_uuid: options.parent(lower.uuid),
         };
-        let layer = LayerWriter::new(blob, out, &first)?;
+        if options.dax {
+            check_dax_size(out, lower.virtual_size)?;
+        }
+        let layer = options.begin_layer(blob, out, &first, false)?;
         let mut writer = BlockWriter::new(layer, runs, MAX_SEGMENTS);
         let buffers = pipeline::Pool::<Aligned>::default();
         pipeline::run(

@@ -25,7 +25,7 @@ use crate::{
     content_hash::ContentHash,
     error::{Error, Result},
     layer::LayerPath,
-    layer_writer::{check_size, BlobWriter, LayerWriter, MAX_SEGMENTS},
+    layer_writer::{check_dax_size, check_size, BlobWriter, LayerWriter, MAX_SEGMENTS},
     output::{Output, Rules, Stream},
     parents::Parents,
     pipeline,
@@ -49,6 +49,8 @@ pub struct Options {
     pub zfile: Option<ZfileOptions>,
     /// Compression level; the original's where there is none.
     pub level: Option<i32>,
+    /// Lay the layer out for direct access to the memory that it is put in.
+    pub dax: bool,
     /// Put the result into the tar wrapper.
     pub tar: bool,
     /// UUID of the layer; derived from the content where there is none.
@@ -79,6 +81,7 @@ impl Default for Options {
                 block_crc: true,
             }),
             level: None,
+            dax: false,
             tar: false,
             uuid: None,
             parent_uuid: None,
@@ -95,6 +98,25 @@ impl Options {
     /// The parent that the layer records, over a layer with the UUID `below`.
     pub fn parent(&self, below: Option<UuidText>) -> UuidText {
         self.parent_uuid.or(below).unwrap_or(UuidText::NIL)
+    }
+
+    /// Begins the layer in `blob`; `dense` is for one without layers below. The rest is as for [`LayerWriter::new`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`LayerWriter::new`].
+    pub fn begin_layer<'a>(
+        &self,
+        blob: BlobWriter<'a>,
+        path: &'a Path,
+        first: &Identity,
+        dense: bool,
+    ) -> Result<LayerWriter<'a>> {
+        let mut layer = LayerWriter::new(blob, path, first)?;
+        if self.dax {
+            layer.lay_out_for_dax(dense)?;
+        }
+        Ok(layer)
     }
 
     /// Refuses a base on which no layer fits; the error is about `path`.
@@ -153,6 +175,11 @@ impl Options {
     ///
     /// Why the options cannot be used.
     pub fn check(&self) -> std::result::Result<(), String> {
+        if self.dax && (self.raw || self.zfile.is_some() || self.tar) {
+            return Err(
+                "only an uncompressed layer without a wrapper can be accessed directly".to_owned(),
+            );
+        }
         let Some(zfile) = &self.zfile else {
             return match (self.raw, self.level) {
                 (true, _) => Err("only a ZFile can be made around raw bytes".to_owned()),
@@ -222,6 +249,7 @@ fn check_source(raw: &RawSource, options: &Options) -> Result<()> {
             check_blocks(raw.path(), blocks)
         }
         _ if raw.bytes() == 0 && !raw.is_stream() => Err(Error::new(raw.path(), "is empty")),
+        _ if options.dax => check_dax_size(raw.path(), raw.bytes()),
         _ => check_size(raw.path(), raw.bytes()),
     }
 }
@@ -377,7 +405,8 @@ fn write_as_coarse(
         parent_uuid,
     };
     // What does not fit is only counted.
-    let mut layer = Some(LayerWriter::new(blob, path, &first)?);
+    let dense = options.base.is_empty();
+    let mut layer = Some(options.begin_layer(blob, path, &first, dense)?);
     let mut hash = ContentHash::default();
     let mut count = SegmentCount::default();
     let mut done = 0;

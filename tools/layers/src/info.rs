@@ -8,8 +8,11 @@ use std::{
 };
 
 use ovbd_image::{
+    direct::{check, largest_page},
     index::Source,
     lsmt::{HEADER_BYTES, SECTOR_BYTES},
+    merge::MAX_LAYERS,
+    segment::PackedSegment,
 };
 use serde::Serialize;
 
@@ -17,6 +20,7 @@ use crate::{
     blob::Content,
     error::name,
     layer::{Layer, LayerKind},
+    layer_writer::{DAX_ALIGNMENT, DAX_PAGE},
     stack::Stack,
     stack_or_zfile::StackOrZfile,
     tar::original::tar_bytes,
@@ -54,8 +58,19 @@ pub struct StackInfo {
     pub zeroed_bytes: u64,
     /// Bytes of the device that no layer owns.
     pub hole_bytes: u64,
+    /// How it can be accessed directly, if it can.
+    pub dax: Option<DaxInfo>,
     /// Bottom first.
     pub layers: Vec<LayerInfo>,
+}
+
+/// Direct access to the memory of a stack.
+#[derive(Debug, Serialize)]
+pub struct DaxInfo {
+    /// Size of the largest pages that it can have, at most 2 MiB.
+    pub page_bytes: u64,
+    /// Whether there are sectors without data, for which there must be a device of zeros.
+    pub needs_zeros: bool,
 }
 
 /// What a layer is. Sizes are in bytes.
@@ -93,6 +108,8 @@ pub struct LayerInfo {
     pub stored_bytes: u64,
     /// Bytes of the device that come from this layer.
     pub owned_bytes: u64,
+    /// Size of the largest pages with which it can be accessed directly, at most 2 MiB, if it can.
+    pub dax_page_bytes: Option<u64>,
 }
 
 /// How a ZFile is compressed. Sizes are in bytes.
@@ -164,8 +181,41 @@ impl StackInfo {
             data_bytes: data,
             zeroed_bytes: zeroed,
             hole_bytes: hole,
+            dax: DaxInfo::new(stack),
             layers,
         }
+    }
+}
+
+/// Whether the bytes of a layer in memory are those that its segments map.
+fn is_memory(layer: &Layer) -> bool {
+    matches!(
+        (layer.kind(), layer.content()),
+        (LayerKind::Sealed(_), Content::Plain(_))
+    ) && layer.opened().tar.is_none()
+}
+
+/// Bytes of the largest pages with which segments can be accessed directly before sector `end`, and whether there are
+/// some without data.
+fn dax_pages(segments: &[PackedSegment], end: u64) -> Option<(u64, bool)> {
+    let smallest = DAX_PAGE / SECTOR_BYTES;
+    let end = end / smallest * smallest;
+    let hole = check(segments, end, smallest, &mut [0; MAX_LAYERS]).ok()?;
+    let page = largest_page(segments, end, DAX_ALIGNMENT / SECTOR_BYTES);
+    Some((page * SECTOR_BYTES, hole.is_some()))
+}
+
+impl DaxInfo {
+    fn new(stack: &Stack) -> Option<Self> {
+        let end = stack.sectors();
+        if end % (DAX_PAGE / SECTOR_BYTES) != 0 || !stack.layers().iter().all(is_memory) {
+            return None;
+        }
+        let (page_bytes, needs_zeros) = dax_pages(stack.segments(), end)?;
+        Some(Self {
+            page_bytes,
+            needs_zeros,
+        })
     }
 }
 
@@ -221,6 +271,13 @@ impl LayerInfo {
             },
             stored_bytes: end.saturating_sub(HEADER_BYTES as u64),
             owned_bytes,
+            dax_page_bytes: match is_memory(layer) {
+                true => {
+                    let end = layer.segments().last().map_or(0, |last| last.end());
+                    dax_pages(layer.segments(), end).map(|(bytes, _)| bytes)
+                }
+                false => None,
+            },
         }
     }
 }
@@ -299,6 +356,14 @@ impl fmt::Display for StackInfo {
             self.segments,
             size(self.index_bytes as u64)
         )?;
+        if let Some(dax) = &self.dax {
+            writeln!(
+                f,
+                "direct access: pages of {}{}",
+                size(dax.page_bytes),
+                if dax.needs_zeros { ", and zeros" } else { "" }
+            )?;
+        }
         let mut rows = vec![[
             "layer",
             "format",

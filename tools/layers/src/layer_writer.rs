@@ -27,6 +27,12 @@ pub const MAX_RUN_SECTORS: u64 = 16256;
 /// Segments that a layer can have: the rest is padding.
 pub const MAX_SEGMENTS: u64 = MAX_LAYER_ENTRIES / PADDING_ENTRIES * PADDING_ENTRIES;
 
+/// What layers for direct access are aligned to in bytes: huge pages.
+pub const DAX_ALIGNMENT: u64 = 2 << 20;
+
+/// Bytes of the smallest page that layers for direct access are for.
+pub const DAX_PAGE: u64 = 4096;
+
 /// Sectors of a device, 2 TiB, beyond which the original reads a stack wrongly if its merged index starts at sector 0.
 const LARGE_SECTORS: u64 = 1 << 32;
 
@@ -63,6 +69,18 @@ impl BlobWriter<'_> {
         }
     }
 
+    /// Appends `bytes` zeros that more is appended to, without taking space for them where that can be.
+    ///
+    /// # Errors
+    ///
+    /// As [`BlobWriter::write`].
+    pub fn hole(&mut self, bytes: u64) -> Result<()> {
+        match self {
+            BlobWriter::Plain(stream) => stream.hole(bytes),
+            BlobWriter::Zfile(zfile) => zfile.zeros(bytes),
+        }
+    }
+
     /// Completes the blob; returns the byte of the file after its end.
     ///
     /// # Errors
@@ -93,6 +111,15 @@ pub struct LayerWriter<'a> {
     blank: Option<u64>,
     /// Bytes of the tar that the data section begins with.
     tar_bytes: Option<u64>,
+    /// The layout for direct access.
+    dax: Option<Dax>,
+}
+
+/// The layout for direct access: data begins with a huge page, segments are whole ones where the data is, zeros are
+/// stored, and the blob ends with a huge page.
+struct Dax {
+    /// Sector before which all are stored; `None` over other layers, where it does not matter which are.
+    filled: Option<u64>,
 }
 
 /// Sectors at the start of a device that are zero in `new`, its first bytes, and in `below`, what the layers below hold
@@ -108,6 +135,23 @@ pub fn blank_sectors(new: &[u8], below: Option<&[u8]>) -> u64 {
 /// Segments that a run of `sectors` takes.
 pub fn segments_of(sectors: u64) -> u64 {
     sectors.div_ceil(MAX_RUN_SECTORS)
+}
+
+/// Refuses a device that cannot be accessed directly for its size in bytes; it is called `path`.
+///
+/// # Errors
+///
+/// That one.
+pub fn check_dax_size(path: &Path, bytes: u64) -> Result<()> {
+    let what = if bytes % DAX_PAGE != 0 {
+        format!("{bytes} bytes are not whole pages of {DAX_PAGE}, as direct access wants")
+    } else if bytes / SECTOR_BYTES > LARGE_SECTORS {
+        let most = LARGE_SECTORS * SECTOR_BYTES;
+        format!("{bytes} bytes, of which a layer for direct access can have {most}")
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(path, what))
 }
 
 /// Refuses an image of more bytes than the index of a layer can address; it is called `path`.
@@ -151,7 +195,62 @@ impl<'a> LayerWriter<'a> {
             stored: DATA_START,
             blank: None,
             tar_bytes: None,
+            dax: None,
         })
+    }
+
+    /// Lays the layer out for direct access, before anything is stored in it. With `dense` all of the device is stored:
+    /// there are no layers below.
+    ///
+    /// # Errors
+    ///
+    /// Those of writing.
+    pub fn lay_out_for_dax(&mut self, dense: bool) -> Result<()> {
+        self.blob.hole(DAX_ALIGNMENT - self.stored * SECTOR_BYTES)?;
+        self.stored = DAX_ALIGNMENT / SECTOR_BYTES;
+        self.dax = Some(Dax {
+            filled: dense.then_some(0),
+        });
+        if dense {
+            // Nobody looks for more: the device is small enough, or it is refused.
+            self.blank = Some(0);
+        }
+        Ok(())
+    }
+
+    /// Sectors of a segment at most.
+    fn longest(&self) -> u64 {
+        const HUGE: u64 = DAX_ALIGNMENT / SECTOR_BYTES;
+        match self.dax {
+            Some(_) => MAX_RUN_SECTORS / HUGE * HUGE,
+            None => MAX_RUN_SECTORS,
+        }
+    }
+
+    /// Stores zeros before sector `start`, where everything is stored.
+    fn fill(&mut self, start: u64) -> Result<()> {
+        let Some(Dax {
+            filled: Some(filled),
+        }) = self.dax
+        else {
+            return Ok(());
+        };
+        if filled < start {
+            self.stored_zeros(filled, start - filled)?;
+        }
+        Ok(())
+    }
+
+    /// Stores `sectors` of zeros from `start` on as data.
+    fn stored_zeros(&mut self, start: u64, sectors: u64) -> Result<()> {
+        self.run(Run {
+            start,
+            sectors,
+            stored: self.stored,
+            zeroed: false,
+        })?;
+        self.stored += sectors;
+        self.blob.hole(sectors * SECTOR_BYTES)
     }
 
     /// Records that what was stored first is a tar of so many bytes.
@@ -193,6 +292,7 @@ impl<'a> LayerWriter<'a> {
     ///
     /// Those of writing, more segments than a layer can have, and a start without [`LayerWriter::set_blank`].
     pub fn data(&mut self, start: u64, data: &[u8]) -> Result<()> {
+        self.fill(start)?;
         self.run(Run {
             start,
             sectors: data.len() as u64 / SECTOR_BYTES,
@@ -275,6 +375,10 @@ impl<'a> LayerWriter<'a> {
     ///
     /// As [`LayerWriter::data`].
     pub fn zeros(&mut self, start: u64, sectors: u64) -> Result<()> {
+        if self.dax.is_some() {
+            self.fill(start)?;
+            return self.stored_zeros(start, sectors);
+        }
         self.run(Run {
             start,
             sectors,
@@ -304,15 +408,22 @@ impl<'a> LayerWriter<'a> {
                 self.segment(open)?;
             }
         }
-        while run.sectors > MAX_RUN_SECTORS {
+        if let Some(Dax {
+            filled: Some(filled),
+        }) = &mut self.dax
+        {
+            *filled = run.start + run.sectors;
+        }
+        let longest = self.longest();
+        while run.sectors > longest {
             self.segment(Run {
-                sectors: MAX_RUN_SECTORS,
+                sectors: longest,
                 ..run
             })?;
-            run.start += MAX_RUN_SECTORS;
-            run.sectors -= MAX_RUN_SECTORS;
+            run.start += longest;
+            run.sectors -= longest;
             if !run.zeroed {
-                run.stored += MAX_RUN_SECTORS;
+                run.stored += longest;
             }
         }
         self.open = Some(run);
@@ -338,6 +449,10 @@ impl<'a> LayerWriter<'a> {
     ///
     /// As [`LayerWriter::data`].
     pub fn finish(mut self, identity: &Identity) -> Result<u64> {
+        if self.dax.is_some() {
+            check_dax_size(self.path, identity.virtual_size)?;
+            self.fill(identity.virtual_size / SECTOR_BYTES)?;
+        }
         if let Some(open) = self.open.take() {
             self.segment(open)?;
         }
@@ -354,6 +469,11 @@ impl<'a> LayerWriter<'a> {
         self.entries.resize(padded, Entry::PADDING.encode());
         for entries in self.entries.chunks(HEADER_BYTES) {
             self.blob.write(entries.as_flattened())?;
+        }
+        if self.dax.is_some() {
+            // The trailer is the end of the device that the layer becomes.
+            let end = index_offset + (padded * ENTRY_BYTES + HEADER_BYTES) as u64;
+            self.blob.hole(end.next_multiple_of(DAX_ALIGNMENT) - end)?;
         }
         let mut trailer = identity.trailer(index_offset, padded as u64);
         if let Some(bytes) = self.tar_bytes {

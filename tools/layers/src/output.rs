@@ -418,6 +418,21 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
+    /// Leaves out `bytes`, which read as zeros: in a new file that takes no space. More must be written behind them.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn hole(&mut self, bytes: u64) -> Result<()> {
+        match self.to {
+            Sink::Output(Output::File(_)) => {
+                self.written += bytes;
+                Ok(())
+            }
+            _ => self.zeros(bytes),
+        }
+    }
+
     /// Byte at which the next write goes.
     pub fn position(&self) -> u64 {
         self.written

@@ -200,9 +200,9 @@ impl Compression {
 /// What is the same for every new layer.
 #[derive(Debug, Args)]
 pub struct NewLayer {
-    /// Format of the result
-    #[arg(long, value_enum, default_value_t = Format::Zfile)]
-    pub format: Format,
+    /// Format of the result [default: zfile]
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
     /// How it is compressed.
     #[command(flatten)]
     pub compression: Compression,
@@ -229,11 +229,47 @@ pub struct NewLayer {
     pub threads: Threads,
 }
 
+/// How a new layer is laid out, for verbs that can do so.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct Layout {
+    /// Lay the layer out for direct access to the memory that it is put in: not compressed, nothing left out, whole huge
+    /// pages of 2 MiB. What is zero takes no space in OUT
+    #[arg(long)]
+    pub dax: bool,
+}
+
 impl NewLayer {
     /// The options for a layer over `base`, or for a ZFile around the `raw` bytes. Ends the program with the usage of
     /// `verb` where they cannot go together.
     pub fn options(&self, verb: &str, base: Vec<LayerPath>, raw: bool) -> build::Options {
-        let plain = self.format == Format::Lsmt;
+        let format = self.format.unwrap_or(Format::Zfile);
+        self.options_of(verb, base, raw, format, Layout::default())
+    }
+
+    /// The same for a layer that may be for direct access.
+    pub fn laid_out(
+        &self,
+        verb: &str,
+        base: Vec<LayerPath>,
+        raw: bool,
+        layout: Layout,
+    ) -> build::Options {
+        let usual = match layout.dax {
+            true => Format::Lsmt,
+            false => Format::Zfile,
+        };
+        self.options_of(verb, base, raw, self.format.unwrap_or(usual), layout)
+    }
+
+    fn options_of(
+        &self,
+        verb: &str,
+        base: Vec<LayerPath>,
+        raw: bool,
+        format: Format,
+        layout: Layout,
+    ) -> build::Options {
+        let plain = format == Format::Lsmt;
         let no_crc = self.no_crc.then_some("--no-crc");
         if let Some(option) = self.compression.given().chain(no_crc).find(|_| plain) {
             wrong_usage(verb, format!("{option} is for --format zfile only"));
@@ -244,6 +280,7 @@ impl NewLayer {
             raw,
             zfile,
             level: self.compression.level,
+            dax: layout.dax,
             tar: self.tar,
             uuid: self.uuid.map(content_hash::uuid_text),
             parent_uuid: self.parent_uuid.map(content_hash::uuid_text),

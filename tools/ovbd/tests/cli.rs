@@ -70,6 +70,7 @@ fn info_as_a_table() {
     let expected = "\
 virtual size: 64.0 KiB (65536 bytes)
 content:      12.0 KiB data, 0 B zeroed, 52.0 KiB hole
+direct access: pages of 4.0 KiB, and zeros
 
 layer  format  compression      file  ratio   virtual  segments      data  zeroed     owned
 0      lsmt    -            24.0 KiB      -  64.0 KiB         1  12.0 KiB     0 B  12.0 KiB

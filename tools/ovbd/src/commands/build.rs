@@ -22,7 +22,7 @@ use ovbd_layers::{
 };
 
 use crate::{
-    cli::{self, NewLayer, Parents},
+    cli::{self, Layout, NewLayer, Parents},
     commands::seal::make,
     names::StoreOption,
     report::Report,
@@ -42,6 +42,9 @@ const EXAMPLES: &str = "Examples:
 
   ovbd build --from-tar layer.tar.gz -o root.zfile
       an EROFS of a layer of a container image, which holds the tar; prints its digest and its bytes
+
+  ovbd build --dax -o base.dax disk.img
+      a layer that guests map from a virtual persistent memory
 
   zstd -dc next.tar.zst | ovbd build --base root.zfile --from-tar - -o next.zfile
       the next layer of that image, whose whiteouts are executed";
@@ -90,6 +93,9 @@ pub struct Build {
     /// The layer.
     #[command(flatten)]
     pub layer: NewLayer,
+    /// The layout.
+    #[command(flatten)]
+    pub layout: Layout,
     /// The file to make, or - for standard output
     #[arg(short, long, value_name = "OUT", value_hint = ValueHint::FilePath)]
     pub output: PathBuf,
@@ -133,7 +139,7 @@ impl Build {
         let options = build::Options {
             parents: self.parents.of_device(),
             allow_mounted: self.allow_mounted,
-            ..self.layer.options("build", base, self.raw)
+            ..self.layer.laid_out("build", base, self.raw, self.layout)
         };
         let bytes = std::fs::metadata(&source).map_or(0, |found| found.len());
         report.begin("building", bytes);
@@ -155,6 +161,10 @@ impl Build {
     }
 
     fn run_from_tar(&self, tar: &Path, report: &Report) -> Result<ExitCode> {
+        if self.layout.dax {
+            let what = "--dax is not for --from-tar, whose data is where the tar has it";
+            cli::wrong_usage("build", what.to_owned());
+        }
         let base = self.store.resolve(&self.base)?;
         let options = build::Options {
             parents: self.parents.of_device(),

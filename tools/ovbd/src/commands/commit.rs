@@ -17,7 +17,7 @@ use ovbd_devices::{
 use ovbd_layers::{report::Report as _, Error};
 
 use crate::{
-    cli::{NewLayer, UnknownStorage},
+    cli::{Layout, NewLayer, UnknownStorage},
     config::{self, Config},
     report::Report,
 };
@@ -35,6 +35,9 @@ pub struct Commit {
     /// The layer.
     #[command(flatten)]
     pub layer: NewLayer,
+    /// The layout.
+    #[command(flatten)]
+    pub layout: Layout,
     /// The file to make
     #[arg(short, long, value_name = "OUT", value_hint = ValueHint::FilePath, required_unless_present = "snapshot_only")]
     pub output: Option<PathBuf>,
@@ -60,7 +63,9 @@ pub struct Commit {
 impl Commit {
     /// Makes the layer.
     pub fn run(self, report: &Report) -> Result<ExitCode> {
-        let options = self.layer.options("commit", Vec::new(), false);
+        let options = self
+            .layer
+            .laid_out("commit", Vec::new(), false, self.layout);
         let interrupt = Interrupt::install()?;
         report.begin("committing", 0);
         let request = Request {

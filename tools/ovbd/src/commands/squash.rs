@@ -61,7 +61,7 @@ impl Squash {
     pub fn run(self, report: &Report) -> Result<ExitCode> {
         cli::one_stream("squash", self.json, &self.output);
         let new = &self.layer;
-        let keep_compression = new.format == Format::Zfile
+        let keep_compression = new.format != Some(Format::Lsmt)
             && new.compression.algo.is_none()
             && new.compression.block_size.is_none()
             && !new.no_crc;
