@@ -93,6 +93,7 @@ impl Memory {
         segments: &[PackedSegment],
     ) -> Result<Option<Self>, CtrError> {
         if !options.dax {
+            ctx.require_no_dax()?;
             return Ok(None);
         }
         if (ctx.begin() | ctx.target_len()) % PAGE_SECTORS != 0 {

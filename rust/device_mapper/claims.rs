@@ -89,6 +89,11 @@ impl Claim {
     }
 }
 
+/// Whether a table of the mapped device at this address has claimed memory.
+pub fn has_claims(mapped: usize) -> bool {
+    CLAIMS.with(|claims| claims.iter().any(|claimed| claimed.mapped == mapped))
+}
+
 impl Drop for Claim {
     fn drop(&mut self) {
         CLAIMS.with(|claims| {

@@ -4,6 +4,7 @@
 
 use super::{
     bindings,
+    claims::has_claims,
     dax::DaxDevice,
     device::{
         Devices,
@@ -135,6 +136,21 @@ impl Constructor<'_> {
         let bdev = self.bdev(device)?;
         // SAFETY: The device is open, since it belongs to this instance, which is being constructed.
         unsafe { DaxDevice::claim(bdev, self.ti) }
+    }
+
+    /// Refuses a table without direct access for a mapped device of which a table has it, live or loaded.
+    ///
+    /// Device mapper does so where the first table of the device had it. It does not where the device got it later, and
+    /// then a file system could go on to use memory that nobody claims any more.
+    pub fn require_no_dax(&self) -> Result<(), CtrError> {
+        // SAFETY: The table of a target under construction is valid, and is one of a mapped device.
+        let mapped = unsafe { bindings::dm_table_get_md(self.ti().table) };
+        if has_claims(mapped as usize) {
+            return Err(CtrError::invalid(
+                c"Table must have direct access, as another of the device has it",
+            ));
+        }
+        Ok(())
     }
 
     /// Limits the size of a bio sent to the target, which device mapper splits accordingly.

@@ -384,6 +384,7 @@ mod formats {
 #[kunit_tests(ovbd_claims)]
 mod claims {
     use super::device_mapper::claims::{
+        has_claims,
         Claim,
         Claimed, //
     };
@@ -407,6 +408,7 @@ mod claims {
     #[test]
     fn a_page_has_one_owner() -> Result {
         let first = pages(0, 1, 1)?;
+        assert!(has_claims(1) && !has_claims(2));
         // Another mapped device, the same table, and the table that is to follow.
         assert_eq!(errno(pages(0, 2, 2)), EBUSY.to_errno());
         assert_eq!(errno(pages(9, 2, 2)), EBUSY.to_errno());

@@ -248,7 +248,8 @@ LATER_ITEMS = [
     *(f"macro_rules! {name}" for name in ("dm_warn", "dm_info", "dm_err_limit", "pass_on")),
     *(f"pub fn {name}(" for name in ("is_readahead", "is_fua", "target_bio_nr", "logical_block_size",
                                      "set_flush_bypasses_map", "set_limit_swap_bios", "set_max_io_len", "may_print",
-                                     "dax_device", "visit_without_dax")),
+                                     "dax_device", "require_no_dax",
+                                     "visit_without_dax")),
     "pub mod claims;",
     "pub fn module_param<",
     "pub fn accept_partial(",
@@ -259,7 +260,7 @@ LATER_ITEMS = [
     "pub(crate) unsafe fn queue_on(",
     "pub(crate) use self::per_bio::",
 ]
-LATER_NAMES = ["DaxDevice", "DaxRange", "PAGE_SECTORS", "QueueLimits", "dm_err_limit", "dm_info", "dm_warn", "module_param"]
+LATER_NAMES = ["has_claims", "DaxDevice", "DaxRange", "PAGE_SECTORS", "QueueLimits", "dm_err_limit", "dm_info", "dm_warn", "module_param"]
 # Where they are called, and what the documentation says of them.
 LATER_WORDS = [
     (r"make memory zero for a file system that writes to it \(`dax_zero_page_range`\)", "take part in DAX"),
