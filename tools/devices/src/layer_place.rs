@@ -194,6 +194,16 @@ impl LayerPlace {
         }
     }
 
+    /// Whether its device holds the blob from its first byte on, and is all that it takes to map it.
+    pub fn is_whole_device(&self) -> bool {
+        self.is_device
+            && !self.is_part
+            && !self.has_tail()
+            && self.start == 0
+            && self.joined.is_none()
+            && self.original_bytes.is_none()
+    }
+
     /// What says whether it is on the right layer.
     pub fn ancestry(&self) -> Ancestry<'_> {
         Ancestry {

@@ -9,6 +9,7 @@
 mod block_writer;
 pub mod commit;
 pub mod cow;
+pub mod dax;
 pub mod direct_io;
 mod discards;
 pub mod down;

@@ -16,7 +16,7 @@ use ovbd_image::lsmt::{topmost_size, SECTOR_BYTES};
 use ovbd_kernel::dm::Control;
 
 use crate::{
-    check_root, cow, discards, in_parallel,
+    check_root, cow, dax, discards, in_parallel,
     layer_place::{layer_steps, line, linear, LayerPlace, TAILS},
     lock::Lock,
     loops,
@@ -71,6 +71,22 @@ pub fn up(
     report: &dyn Report,
     announce: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<()> {
+    up_direct(options, None, interrupt, report, announce)
+}
+
+/// As [`up`], where `dax` has file systems access the memory of the layers directly. Such a stack is neither writable nor
+/// checked.
+///
+/// # Errors
+///
+/// As [`up`], and layers that have no such memory.
+pub fn up_direct(
+    options: &Options,
+    dax: Option<&dax::Options>,
+    interrupt: &Interrupt,
+    report: &dyn Report,
+    announce: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
     check_root()?;
     check_name(&options.name)?;
     let control = mapped::open()?;
@@ -83,7 +99,7 @@ pub fn up(
     check_no_stack(&control, &options.name)?;
     loops::prepare()?;
     let discards = options.writable.is_some() && discards::are_possible(&control, &options.name);
-    let steps = steps(options, discards)?;
+    let steps = steps(options, dax, discards)?;
     check_names(&control, &options.name, &steps)?;
     for target in targets(&steps) {
         check_target(target)?;
@@ -113,8 +129,8 @@ fn warn_of_volume(node: &Path, report: &dyn Report) {
 ///
 /// # Errors
 ///
-/// As [`up`], as far as it shows without making anything.
-pub fn dry_run(options: &Options) -> Result<String> {
+/// As [`up_direct`], as far as it shows without making anything.
+pub fn dry_run(options: &Options, dax: Option<&dax::Options>) -> Result<String> {
     for layer in &options.layers {
         let LayerPath::Joined { targets, .. } = layer else {
             continue;
@@ -126,11 +142,11 @@ pub fn dry_run(options: &Options) -> Result<String> {
             }
         }
     }
-    Ok(script::print(&steps(options, false)?))
+    Ok(script::print(&steps(options, dax, false)?))
 }
 
 /// Everything that has to be done; `discards` says whether snapshots can discard.
-fn steps(options: &Options, discards: bool) -> Result<Vec<Step>> {
+fn steps(options: &Options, dax: Option<&dax::Options>, discards: bool) -> Result<Vec<Step>> {
     check_name(&options.name)?;
     check_count(&options.layers)?;
     let opened = in_parallel(&options.layers, LayerPlace::open);
@@ -172,6 +188,17 @@ fn steps(options: &Options, discards: bool) -> Result<Vec<Step>> {
         let device = layer_steps(&options.name, number, blob, tail, &mut steps);
         words.push(device.into());
         words.push(blob.mapped_bytes().into());
+    }
+    if let Some(how) = dax {
+        blobs.iter().try_for_each(dax::check_layer)?;
+        match &how.zeros {
+            None => words.extend([1.into(), "dax".into()]),
+            Some(zeros) => {
+                dax::check_zeros(zeros, sectors)?;
+                let device = Device::Path(zeros.clone());
+                words.extend([3.into(), "dax".into(), "zeros".into(), device.into()]);
+            }
+        }
     }
     let uuid = blobs.last().and_then(|blob| blob.trailer.uuid);
     let map = |role: Role, sectors, read_only, words| Step::Map {

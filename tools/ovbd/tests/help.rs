@@ -56,7 +56,7 @@ fn texts_are_in_help_and_man_pages() {
     for verb in Cli::command().get_subcommands() {
         let name = verb.get_name();
         pages.push((
-            sources().join(format!("commands/{name}.rs")),
+            sources().join(format!("commands/{}.rs", name.replace('-', "_"))),
             format!("{name} --help"),
             format!("ovbd-{name}.8"),
         ));

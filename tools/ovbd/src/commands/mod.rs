@@ -20,6 +20,7 @@ pub mod ls;
 pub mod lvm;
 pub mod pull;
 pub mod push;
+pub mod qemu_args;
 pub mod rebase;
 pub mod rmi;
 pub mod seal;
@@ -51,6 +52,7 @@ pub enum Command {
     Verify(verify::Verify),
     Info(info::Info),
     Up(up::Up),
+    QemuArgs(qemu_args::QemuArgs),
     Down(down::Down),
     Ls(ls::Ls),
     Enable(enable::Enable),
@@ -107,6 +109,7 @@ impl Command {
             Command::Verify(verify) => verify.run(report),
             Command::Info(info) => info.run(report),
             Command::Up(up) => up.run(report),
+            Command::QemuArgs(qemu_args) => qemu_args.run(report),
             Command::Down(down) => down.run(report),
             Command::Ls(ls) => ls.run(report),
             Command::Enable(enable) => enable.run(report),

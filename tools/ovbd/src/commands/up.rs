@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Result;
 use clap::{Args, Parser as _, ValueHint};
-use ovbd_devices::{cow, running::check_name, up, Interrupt};
+use ovbd_devices::{cow, dax, running::check_name, up, Interrupt};
 use ovbd_layers::{units, Error};
 
 use crate::{
@@ -52,6 +52,14 @@ pub struct Up {
     /// What is checked.
     #[command(flatten)]
     pub verity: VerityOption,
+    /// Let file systems that are mounted with "-o dax" use the memory of the layers itself, without copies in the page
+    /// cache. Each LAYER is then a device with such memory, as virtio-pmem, that ends with a layer ("ovbd build --dax"), or
+    /// the UUID of one; without a LAYER it is the only stack that all these devices make
+    #[arg(long, conflicts_with_all = ["writable", "verity", "config", "store", "targets"])]
+    pub dax: bool,
+    /// The device with memory for what no layer has data for: zeros, for layers that were not made with --dax
+    #[arg(long, value_name = "DEVICE", requires = "dax", value_hint = ValueHint::FilePath)]
+    pub zeros: Option<PathBuf>,
     /// Print the commands that make the device, and do nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -87,7 +95,7 @@ pub struct Up {
 impl Up {
     /// Makes the device and prints its name.
     pub fn run(self, report: &Report) -> Result<ExitCode> {
-        match self.layers.is_empty() {
+        match self.layers.is_empty() && !self.dax {
             true => self.completed()?.run_with_layers(report),
             false => self.run_with_layers(report),
         }
@@ -119,8 +127,10 @@ impl Up {
 
     fn run_with_layers(self, report: &Report) -> Result<ExitCode> {
         // Until loop devices have the files.
-        let _guards = self.store.protect(&self.layers)?;
-        let found = self.store.images(&self.layers)?;
+        // Layers in memory are no images, whatever they are called.
+        let names: &[OsString] = if self.dax { &[] } else { &self.layers };
+        let _guards = self.store.protect(names)?;
+        let found = self.store.images(names)?;
         let images: Vec<NamedImage<'_>> = found.iter().map(|image| image.named()).collect();
         let is_one_image = images.len() == 1 && self.layers.len() == 1;
         let verity = self.verity.of_stack(&images, is_one_image)?;
@@ -129,9 +139,12 @@ impl Up {
             .map(|dir| dir.join(format!("{}.cow", self.name)));
         let options = up::Options {
             name: self.name,
-            layers: self
-                .targets
-                .resolve(&self.layers, &self.store, Need::All, report)?,
+            layers: match self.dax {
+                true => dax::layers(&self.layers)?,
+                false => self
+                    .targets
+                    .resolve(&self.layers, &self.store, Need::All, report)?,
+            },
             writable: self.writable.then_some(cow::Options {
                 path: self.cow.or(beside),
                 size: self.size,
@@ -144,10 +157,12 @@ impl Up {
             assume_elsewhere: self.unknown.assume_elsewhere,
             verity,
         };
+        let dax = self.dax.then_some(dax::Options { zeros: self.zeros });
         if self.dry_run {
-            return report.print(&up::dry_run(&options)?);
+            return report.print(&up::dry_run(&options, dax.as_ref())?);
         }
-        up::up(&options, &Interrupt::install()?, report, |device| {
+        let interrupt = Interrupt::install()?;
+        up::up_direct(&options, dax.as_ref(), &interrupt, report, |device| {
             report.answer(&format!("{}\n", device.display()))
         })?;
         Ok(ExitCode::SUCCESS)
