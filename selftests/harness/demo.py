@@ -140,10 +140,12 @@ def _make_initramfs(kernel):
         mount -t proc proc {TREE}/proc
         mount -t tmpfs tmpfs {TREE}/usr/local
         install -D {SOURCE}/tools/target/release/ovbd {TREE}/usr/local/bin/ovbd
-        install -D {boot}/root-stack {TREE}/usr/local/lib/ovbd/root-stack
+        mkdir -p {TREE}/usr/local/lib/ovbd
+        install {boot}/boot-functions {boot}/root-stack {boot}/root-state {TREE}/usr/local/lib/ovbd
         cp -r {TREE}/etc/initramfs-tools {TREE}/tmp/conf
         install {boot}/initramfs-hook {TREE}/tmp/conf/hooks/ovbd
         install {boot}/initramfs-local-top {TREE}/tmp/conf/scripts/local-top/ovbd
+        install -D {boot}/initramfs-local-bottom {TREE}/tmp/conf/scripts/local-bottom/ovbd
         printf '%s\\n' virtio_pci virtio_blk ext4 >{TREE}/tmp/conf/modules
         sed -i 's/^MODULES=.*/MODULES=list/' {TREE}/tmp/conf/initramfs.conf
         chroot {TREE} depmod {kernel.release}

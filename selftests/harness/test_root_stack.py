@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What the initramfs makes of the kernel's command line."""
+"""What the initramfs makes of the kernel's command line: the root device, and what the machine writes over it."""
 
 import os
 import pathlib
@@ -9,15 +9,17 @@ import unittest
 
 from cache import SOURCE
 
-SCRIPT = SOURCE / "tools/boot/root-stack"
+STACK = SOURCE / "tools/boot/root-stack"
+STATE = SOURCE / "tools/boot/root-state"
 ERROR = pathlib.Path("/run/ovbd/error")
 DEVICE = next((str(path) for path in sorted(pathlib.Path("/dev").iterdir()) if path.is_block_device()), None)
 # Stand in for the programs: each says how it was called.
 PROGRAM = '#!/bin/sh\necho "${0##*/} $*" >>"$CALLS"\n'
 
 
-@unittest.skipUnless(os.geteuid() == 0 and DEVICE, "root and a block device are needed")
-class RootStack(unittest.TestCase):
+class Boot(unittest.TestCase):
+    """A folder in which programs stand in for those of an initramfs."""
+
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
@@ -30,8 +32,8 @@ class RootStack(unittest.TestCase):
         path.write_text(PROGRAM + more)
         path.chmod(0o755)
 
-    def boot(self, line):
-        """The exit status, and how ovbd was called."""
+    def run_script(self, script, line, *arguments):
+        """The exit status, and what was called."""
         (self.top / "cmdline").write_text(line + "\n")
         calls = self.top / "calls"
         calls.write_text("")
@@ -39,8 +41,16 @@ class RootStack(unittest.TestCase):
                        "OVBD_CMDLINE": str(self.top / "cmdline"),
                        # What dracut exports, which is the line itself.
                        "CMDLINE": "root=/dev/sda ro"}
-        status = subprocess.run([SCRIPT], env=environment, stderr=subprocess.DEVNULL).returncode
-        return status, [call for call in calls.read_text().splitlines() if call.startswith("ovbd ")]
+        status = subprocess.run([script, *arguments], env=environment, stderr=subprocess.DEVNULL).returncode
+        return status, calls.read_text().splitlines()
+
+
+@unittest.skipUnless(os.geteuid() == 0 and DEVICE, "root and a block device are needed")
+class RootStack(Boot):
+    def boot(self, line):
+        """The exit status, and how ovbd was called."""
+        status, calls = self.run_script(STACK, line)
+        return status, [call for call in calls if call.startswith("ovbd ")]
 
     def test_not_wanted(self):
         self.assertEqual(self.boot("root=/dev/sda1 ro"), (0, []))
@@ -85,6 +95,60 @@ class RootStack(unittest.TestCase):
         self.program("ovbd", "echo 'ovbd: a: cannot open: No such file or directory' >&2; exit 1\n")
         self.assertEqual(self.boot(f"ovbd={DEVICE}:a")[0], 1)
         self.assertEqual(ERROR.read_text(), "ovbd: a: cannot open: No such file or directory\n")
+
+
+@unittest.skipUnless(os.geteuid() == 0 and DEVICE, "root and a block device are needed")
+class RootState(Boot):
+    def setUp(self):
+        super().setUp()
+        self.root = self.top / "root"
+        for name in ("etc", "var", "root", "srv/data"):
+            (self.root / name).mkdir(parents=True)
+        self.place = pathlib.Path("/run/ovbd/state")
+        self.addCleanup(lambda: subprocess.run(["rm", "-rf", self.place], check=True))
+
+    def boot(self, line):
+        """The exit status, and what was mounted where."""
+        status, calls = self.run_script(STATE, line, self.root)
+        return status, [call.split()[-1] for call in calls if call.startswith("mount ")]
+
+    def overlays(self, *names):
+        return [str(self.place), *(str(self.root / name) for name in names)]
+
+    def test_not_wanted(self):
+        self.assertEqual(self.boot("ovbd=/dev/vda:a root=/dev/mapper/root ro"), (0, []))
+
+    def test_etc_and_var_if_nothing_else_is_named(self):
+        self.assertEqual(self.boot(f"ovbd.state={DEVICE}"), (0, self.overlays("etc", "var")))
+        self.assertTrue((self.place / "etc/upper").is_dir() and (self.place / "var/work").is_dir())
+
+    def test_folders_that_are_named(self):
+        self.assertEqual(self.boot(f"ovbd.state={DEVICE}:root,srv/data"), (0, self.overlays("root", "srv/data")))
+        self.assertEqual((self.place / "root/upper").stat().st_mode & 0o777, 0o700)
+        self.assertEqual((self.place / "srv/data/upper").stat().st_mode & 0o777, 0o755)
+
+    def test_the_image_below_may_change(self):
+        _, calls = self.run_script(STATE, f"ovbd.state={DEVICE}:etc", self.root)
+        options, = (call.split()[4] for call in calls if call.startswith("mount -t overlay"))
+        self.assertEqual(options.split(",")[:3], [f"lowerdir={self.root}/etc", f"upperdir={self.place}/etc/upper",
+                                                  f"workdir={self.place}/etc/work"])
+        self.assertTrue({"index=off", "metacopy=off", "redirect_dir=off"} <= set(options.split(",")))
+
+    def test_a_device_may_come_later(self):
+        self.assertEqual(self.boot("ovbd.state=LABEL=no-such"), (75, []))
+        self.assertEqual(ERROR.read_text(), "ovbd: no device LABEL=no-such for what the machine writes\n")
+
+    def test_what_cannot_be(self):
+        for line, what in (("sda1", "is no device"), (f"{DEVICE}:", "is not ovbd.state=DEVICE"), (f"{DEVICE}:../etc", "is no folder"),
+                           (f"{DEVICE}:/etc", "is no folder"), (f"{DEVICE}:opt", "has no folder /opt")):
+            status, _ = self.boot(f"ovbd.state={line}")
+            self.assertEqual(status, 1, line)
+            self.assertIn(what, ERROR.read_text())
+
+    def test_what_cannot_be_mounted(self):
+        self.program("mount", "exit 1\n")
+        self.assertEqual(self.boot(f"ovbd.state={DEVICE}")[0], 1)
+        self.assertEqual(ERROR.read_text(), f"ovbd: cannot mount {DEVICE}\n")
 
 
 if __name__ == "__main__":

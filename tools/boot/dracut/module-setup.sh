@@ -12,12 +12,15 @@ depends() {
 
 installkernel() {
 	# Also where this system does not run from a stack.
-	hostonly='' instmods loop dm-snapshot dm-overlaybd dm-zfile dm-verity
+	hostonly='' instmods loop dm-snapshot dm-overlaybd dm-zfile dm-verity overlay
 }
 
 install() {
 	inst_multiple ovbd wipefs blkid cat mkdir mount
-	inst_simple /usr/lib/ovbd/root-stack
+	local name
+	for name in boot-functions root-stack root-state; do
+		inst_simple "/usr/lib/ovbd/$name"
+	done
 	# Which images of the store are taken, and with what signatures are checked.
 	if [ -e /etc/ovbd/policy.conf ]; then
 		inst_multiple openssl
@@ -29,4 +32,5 @@ install() {
 	fi
 	inst_hook initqueue/settled 10 "$moddir/ovbd-settled.sh"
 	inst_hook initqueue/timeout 10 "$moddir/ovbd-timeout.sh"
+	inst_hook pre-pivot 10 "$moddir/ovbd-state.sh"
 }
