@@ -33,7 +33,7 @@ DEBUG_MUTANTS = os.environ.get("OVBD_MUTANTS", "11")
 OLDEST_TESTS = ["device-mapper/io", "device-mapper/stale", "dm-overlaybd/io", "dm-zfile/io"]
 # What runs under the native kernel: of what is about logical volumes each way that an image goes once; and what needs a
 # network, which the debug kernel has not, and many reads.
-NATIVE_TESTS = ["lvm/push", "lvm/served", "lvm/inside", "ovbd/lazy", "ovbd/lazy_parts"]
+NATIVE_TESTS = ["lvm/push", "lvm/served", "lvm/inside", "ovbd/lazy", "ovbd/lazy_parts", "ovbd/deploy"]
 DEBUG_LOG = SOURCE / "build/debug-pass.log"
 COUNTS = re.compile(r"(\d+) passed, (\d+) failed, (\d+) skipped")
 CARGO_RESULT = re.compile(r"test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored")

@@ -87,6 +87,7 @@ fn texts_are_in_help_and_man_pages() {
 fn verbs_about_images_elsewhere_have_examples_that_parse() {
     let verbs = [
         "push", "pull", "images", "inspect", "tag", "rmi", "gc", "fsck", "login", "logout", "lvm",
+        "system",
     ];
     let folder = tempdir().unwrap();
     for verb in verbs {

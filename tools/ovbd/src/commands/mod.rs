@@ -26,6 +26,7 @@ pub mod rmi;
 pub mod seal;
 pub mod sign;
 pub mod squash;
+pub mod system;
 pub mod tag;
 pub mod trace;
 pub mod up;
@@ -71,6 +72,7 @@ pub enum Command {
     Login(login::Login),
     Logout(logout::Logout),
     Lvm(lvm::Lvm),
+    System(system::System),
 }
 
 impl Command {
@@ -89,6 +91,7 @@ impl Command {
             Command::Gc(gc) => gc.json,
             Command::Fsck(fsck) => fsck.json,
             Command::Lvm(lvm) => lvm.wants_json(),
+            Command::System(system) => system.wants_json(),
             _ => false,
         }
     }
@@ -128,6 +131,7 @@ impl Command {
             Command::Login(login) => login.run(report),
             Command::Logout(logout) => logout.run(report),
             Command::Lvm(lvm) => lvm.run(report),
+            Command::System(system) => system.run(report),
         }
     }
 }

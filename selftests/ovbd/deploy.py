@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Generations of a system: kernel and initrd out of images, images that must be signed, updates from a registry, and
+`ovbd system add` killed before each of the system calls by which it changes something."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import sys
+
+sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+import syscall_steps
+from ovbd_command import MIB, existing, ovbd, refused, settled
+from registry import registry
+from sealed_stacks import make_key
+from test_script import OVBD, SCRATCH, Tap, load, run
+
+# Every so many steps, so that a minute suffices; 1 is all of them.
+STRIDE = int(os.environ.get("OVBD_STEP_STRIDE", "5"))
+SIZE = 8 * MIB
+BOOT, STORE = SCRATCH / "boot", SCRATCH / "store"
+PLACE = ["--boot", BOOT, "--store", STORE]
+POLICY = pathlib.Path("/etc/ovbd/policy.conf")
+
+
+def image(name, files, *below):
+    """A layer with an ext4 that has these files, over others."""
+    tree, raw, layer = SCRATCH / "tree", SCRATCH / "raw", SCRATCH / f"{name}.layer"
+    shutil.rmtree(tree, ignore_errors=True)
+    for path, content in files.items():
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_bytes(content)
+    raw.unlink(missing_ok=True)
+    with open(raw, "wb") as file:
+        file.truncate(SIZE)
+    # Not smaller: a device below dm-verity has such blocks.
+    run("mkfs.ext4", "-q", "-b", "4096", "-d", tree, raw)
+    ovbd("build", "-q", "-o", layer, raw, *(["--base", *below] if below else []))
+    return layer
+
+
+def system(release, word):
+    """The files of an image that can be booted."""
+    return {f"boot/vmlinuz-{release}": f"kernel {word}".encode() * 9000, "etc/word": word.encode(),
+            f"boot/initrd.img-{release}": f"initrd {word}".encode() * 9000}
+
+
+@contextlib.contextmanager
+def writable_etc():
+    """A copy of /etc in its place while the body runs: not every guest can write there."""
+    run("cp", "-a", "/etc", SCRATCH / "etc")
+    run("mount", "--bind", SCRATCH / "etc", "/etc")
+    try:
+        (SCRATCH / "etc/ovbd").mkdir(exist_ok=True)
+        yield
+    finally:
+        run("umount", "--lazy", "/etc")
+
+
+@contextlib.contextmanager
+def policy(text):
+    """The policy while the body runs."""
+    POLICY.write_text(text)
+    try:
+        yield
+    finally:
+        POLICY.unlink()
+
+
+def listed():
+    """The generations, in the order of the loader."""
+    return json.loads(ovbd("system", "list", "--json", *PLACE))
+
+
+def unbootable():
+    """What is wrong with the entries: each must name files that are whole, and an image that is."""
+    wrong = []
+    for entry in listed():
+        words = []
+        for kind in ("linux", "initrd"):
+            content = (BOOT / entry[kind].lstrip("/")).read_bytes()
+            word = content.split(b" ")[1].split(b"kernel")[0].split(b"initrd")[0] if content else b""
+            expected = f"{'kernel' if kind == 'linux' else 'initrd'} {word.decode()}".encode() * 9000
+            if content != expected:
+                wrong.append(f"{entry['number']}: {kind}")
+            words.append(word)
+        if len(set(words)) != 1:
+            wrong.append(f"{entry['number']}: {words}")
+    ovbd("system", "status", *PLACE)
+    return wrong
+
+
+def everything():
+    """What must not change where something is refused."""
+    return sorted(str(path) for path in BOOT.rglob("*")), ovbd("images", "--store", STORE)
+
+
+def refused_whole(tap, what, reason, *words):
+    """Refused, and nothing has changed."""
+    before = everything()
+    refused(tap, what, reason, "system", *words, *PLACE)
+    tap.equal(everything(), before, f"{what}: nothing has changed")
+
+
+def kernels_of_images(tap, one, two):
+    """What is on the boot partition is what is in the images."""
+    BOOT.mkdir()
+    for number, layers in (("1", [one]), ("2", [one, two])):
+        ovbd("push", "-q", *layers, f"oci:{STORE}:h.x/vm/root:{number}")
+    ovbd("system", "init", "-q", "--device", "LABEL=layers", *PLACE, "h.x/vm/root:1")
+    ovbd("system", "add", *PLACE, "h.x/vm/root:2")
+    tap.equal([(entry["number"], entry["kernel"]) for entry in listed()], [(2, "7.3.5"), (1, "7.3.4")], "both releases")
+    tap.equal(unbootable(), [], "kernels and initrds are those of the images")
+    tap.equal(len(list((BOOT / "ovbd").iterdir())), 4, "each once")
+    ovbd("system", "add", *PLACE, "--kernel", "7.3.5", "h.x/vm/root:2")
+    tap.equal(len(list((BOOT / "ovbd").iterdir())), 4, "and shared where they are the same")
+    refused_whole(tap, "a kernel that is not there", "has no kernel 7.0", "add", "--kernel", "7.0", "h.x/vm/root:2")
+
+
+def images_without(tap):
+    """Nothing to boot, or no file system at all."""
+    ovbd("push", "-q", image("none", {"etc/word": b"x"}), f"oci:{STORE}:h.x/vm/none:1")
+    refused_whole(tap, "an image without a kernel", "has no kernel, neither in", "add", "h.x/vm/none:1")
+    half = {name: content for name, content in system("7.3.6", "half").items() if "initrd" not in name}
+    ovbd("push", "-q", image("half", half), f"oci:{STORE}:h.x/vm/half:1")
+    refused_whole(tap, "an image without an initrd", "has the kernel 7.3.6, but no initrd", "add", "h.x/vm/half:1")
+    (SCRATCH / "raw").write_bytes(b"no file system" * 100000 + bytes(720))
+    ovbd("build", "-q", "-f", "-o", SCRATCH / "noise.layer", SCRATCH / "raw")
+    ovbd("push", "-q", SCRATCH / "noise.layer", f"oci:{STORE}:h.x/vm/noise:1")
+    refused_whole(tap, "an image without a file system", "no file system that blkid knows", "add", "h.x/vm/noise:1")
+
+
+def killed(tap, number):
+    """Before each step."""
+    command = [OVBD, "system", "add", *PLACE, f"h.x/vm/root:{number}"]
+    before = existing()
+    step, wrong, again = 0, [], 0
+    while True:
+        count = len(listed())
+        steps, status = syscall_steps.run(command, step)
+        if status is not None:
+            break
+        wrong += [f"step {step}, {steps[-1]}: {what}" for what in unbootable()]
+        if len(listed()) not in (count, count + 1):
+            wrong.append(f"step {step}, {steps[-1]}: {count} generations became {len(listed())}")
+        # What is left of it is in nobody's way.
+        ovbd(*command[1:])
+        again += 1
+        step += STRIDE
+    tap.result(status == 0 and again > 5, f"{again} times killed", f"exit status {status}")
+    tap.equal(wrong, [], "what boots is whole, whenever it is killed")
+    tap.equal(settled(before), before, "and the next one leaves no device")
+    ovbd("system", "prune", "--keep", "1", *PLACE)
+    tap.equal([entry["number"] for entry in listed()], [max(entry["number"] for entry in listed())], "pruned to one")
+    tap.equal(len(list((BOOT / "ovbd").iterdir())), 2, "with its kernel and initrd alone")
+
+
+def updates(tap, one, two, sign, unknown):
+    """From a registry, signed or not."""
+    with registry() as host:
+        root = f"{host}/vm/root:stable"
+        push = ["push", "-q", "--seal"]
+        ovbd(*push, *sign, one, root)
+        with policy(f"{host}/vm {sign[-1]}\n"):
+            ovbd("system", "update", "-q", *PLACE, root)
+            first = listed()[0]
+            tap.equal(first["kernel"], "7.3.4", "an image that is signed becomes a generation")
+            said = ovbd("system", "update", "-q", *PLACE)
+            tap.equal(listed()[0], first, "and is not added again while it is the newest")
+            tap.result(f"generation {first['number']}: " in said, "which is said", said)
+        ovbd(*push, *unknown, one, two, root)
+        with policy(f"{host}/vm {sign[-1]}\n"):
+            refused_whole(tap, "signed by another", "none of the certificates fits", "update")
+        with policy("* reject\n"):
+            refused_whole(tap, "a repository that is rejected", "rejects images", "update")
+            refused_whole(tap, "an image of the store by then", "rejects images", "add", root)
+        ovbd("push", "-q", one, two, root)
+        with policy(f"{host}/vm {sign[-1]}\n"):
+            refused_whole(tap, "not signed", "has no root hash", "update")
+        ovbd(*push, *sign, one, two, root)
+        with policy(f"{host}/vm {sign[-1]}\n"):
+            ovbd("system", "update", "-q", *PLACE)
+        tap.equal(listed()[0]["kernel"], "7.3.5", "the same name stands for another image by now")
+        tap.equal(unbootable(), [], "all can be booted")
+        ovbd("rmi", "--store", STORE, root)
+        ovbd("gc", "-q", "--older", "0", "--store", STORE)
+        tap.equal(unbootable(), [], "also when nothing else names their images")
+
+
+def main(tap):
+    load("loop", "dm-overlaybd", "dm-zfile", "dm-verity")
+    before = existing()
+    one = image("one", system("7.3.4", "one"))
+    two = image("two", system("7.3.5", "two"), one)
+    kernels_of_images(tap, one, two)
+    images_without(tap)
+    three = image("three", system("7.3.5", "three"), one, two)
+    ovbd("push", "-q", one, two, three, f"oci:{STORE}:h.x/vm/root:3")
+    killed(tap, 3)
+    sign, unknown = ([f"--sign-key={key}", "--certificate", certificate]
+                     for key, certificate in (make_key("trusted"), make_key("unknown")))
+    with writable_etc():
+        updates(tap, one, two, sign, unknown)
+    tap.equal(settled(before), before, "no device is left")
+
+
+tap = Tap()
+main(tap)
+tap.finish()
