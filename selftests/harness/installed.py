@@ -25,7 +25,7 @@ WITH = ["systemd-sysv", "udev", "dmsetup", "initramfs-tools", "zstd", "kmod", "e
 NOTES = re.compile(r"/(var/(log|cache|lib/(apt|dpkg))|boot/initrd\.img-|usr/lib/modules/[^/]+/modules\.|etc/ld\.so\.cache"
                    r"|tmp|run|dev|proc|sys)")
 # Of the command and the modules for one kernel.
-TOGETHER_BYTES = 3_600_000
+TOGETHER_BYTES = 3_800_000
 OVBD = SOURCE / "tools/target/release/ovbd"
 SERVICE = """[Unit]
 After=multi-user.target {after}

@@ -16,6 +16,7 @@ import kernel as kernels
 import packages
 import selftests
 import stack_root
+import system_boot
 import tracked
 from cache import SOURCE, Failure
 from guest_process import keep_priority
@@ -230,6 +231,7 @@ def test_packages(stages):
     stages.run("packages", lambda: installed.test(kernels.ensure(), packages.all_kernels(), whole=True))
     stages.run("packages in a guest", lambda: installed_guest.test(kernels.ensure(), packages.DEBS))
     stages.run("a root file system on a stack", lambda: stack_root.test(kernels.ensure(), packages.DEBS))
+    stages.run("a system that updates by layers", lambda: system_boot.test(kernels.ensure(), packages.DEBS))
 
 
 def test_all(stages):

@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import tempfile
+import threading
 
 from cache import Failure
 from guest_process import GuestProcess
@@ -103,22 +104,32 @@ class Guest(GuestProcess):
 
 
 def boot_system(vmlinuz, initrd, append, disk, console, seconds, arguments=(), shown=lambda report: True, counting=False):
-    """Boots a whole system from its disk with its own initrd, until it switches off; returns what it reported, the rest
-    of the lines of its console with `report: `. Those that are `shown` are printed too. With `counting` it has one CPU
-    and its clock counts instructions."""
+    """Boots a whole system from its disk with its own initrd, until it switches off; returns what it reported, as
+    run_system() does. With `counting` it has one CPU and its clock counts instructions."""
+    if counting:
+        append += f" {ONLY_TICKS} {NOTHING_RANDOM}"
+    return run_system(vmlinuz, [*arguments, "-kernel", str(vmlinuz), "-initrd", str(initrd), "-append",
+                                f"console=ttyS0 panic=-1 {append}", "-drive",
+                                f"file={disk},if=virtio,format=raw,cache=unsafe"], console, seconds, shown, counting)
+
+
+def run_system(vmlinuz, arguments, console, seconds, shown=lambda report: True, counting=False):
+    """Runs a machine with these arguments, whose kernel is `vmlinuz`, until it switches off; returns what it reported, the
+    rest of the lines of its console with `report: `. Those that are `shown` are printed too."""
     if counting:
         machine = ["-accel", "tcg", *COUNTED, "-smp", "1"]
-        append += f" {ONLY_TICKS} {NOTHING_RANDOM}"
     else:
         machine = ["-accel", "kvm", "-cpu", "host"] if kvm_runs(vmlinuz) else ["-accel", "tcg"]
         machine += ["-smp", "2"]
-    command = ["timeout", str(seconds), "qemu-system-x86_64", *machine, "-m", "1G", "-nodefaults",
-               "-nographic", *arguments, "-serial", "stdio", "-kernel", str(vmlinuz), "-initrd", str(initrd), "-append",
-               f"console=ttyS0 panic=-1 {append}", "-drive", f"file={disk},if=virtio,format=raw,cache=unsafe"]
+    command = ["qemu-system-x86_64", *machine, "-m", "1G", "-nodefaults", "-nographic", "-serial",
+               "stdio", *map(str, arguments)]
     reports = []
     with open(console, "w", buffering=1) as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                    stderr=subprocess.STDOUT, text=True, errors="replace")
+        # The emulator itself, and not a program that started it: who is killed must not go on writing to the disk.
+        limit = threading.Timer(seconds, process.kill)
+        limit.start()
         try:
             for line in process.stdout:
                 log.write(line)
@@ -127,6 +138,7 @@ def boot_system(vmlinuz, initrd, append, disk, console, seconds, arguments=(), s
                     if shown(reports[-1]):
                         print(f"    {reports[-1]}", flush=True)
         finally:
+            limit.cancel()
             process.kill()
             process.wait()
     return reports
