@@ -236,17 +236,20 @@ impl Freezing<'_> {
             kind: "linear".to_owned(),
             text: format!("{generation} 0"),
         }];
-        let begin = Instant::now();
-        if self.is_free(control)? {
+        let suspended = if self.is_free(control)? {
+            let how = Suspend::default();
+            mapper.load(&top.name, &top.uuid, &table, false)?;
+            // The less is left for the freezing the better.
             for mount in self.storage.mounts_on(top.number) {
                 sync(&mount.seen_from_here(&mount.point));
             }
-            let how = Suspend::default();
-            mapper.reload(&top.name, &top.uuid, &table, false, how, Rules::All)?;
+            let begin = Instant::now();
+            mapper.switch(&top.name, &top.uuid, how, Rules::All)?;
+            begin.elapsed()
         } else {
-            self.swap_for_others(control, &mapper, &table)?;
-        }
-        tracing::debug!(name = top.name, elapsed = ?begin.elapsed(), "a new generation is on top");
+            self.swap_for_others(control, &mapper, &table)?
+        };
+        tracing::debug!(name = top.name, ?suspended, "a new generation is on top");
         // It is done: whatever is still wrong undoes nothing.
         if let Err(e) = mapper.finish() {
             self.report.warn(&e);
@@ -281,12 +284,13 @@ impl Freezing<'_> {
     }
 
     /// The same where others use the device than a file system directly on it: with a flush of the old store meanwhile.
+    /// Returns for how long they waited.
     fn swap_for_others(
         &self,
         control: &Control,
         mapper: &Mapper<'_>,
         table: &[TableLine],
-    ) -> Result<()> {
+    ) -> Result<Duration> {
         let top = &self.top_now(control)?;
         check_elsewhere(top, self.out, self.storage)?;
         let node = self.chain.newest().store_node();
@@ -299,6 +303,7 @@ impl Freezing<'_> {
         flush()?;
         let watch = Watch::begin(top, &points)?;
         let _locked = Locked::begin();
+        let begin = Instant::now();
         let frozen = Frozen::above(top, self.storage, self.report)?;
         let fail = |action, e| Error::io(&top.node(), action, e);
         let suspended = control
@@ -325,8 +330,9 @@ impl Freezing<'_> {
             }
         });
         drop(frozen);
+        let elapsed = begin.elapsed();
         watch.end();
-        result
+        result.map(|()| elapsed)
     }
 }
 

@@ -276,13 +276,28 @@ impl<'a> Mapper<'a> {
         how: dm::Suspend,
         rules: Rules,
     ) -> Result<()> {
+        self.load(name, uuid, table, read_only)?;
+        self.switch(name, uuid, how, rules)
+    }
+
+    /// Loads a table for a device that goes on with the one that it has.
+    ///
+    /// # Errors
+    ///
+    /// Those of the ioctl, with the reason that the kernel logs.
+    pub fn load(&self, name: &str, uuid: &str, table: &[Line], read_only: bool) -> Result<()> {
+        let result = self.control.load(Id::Uuid(uuid), table, read_only);
+        result.map_err(|e| self.change_error("load a table for", name, e))
+    }
+
+    /// Puts a device on the table that was loaded for it. `how` it is suspended for as long as that takes.
+    ///
+    /// # Errors
+    ///
+    /// Those of the ioctl. The device goes on with the table that it had then.
+    pub fn switch(&self, name: &str, uuid: &str, how: dm::Suspend, rules: Rules) -> Result<()> {
         let path = node(name);
         let id = Id::Uuid(uuid);
-        // The number is not needed: nothing else is loaded by us now.
-        let fail = |action, e| self.with_reason(Error::io(&path, action, e), Number(0, 0));
-        self.control
-            .load(id, table, read_only)
-            .map_err(|e| fail("load a table for", e))?;
         let result = loop {
             match self.control.resume(id, how, self.cookie.event(rules)) {
                 // A signal while it waited for I/O that is under way. The table is loaded still.
@@ -291,7 +306,7 @@ impl<'a> Mapper<'a> {
             }
         };
         result.map_err(|e| {
-            let error = fail("replace the table of", e);
+            let error = self.change_error("replace the table of", name, e);
             // With no table loaded it goes on with its own.
             let _ = self.control.clear(id);
             let event = self.cookie.event(rules);
@@ -306,6 +321,11 @@ impl<'a> Mapper<'a> {
                 }
             }
         })
+    }
+
+    fn change_error(&self, action: &str, name: &str, error: io::Error) -> Error {
+        // The number is not needed: nothing else is loaded by us now.
+        self.with_reason(Error::io(&node(name), action, error), Number(0, 0))
     }
 
     /// Removes a device; one that is in use is tried for a while.
