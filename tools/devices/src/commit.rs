@@ -46,7 +46,7 @@ use ovbd_layers::{
     file_id::FileId,
     file_range::FileRange,
     layer::read_trailer,
-    layer_writer::{check_dax_size, MAX_SEGMENTS},
+    layer_writer::{check_dax_size, segments_of, MAX_SEGMENTS},
     output::{directory, Output, Rules},
     parents::is_same,
     pipeline,
@@ -109,9 +109,7 @@ pub fn commit(
 ) -> Result<bool> {
     options.check().map_err(|what| Error::new(out, what))?;
     let mut work = Work::begin(request, interrupt, report)?;
-    // What is known now can only become more.
-    let stores = FrozenStores::open(&work.chain.generations, work.chain.top.sectors())?;
-    stores.runs(out)?;
+    work.check_room(out)?;
     let lower = Lower::new(&work.stack)?;
     if options
         .uuid
@@ -289,6 +287,24 @@ impl<'a> Work<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Refuses what takes more segments than a layer can have. What is known now can only become more.
+    fn check_room(&self, out: &Path) -> Result<()> {
+        let mut most = Some(0_u64);
+        for generation in &self.chain.generations {
+            let chunk_sectors = u64::from(generation.chunk_sectors);
+            let written = generation.written_sectors(&self.control)?;
+            let chunks = written.and_then(|sectors| sectors.checked_div(chunk_sectors));
+            // Each chunk elsewhere.
+            let segments = chunks.map(|chunks| chunks * segments_of(chunk_sectors));
+            most = most.zip(segments).map(|(sum, more)| sum + more);
+        }
+        if most.is_some_and(|most| most <= MAX_SEGMENTS) {
+            return Ok(());
+        }
+        let stores = FrozenStores::open(&self.chain.generations, self.chain.top.sectors())?;
+        stores.runs(out).map(drop)
     }
 
     /// The files that the stack is made of.

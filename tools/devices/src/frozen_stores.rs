@@ -12,7 +12,7 @@ use crate::{
     generations::Generation,
 };
 use ovbd_layers::{
-    direct::{Aligned, DirectFile},
+    direct::{Aligned, DirectFile, ALIGNMENT},
     error::{Error, Result},
     layer_writer::MAX_SEGMENTS,
     pipeline::Pool,
@@ -155,10 +155,22 @@ impl FrozenStores {
         };
         let read = |buffer: &mut Aligned| {
             chunks.chunk_by(follows).try_for_each(|group| {
-                let bytes = buffer.bytes(group.len() * chunk_bytes);
+                let bytes = group.len() * chunk_bytes;
                 let at = group[0].exception.stored * self.chunk_bytes;
-                self.stores[group[0].store].read(bytes, at)?;
-                for (chunk, content) in group.iter().zip(bytes.chunks_exact(chunk_bytes)) {
+                let store = &self.stores[group[0].store];
+                // What was written one after the other goes where it belongs.
+                let origin = group[0].exception.origin;
+                let mut origins = (origin..).zip(group);
+                if chunk_bytes >= ALIGNMENT && origins.all(|(n, chunk)| chunk.exception.origin == n)
+                {
+                    let place = blocks.place(origin * chunk_sectors, bytes);
+                    if place.len() == bytes {
+                        return store.read(place, at);
+                    }
+                }
+                let all = buffer.bytes(bytes);
+                store.read(all, at)?;
+                for (chunk, content) in group.iter().zip(all.chunks_exact(chunk_bytes)) {
                     let sector = chunk.exception.origin * chunk_sectors;
                     let place = blocks.place(sector, chunk_bytes);
                     place.copy_from_slice(&content[..place.len()]);

@@ -73,6 +73,18 @@ impl Generation {
     ///
     /// It lost writes, and those of the ioctl.
     pub fn state(&self, control: &Control) -> Result<State> {
+        Ok(match self.written_sectors(control)? {
+            Some(0) => State::Empty,
+            Some(_) | None => State::Written,
+        })
+    }
+
+    /// Sectors of the chunks that were written; `None` where it cannot be told.
+    ///
+    /// # Errors
+    ///
+    /// It lost writes, and those of the ioctl.
+    pub fn written_sectors(&self, control: &Control) -> Result<Option<u64>> {
         let status = self.device.status(control)?;
         let words = status
             .first()
@@ -80,16 +92,14 @@ impl Generation {
             .unwrap_or_default();
         // "<used>/<all> <metadata>" in sectors, else it says what happened.
         if let Some((used, _)) = words.first().and_then(|word| word.split_once('/')) {
-            let is_empty = words.get(1).is_some_and(|metadata| metadata == used);
-            return Ok(if is_empty {
-                State::Empty
-            } else {
-                State::Written
-            });
+            let number = |word: &str| word.parse::<u64>().ok();
+            let metadata = words.get(1).and_then(|word| number(word));
+            let written = number(used).zip(metadata);
+            return Ok(written.and_then(|(used, metadata)| used.checked_sub(metadata)));
         }
         match words.join(" ").as_str() {
             // It refused writes, and has all that it took.
-            "Overflow" => Ok(State::Written),
+            "Overflow" => Ok(None),
             state => {
                 let what = format!("the snapshot is {}: writes are lost", state.to_lowercase());
                 Err(Error::new(&self.device.node(), what))
