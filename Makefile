@@ -71,9 +71,10 @@ endif
 bench-lvm: ## push and pull of a thin volume of LVM_MB= in the native kernel, beside pipes of the same steps
 	@KERNEL=native T=lvm/figures OVBD_UML_MEMORY=12G OVBD_LVM_MB=$(or $(LVM_MB),1024) OVBD_LVM_ROUNDS=3 $(ENTER) selftests
 	@sed -n 's/^# //p' build/selftests-native/lvm/figures.log
-bench-commit: ## how long writers wait for a commit, of 1 MiB and of COMMIT_MB=, and how fast it is, in the native kernel
-	@KERNEL=native T=ovbd/windows OVBD_UML_MEMORY=8G OVBD_WINDOW_MB=$(or $(COMMIT_MB),1024) OVBD_WINDOW_ROUNDS=3 $(ENTER) selftests
-	@sed -n 's/^# //p' build/selftests-native/ovbd/windows.log
+bench-commit: ## how long writers wait for a commit, of 1 MiB and of COMMIT_MB=, and how fast it is: native kernel; stock kernel, 64 MiB
+	@KERNEL=native T=ovbd/windows OVBD_UML_MEMORY=12G OVBD_TEST_LIMIT=3600 OVBD_WINDOW_MB=$(or $(COMMIT_MB),1024) OVBD_WINDOW_ROUNDS=5 $(ENTER) selftests
+	@T=ovbd/windows OVBD_TEST_LIMIT=3600 OVBD_WINDOW_MB=64 OVBD_WINDOW_ROUNDS=5 $(ENTER) selftests
+	@sed -n 's/^# //p' build/selftests-native/ovbd/windows.log build/selftests-stock/ovbd/windows.log
 bench-lazy: ## how soon a program runs from an image in a slow registry, beside pulling it first; OVBD_LAZY_ROUNDS=
 	@KERNEL=native T=ovbd/lazy_figures OVBD_UML_MEMORY=6G $(ENTER) bench-lazy
 demo: ## push a Debian system from a thin volume in one VM, pull it in another, and boot from it

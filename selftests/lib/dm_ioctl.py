@@ -24,7 +24,7 @@ def _control(command, name, payload=b"", flags=0, targets=0, event=0, number=0):
     """One ioctl on the device of this name, or without a name of this number; returns the flags, the device number,
     the number of targets and what came back."""
     # Python lets no other thread run during an ioctl with more than 1024 bytes.
-    buffer = bytearray(1024 if command == WAIT else BUFFER + len(payload))
+    buffer = bytearray(1024 if command in (SUSPEND, WAIT) else BUFFER + len(payload))
     HEADER.pack_into(buffer, 0, 4, 0, 0, len(buffer), HEADER.size, targets, 0, flags, event, 0, number, name.encode(),
                      b"")
     buffer[HEADER.size:HEADER.size + len(payload)] = payload
@@ -35,6 +35,14 @@ def _control(command, name, payload=b"", flags=0, targets=0, event=0, number=0):
         os.close(control)
     answer = HEADER.unpack_from(buffer)
     return answer[7], answer[10], answer[5], bytes(buffer[answer[4]:answer[3]])
+
+
+def suspended_for(name):
+    """Suspends a device and resumes it at once; returns the seconds that it took."""
+    start = time.monotonic()
+    _control(SUSPEND, name, flags=SUSPENDED)
+    _control(SUSPEND, name)
+    return time.monotonic() - start
 
 
 class Refused(OSError):

@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
 """Commits of a device that is written to all the time: each layer has what the device had at one moment, between the
-start of its commit and its end. How long writers wait is printed, beside what `dmsetup suspend` and `resume` take."""
+start of its commit and its end."""
 
 import os
 import sys
-import time
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
 from block_devices import read_direct
@@ -63,41 +62,6 @@ def check_under_writer(tap, base):
     tap.equal(moment(read_direct(device, 0, SIZE), model), writer.acknowledged, "the store over all layers has the rest")
     ovbd("down", "live")
     cow.unlink()
-
-
-def longest_wait(device, action):
-    """Seconds that the longest write takes while something is done."""
-    writer = Writer(device)
-    writer.start()
-    while writer.acknowledged < 100:
-        time.sleep(0.01)
-    writer.longest = 0.0
-    action()
-    writer.stop()
-    return writer.longest
-
-
-def check_window(tap, base):
-    """The wait does not grow with what was written. Printed, not judged: other programs use the machine too."""
-    for size in (1, 64):
-        raw, large = SCRATCH / "large.raw", SCRATCH / "large.layer"
-        with open(raw, "wb") as file:
-            file.truncate(128 * MIB)
-        ovbd("build", "--force", "--format", "lsmt", "-o", large, raw)
-        device = ovbd("up", "--writable", "window", large).strip()
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", f"count={size}", "oflag=direct")
-
-        def plain():
-            run("dmsetup", "suspend", "window")
-            run("dmsetup", "resume", "window")
-        alone = longest_wait(device, plain)
-        out = SCRATCH / "window.layer"
-        wait = longest_wait(device, lambda: ovbd("commit", "--force", "-q", "-o", out, "window"))
-        tap.result(listed("window")["layers"][-1]["path"] == str(out), f"a commit of {size} MiB")
-        print(f"# {size} MiB: the longest write took {wait * 1000:.1f} ms, with dmsetup suspend and resume "
-              f"{alone * 1000:.1f} ms", flush=True)
-        ovbd("down", "window")
-        out.unlink()
 
 
 def check_file_system(tap, kind):
@@ -241,7 +205,6 @@ tap = Tap()
 load("loop", "dm-overlaybd", "dm-zfile")
 base = base_layer()
 check_under_writer(tap, base)
-check_window(tap, base)
 for kind in CHECKS:
     if has_file_system(kind):
         check_file_system(tap, kind)
