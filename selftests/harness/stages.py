@@ -24,7 +24,7 @@ from report import Counts, Tap
 
 # What is about ovbd and starts very many programs. The debug kernel runs them at the speed of the machine.
 TOOL_TESTS = ["ovbd/crashes", "ovbd/generations", "ovbd/many", "ovbd/powercut", "ovbd/push", "ovbd/races",
-              "ovbd/refusals", "ovbd/rounds", "ovbd/streams", "ovbd/windows"]
+              "ovbd/refusals", "ovbd/rounds", "ovbd/stores", "ovbd/streams", "ovbd/windows"]
 # What else runs under the debug kernel: what needs its checkers, and of the rest what does most to the targets.
 DEBUG_TESTS = ["kunit/*", "faults/*", "device-mapper/*", "hostile/*", "dm-overlaybd/tables", "dm-overlaybd/io",
                "dm-zfile/reads", "dm-zfile/io"]
@@ -247,8 +247,9 @@ def test_all(stages):
                                                                   OVBD_MUTANTS="5000", OVBD_TEST_LIMIT="7200"))
     stages.run("lazily fetched, stock kernel", lambda: counted("selftests", "T=ovbd/lazy ovbd/lazy_parts"))
     stages.run("commits under a writer, and killed", lambda: counted("selftests", "KERNEL=native",
-                                                                     "T=ovbd/generations ovbd/crashes ovbd/powercut",
-                                                                     OVBD_COMMITS="200", OVBD_KILLS="100",
+                                                                     "T=ovbd/generations ovbd/crashes ovbd/powercut ovbd/stores",
+                                                                     OVBD_COMMITS="200", OVBD_MANY_COMMITS="1000",
+                                                                     OVBD_KILLS="100", OVBD_TEST_LIMIT="3600",
                                                                      OVBD_STEP_STRIDE="1", OVBD_MOMENTS="50"))
     stages.run("damaged files for the tools", lambda: one(build.make("fuzz-smoke")))
     stages.run("transfers cut and killed", long_transfers)
