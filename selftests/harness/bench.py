@@ -18,7 +18,7 @@ from cache import SOURCE, Failure
 
 OUTPUT = SOURCE / "build/bench"
 # The parts of each lens, in the order of their run time.
-PARTS = {"instructions": ["segments", "stacks", "commits", "zfile", "verity", "slow", "debian"],
+PARTS = {"instructions": ["segments", "stacks", "commits", "zfile", "verity", "dax", "slow", "debian"],
          "wall": ["segments", "slow", "zfile", "scaling"]}
 # The part that is measured with one CPU and with two, in so many boots of each. They take turns, as the machine is now
 # faster and now slower.

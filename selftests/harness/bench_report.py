@@ -14,6 +14,8 @@ COLUMNS = {
               "kernel decode": "the kernel's", "lower": "lower read", "stored": "stored, KiB"},
     "commits": {"random": "4 KiB random", "sequential": "1 MiB sequential"},
     "verity": {"random": "4 KiB random", "sequential": "1 MiB sequential"},
+    "dax": {"random": "4 KiB random", "sequential": "1 MiB sequential", "touch": "first touch", "huge": "in huge pages",
+            "exec": "a program, k"},
     "slow": {"sequential": "1 MiB sequential", "buffered": "1 MiB, page cache", "stored": "stored, KiB"},
     "scaling": {"one": "1 CPU", "two": "2 CPUs"},
     "debian": {"mount": "mount, k", "start bash": "start bash, k", "start apt": "start apt-get, k", "tar": "tar c, k",
@@ -25,6 +27,7 @@ TITLES = {
     "zfile": "Compression: {} for each 4 KiB read, MiB",
     "commits": "A writable stack before and after commits: {} for each 4 KiB read, MiB",
     "verity": "dm-verity over a stack: {} for each 4 KiB read, MiB",
+    "dax": "Files in persistent memory: {} for each 4 KiB read, MiB, page",
     "slow": "From a device that serves 20 MB each second: {} for each MiB",
     "scaling": "dm-zfile with one CPU and with two: {} for each MiB",
     "debian": "A Debian root: {}",
@@ -35,7 +38,7 @@ SCALES = {"KiB": 1024, "k": 1000}
 # Measurements of one boot that differ by less are called equal. The clock interrupts programs and reads alike; what
 # happens once, as opposed to a read of which there are thousands, is not averaged.
 EQUAL, EQUAL_ONCE = 0.003, 0.1
-ONCE = ("first", "activation", "memory", "mount", "start bash", "start apt", "tar", "cold")
+ONCE = ("first", "activation", "memory", "mount", "start bash", "start apt", "tar", "cold", "exec", "touch", "huge")
 
 
 def number(key, values, scale=1):
@@ -164,6 +167,13 @@ def goals(reports):
                      of("commits", "after a commit", "random"), [of("commits", "writable", "random")], 1.01)
     yield from ratio("a writable stack of a compressed layer / it read-only, 4 KiB random",
                      of("commits", "compressed, writable", "random"), [of("commits", "compressed", "random")], 1.3)
+    direct, linear, cached = "dm-overlaybd, 1 layer", "dm-linear", "page cache, cold"
+    yield from ratio("dm-overlaybd, DAX / dm-linear, 4 KiB random", of("dax", direct, "random"),
+                     [of("dax", linear, "random")], 1.06)
+    yield from ratio("dm-overlaybd, DAX / dm-linear, first touch", of("dax", direct, "touch"),
+                     [of("dax", linear, "touch")], 1.03)
+    yield from ratio("dm-overlaybd, DAX / page cache, cold, 4 KiB random", of("dax", direct, "random"),
+                     [of("dax", cached, "random")], 0.25)
     yield from slow_goals(of)
 
 
