@@ -95,6 +95,37 @@ def survives_kills(tap, image, how):
     tap.equal(ublk_devices(), [], "no ublk device is left")
 
 
+def survives_kills_while_it_is_handed_over(tap, image, how):
+    """All layers change their tables at one moment, and the process is killed around that."""
+    how.delay = 0.0
+    generator, again = random.Random("handed over"), 0
+    for _ in range(KILLS):
+        device = pull("handed", image, "--trace", "1")
+        begun = time.monotonic()
+        process = process_of("handed")
+        with Readers(device, image.bytes, 1) as readers:
+            time.sleep(max(0.0, begun + 0.9 + generator.uniform(0, 0.4) - time.monotonic()))
+            with contextlib.suppress(OSError):
+                os.kill(process, signal.SIGKILL)
+            time.sleep(0.1)
+            if pathlib.Path("/run/ovbd/handed.fetch").exists() or ublk_devices():
+                again += 1
+                pull("handed", image)
+            done("handed")
+            time.sleep(0.2)
+        if readers.wrong or readers.errors:
+            return tap.result(False, "killed while layers are handed over", f"{readers.wrong} {readers.errors}")
+        fetched = tables(run("dmsetup", "ls").split()[::2])
+        if ublk_devices():
+            return tap.result(False, "a ublk device is left", ovbd("ls"))
+        down("handed")
+        ovbd("up", "--store", store("handed"), "handed", image.reference)
+        if fetched != tables(run("dmsetup", "ls").split()[::2]):
+            return tap.result(False, "the tables are those of ovbd up", fetched)
+        down("handed")
+    tap.result(True, f"killed {KILLS} times while layers are handed over, {again} times with something to go on with")
+
+
 def gone_process_needs_no_registry(tap, image, how):
     """Killed when all was there, but before it was handed over: another one needs only the files."""
     how.delay = 0.0
@@ -253,7 +284,8 @@ def refusals(tap, image, how):
 
 
 tap = Tap()
-run_tests(tap, (is_used_while_it_is_fetched, is_written_to, survives_kills, gone_process_needs_no_registry,
+run_tests(tap, (is_used_while_it_is_fetched, is_written_to, survives_kills, survives_kills_while_it_is_handed_over,
+                gone_process_needs_no_registry,
                 ends_reads_in_time, is_not_handed_over_when_wrong, is_taken_down_and_goes_on, two_share_layers,
                 is_verified_while_it_is_fetched, serves_without_storing, refusals))
 tap.finish()

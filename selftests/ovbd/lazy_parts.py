@@ -3,11 +3,15 @@
 """`ovbd pull --lazy`: where the parts of layers come from, and what is known of them before all are there: lists of chunks, which
 the image names or somebody publishes, mirrors, chunks of other images, and traces of what is read first."""
 
+import hashlib
+import io
 import json
 import os
 import pathlib
 import random
+import struct
 import sys
+import tarfile
 import time
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
@@ -16,6 +20,7 @@ from lazy_stacks import Readers, differs, done, down, process_of, pull, run_test
 from ovbd_command import listed, ovbd, ovbd_fails, refused
 from slow_registry import slow_registry
 from test_script import OVBD, SCRATCH, Tap, run
+from zfile_writer import crc32c
 
 CHUNK = 256 << 10
 NAMED = "vnd.dm-overlaybd.chunk-list"
@@ -216,6 +221,45 @@ def a_trace_is_fetched_first(tap, image, how):
     down("traced")
 
 
+def an_acceleration_layer_is_followed(tap, image, how):
+    """The original's record of reads: one in the middle of the lowest layer."""
+    how.delay = 0.0
+    manifest = json.loads(ovbd("inspect", "--raw", image.reference))
+    config = json.loads(how.blobs[manifest["config"]["digest"]])
+    base = manifest["layers"][0]
+    place = len(image.bytes) // 8
+    records = struct.pack("<BxxxIQQ", ord("R"), 0, 4096, place) + struct.pack("<BxxxIQQ", ord("R"), 7, 1 << 63, 1 << 63)
+    trace = struct.pack("<IxxxxQIxxxx", 3270449184, len(records), crc32c(0, records)) + records
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as archive:
+        member = tarfile.TarInfo("trace")
+        member.size = len(trace)
+        archive.addfile(member, io.BytesIO(trace))
+
+    def put(content):
+        digest = "sha256:" + hashlib.sha256(content).hexdigest()
+        how.blobs[digest] = content
+        return {"digest": digest, "size": len(content)}
+
+    layer = put(tar.getvalue())
+    config["rootfs"]["diff_ids"].append(layer["digest"])
+    manifest["layers"].append(layer | {"mediaType": "application/vnd.oci.image.layer.v1.tar", "annotations": {
+        "containerd.io/snapshot/overlaybd/acceleration-layer": "yes",
+        "containerd.io/snapshot/overlaybd/blob-digest": layer["digest"],
+        "containerd.io/snapshot/overlaybd/blob-size": str(layer["size"])}})
+    manifest["config"] |= put(json.dumps(config).encode())
+    how.documents["/v2/vm/web/manifests/accelerated"] = manifest["mediaType"], json.dumps(manifest).encode()
+    how.delay, how.asked = 0.05, []
+    pull("accelerated", image.named(image.reference.replace(":1", ":accelerated")), "--prefetch", "--jobs", "1")
+    count = -(-base["size"] // CHUNK)
+    asked = [first // CHUNK for digest, first in how.asked if digest == base["digest"]]
+    inside = [chunk for chunk in asked if 3 < chunk < count - 3]
+    tap.result(inside and 1 not in asked[:asked.index(inside[0])], "what the record has is fetched before the rest", asked[:10])
+    done("accelerated")
+    tap.equal(differs("/dev/mapper/accelerated", image.bytes), None, "all of it is right")
+    down("accelerated")
+
+
 def without_ublk(tap, image, how):
     control = pathlib.Path("/dev/ublk-control")
     aside = control.with_name("ublk-control-aside")
@@ -229,5 +273,5 @@ def without_ublk(tap, image, how):
 
 tap = Tap()
 run_tests(tap, (a_wrong_part_is_never_read, a_list_may_be_published, a_list_of_something_else_is_refused, another_source_is_asked,
-                what_is_here_is_not_fetched, a_trace_is_fetched_first, without_ublk))
+                what_is_here_is_not_fetched, a_trace_is_fetched_first, an_acceleration_layer_is_followed, without_ublk))
 tap.finish()

@@ -51,7 +51,8 @@ pub fn down(name: &str, interrupt: &Interrupt, report: &dyn Report) -> Result<()
     mapper.finish()?;
     result?;
     // Whoever serves them ends with them.
-    fetched::remove(&fetched)
+    fetched::remove(&fetched)?;
+    fetched::remove_left(name)
 }
 
 /// The devices that are open more often than the stack itself explains: each device has those that its table names open

@@ -106,6 +106,13 @@ pub struct Fetched {
 }
 
 impl Running {
+    /// Whether the table of one of its devices names a device.
+    fn names(&self, number: Number) -> bool {
+        let mut targets = self.devices.iter().flat_map(|(_, device)| &device.table);
+        targets
+            .any(|target| (0..target.words.len()).any(|word| target.device(word) == Some(number)))
+    }
+
     /// The layers that are still being fetched.
     pub fn fetched(&self) -> Vec<Fetched> {
         let devices = self.devices.iter();
@@ -224,13 +231,20 @@ pub fn complete(
     words.extend(table.words.iter().map(|word| Word::from(word.as_str())));
     let (mut steps, mut blobs) = (Vec::new(), Vec::new());
     for (layer, file) in layers {
+        let Some(blob) = running.device(Role::Blob(*layer)) else {
+            continue;
+        };
+        if !running.names(blob.number) {
+            // Who did this before was killed when the stack had its new table.
+            blobs.push(blob);
+            continue;
+        }
         let place = LayerPlace::open(&LayerPath::Sealed(file.clone()))?;
         // The place of its device in the parameters, after the number of layers.
         let at = 1 + 2 * layer;
-        let blob = running.device(Role::Blob(*layer));
-        let Some(blob) = blob.filter(|blob| table.device(at) == Some(blob.number)) else {
+        if table.device(at) != Some(blob.number) {
             continue;
-        };
+        }
         let own = file_steps(name, *layer, &place);
         if own.iter().any(|step| matches!(step, Step::Map { .. })) {
             continue;
@@ -239,8 +253,8 @@ pub fn complete(
         words[1 + at] = Device::Loop(format!("layer{layer}")).into();
         blobs.push(blob);
     }
-    if blobs.is_empty() {
-        return Ok(());
+    if steps.is_empty() {
+        return remove_blobs(&control, &blobs);
     }
     steps.push(Step::Reload {
         name: stack.name.clone(),
@@ -303,6 +317,44 @@ pub fn remove(fetched: &[Fetched]) -> Result<()> {
             .map_err(|e| Error::io(&device.node(), "remove", e))?;
     }
     Ok(())
+}
+
+/// By what the ublk device of the stack `name` is known, also where nothing is mapped over it: FNV-1a of the name.
+pub fn owner(name: &str) -> u64 {
+    let text = format!("ovbd {name}");
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// Removes devices that a process which was killed has left behind: they were made for the stack `name`, nobody serves
+/// them, and nothing is mapped over them.
+///
+/// # Errors
+///
+/// The system's; somebody has one open.
+pub fn remove_left(name: &str) -> Result<()> {
+    // Without ublk there is none.
+    let left = Ublk::of(owner(name)).unwrap_or_default();
+    let used = devices(&find(name)?.unwrap_or_default());
+    for device in left.into_iter().filter(|device| !used.contains(device)) {
+        if let Ok(ovbd_ublk::Server::Gone) = device.server() {
+            tracing::debug!(device = %device.node().display(), "left behind");
+            let removed = device.remove();
+            removed.map_err(|e| Error::io(&device.node(), "remove", e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the layers of the stack `name` are read from exactly these files.
+///
+/// # Errors
+///
+/// Those of the ioctls, and of asking loop devices.
+pub fn is_made_of(name: &str, files: &[PathBuf]) -> Result<bool> {
+    let found = Running::find(&mapped::open()?, name)?.layer_files()?;
+    Ok(found == files)
 }
 
 fn devices(fetched: &[Fetched]) -> Vec<Ublk> {

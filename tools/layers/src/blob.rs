@@ -123,6 +123,30 @@ impl Blob {
         })
     }
 
+    /// Where `count` bytes of the content from byte `from` on are in the file: the first byte, and the one after the last.
+    /// Nothing where the content does not have them, or is in several files.
+    pub fn stored(&self, from: u64, count: u64) -> Option<(u64, u64)> {
+        let end = from.checked_add(count)?;
+        if count == 0 || end > self.content.bytes() {
+            return None;
+        }
+        match &self.content {
+            Content::Plain(range) => {
+                let start = range.start();
+                Some((start.checked_add(from)?, start.checked_add(end)?))
+            }
+            Content::Zfile(zfile) => {
+                let geometry = zfile.geometry();
+                let first = zfile.extent(geometry.block_of(from))?;
+                let last = zfile.extent(geometry.block_of(end - 1))?;
+                let start = zfile.input().start();
+                let end = last.offset.checked_add(last.bytes.into())?;
+                Some((start.checked_add(first.offset)?, start.checked_add(end)?))
+            }
+            Content::Joined(_) => None,
+        }
+    }
+
     /// Whether the content starts as a layer does.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //!
 //! What the verbs do is in [`ovbd_layers`], [`ovbd_devices`] and [`ovbd_oci`]; here is what a user types and sees.
 
+pub mod acceleration;
 pub mod background;
 pub mod base;
 pub mod checked;

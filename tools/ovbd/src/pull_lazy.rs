@@ -34,6 +34,8 @@ use rustix::mm::{mlockall, MlockAllFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    acceleration,
+    acceleration::Read,
     background::{let_go_of_output, ready, start},
     chunk_lists,
     chunk_lists::Trust,
@@ -122,7 +124,7 @@ pub fn run(pull: &Pull, reference: &Reference, name: &str, report: &Report) -> R
     let store = pull.open_store()?;
     let running = fetched::find(name)?;
     if let Some(fetched) = &running {
-        check_unserved(name, fetched)?;
+        check_unserved(name, fetched, &store)?;
     }
     if !pull.foreground {
         return start(name, report);
@@ -179,8 +181,12 @@ fn check_ublk() -> Result<()> {
 }
 
 /// Refuses a stack that is no lazily pulled one, or that a process serves.
-fn check_unserved(name: &str, fetched: &[Fetched]) -> Result<()> {
+fn check_unserved(name: &str, fetched: &[Fetched], store: &Store) -> Result<()> {
     let Some(first) = fetched.first() else {
+        if Record::read(store, name).is_some() {
+            // All was handed over, and what comes after that was not done.
+            return Ok(());
+        }
         bail!(Error::new(
             Kind::Refused,
             node(name).display(),
@@ -210,6 +216,8 @@ struct Session<'a> {
     trust: Trust,
     /// What is to be fetched first.
     first: Vec<(usize, u64)>,
+    /// The same as the original's acceleration layer has it.
+    reads: Vec<Read>,
 }
 
 impl<'a> Session<'a> {
@@ -290,10 +298,13 @@ impl<'a> Session<'a> {
             sources.push(Registry::to_pull(mirror, options));
         }
         let (server, events) = Server::new(sources, store, wanted, &local, how)?;
-        let mut first = Vec::new();
+        let (mut first, mut reads) = (Vec::new(), Vec::new());
         if record.is_none() {
             let trace = trace::published(&asked, &image);
-            first = trace.map(|trace| trace.chunks(&blobs)).unwrap_or_default();
+            match trace {
+                Some(trace) => first = trace.chunks(&blobs),
+                None => reads = acceleration::fetch(&asked, &image),
+            }
             server.fetch_first(first.iter().copied());
         }
         Record {
@@ -313,6 +324,7 @@ impl<'a> Session<'a> {
             events,
             trust,
             first,
+            reads,
         })
     }
 
@@ -324,8 +336,8 @@ impl<'a> Session<'a> {
         let device = match all_local {
             true => None,
             false => {
+                fetched::remove_left(self.name)?;
                 self.server.start()?;
-                self.prefetch(pull, interrupt)?;
                 Some(self.make_device()?)
             }
         };
@@ -341,7 +353,11 @@ impl<'a> Session<'a> {
                 _ => bail!(Error::new(Kind::Invalid, self.reference, "has no layers")),
             });
         }
-        let result = self.bring_up(pull, layers, interrupt, report);
+        let result = match device {
+            Some(device) => self.prefetch(&device.node(), pull, interrupt),
+            None => Ok(()),
+        };
+        let result = result.and_then(|()| self.bring_up(pull, layers, interrupt, report));
         if let (Err(_), Some(device)) = (&result, device) {
             if let Err(error) = device.remove() {
                 tracing::warn!(%error, "the ublk device stays");
@@ -392,9 +408,14 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Waits until what is read first is here, if that is wanted.
-    fn prefetch(&self, pull: &Pull, interrupt: &Interrupt) -> Result<()> {
-        while pull.prefetch && !self.server.has(&self.first) {
+    /// Has fetched first what is read first, and waits for it, if that is wanted.
+    fn prefetch(&self, device: &Path, pull: &Pull, interrupt: &Interrupt) -> Result<()> {
+        let mut first = self.first.clone();
+        if first.is_empty() && !self.reads.is_empty() {
+            first = acceleration::chunks(&self.reads, device, self.server.layout());
+            self.server.fetch_first(first.iter().copied());
+        }
+        while pull.prefetch && !self.server.has(&first) {
             interrupt.check(&node(self.name))?;
             std::thread::sleep(PREFETCH_STEP);
         }
@@ -403,7 +424,8 @@ impl<'a> Session<'a> {
 
     fn make_device(&self) -> Result<Device> {
         let bytes = self.server.layout().bytes();
-        let device = Device::serve(bytes, self.server.reads(), self.server.ended())
+        let owner = fetched::owner(self.name);
+        let device = Device::serve(bytes, owner, self.server.reads(), self.server.ended())
             .context("cannot make a ublk device")?;
         Ok(device)
     }
@@ -412,6 +434,19 @@ impl<'a> Session<'a> {
     fn recover(&self, fetched: &[Fetched], report: &Report) -> Result<()> {
         let layout = self.server.layout();
         let Some(device) = fetched.first().map(|first| first.device) else {
+            let blobs = self.blobs.iter();
+            let files: Vec<_> = blobs
+                .map(|blob| self.store.blob_path(&blob.digest))
+                .collect();
+            if !fetched::is_made_of(self.name, &files)? {
+                bail!(Error::new(
+                    Kind::Refused,
+                    node(self.name).display(),
+                    "exists already, and is not made of this image"
+                ));
+            }
+            report.answer(&format!("{}\n", node(self.name).display()))?;
+            ready();
             return Ok(());
         };
         for layer in fetched {
@@ -491,12 +526,14 @@ impl<'a> Session<'a> {
             // It reads the same by one device more.
             report.warning(&error.into());
         }
-        self.forget();
         if let Some(device) = device {
             device
                 .remove()
                 .with_context(|| format!("{}: cannot remove", device.node().display()))?;
         }
+        fetched::remove_left(self.name)?;
+        // Last: without it nobody goes on.
+        self.forget();
         Ok(ExitCode::SUCCESS)
     }
 

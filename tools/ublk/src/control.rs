@@ -48,12 +48,12 @@ impl Control {
         }
     }
 
-    /// Makes a read-only device of `bytes`, whole sectors; nobody serves it yet. Returns its number.
+    /// Makes a read-only device of `bytes`, whole sectors, that remembers `owner`; nobody serves it yet. Returns its number.
     ///
     /// # Errors
     ///
     /// The system's.
-    pub fn add(&mut self, bytes: u64) -> io::Result<u32> {
+    pub fn add(&mut self, bytes: u64, owner: u64) -> io::Result<u32> {
         let mut info = DeviceInfo {
             queues: 1,
             depth: DEPTH,
@@ -61,6 +61,8 @@ impl Control {
             // The kernel chooses a number.
             device: u32::MAX,
             flags: FLAGS,
+            // The driver keeps it and does not look at it.
+            server_flags: owner,
             ..DeviceInfo::default()
         };
         self.command(abi::ADD_DEV, u32::MAX, 0, Some(&mut info))?;

@@ -14,6 +14,7 @@ mod control;
 mod queue;
 
 use std::{
+    fs,
     fs::File,
     io,
     path::{Path, PathBuf},
@@ -55,24 +56,51 @@ pub fn check() -> io::Result<()> {
 
 impl Device {
     /// Makes a device of `bytes`, whole sectors of 512, and hands every read of it to `serve`, on a thread that lives as
-    /// long as the device. `serve` must not wait. `ended` hears of its end.
+    /// long as the device. `serve` must not wait. `ended` hears of its end. [`Device::of`] finds it by `owner`, whatever that
+    /// stands for.
     ///
     /// # Errors
     ///
     /// Those of [`check`].
     pub fn serve(
         bytes: u64,
+        owner: u64,
         serve: impl FnMut(Request) + Send + 'static,
         ended: impl FnOnce(io::Result<()>) + Send + 'static,
     ) -> io::Result<Self> {
         let mut control = Control::open()?;
-        let device = Self(control.add(bytes)?);
+        let device = Self(control.add(bytes, owner)?);
         let started = device.start(&mut control, false, serve, ended);
         if let Err(error) = started {
             let _ = control.delete(device.0);
             return Err(error);
         }
         Ok(device)
+    }
+
+    /// The devices that were made for `owner`, served or not.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`check`].
+    pub fn of(owner: u64) -> io::Result<Vec<Self>> {
+        let mut found = Vec::new();
+        let mut control = Control::open()?;
+        for entry in fs::read_dir("/dev")? {
+            let name = entry?.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix("ublkc"));
+            let Some(number) = number.and_then(|number| number.parse().ok()) else {
+                continue;
+            };
+            match control.info(number) {
+                Ok(info) if info.server_flags == owner => found.push(Self(number)),
+                Ok(_) => {}
+                // Removed since.
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
     }
 
     /// Goes on with a device of `bytes` whose server has gone: whoever waits for it gets what `serve` gives.
