@@ -246,6 +246,9 @@ def test_all(stages):
     stages.run("sealed stacks that were changed", lambda: counted("selftests", "KERNEL=native", "T=ovbd/tampered",
                                                                   OVBD_MUTANTS="5000", OVBD_TEST_LIMIT="7200"))
     stages.run("lazily fetched, stock kernel", lambda: counted("selftests", "T=ovbd/lazy ovbd/lazy_parts"))
+    stages.run("lazily fetched, for half an hour", lambda: counted("selftests", "KERNEL=native",
+                                                                   "T=ovbd/lazy ovbd/lazy_soak", OVBD_KILLS="100",
+                                                                   OVBD_SOAK="1800", OVBD_TEST_LIMIT="3600"))
     stages.run("commits under a writer, and killed", lambda: counted("selftests", "KERNEL=native",
                                                                      "T=ovbd/generations ovbd/crashes ovbd/powercut ovbd/stores",
                                                                      OVBD_COMMITS="200", OVBD_MANY_COMMITS="1000",
