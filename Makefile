@@ -16,7 +16,7 @@ prefix ?= /usr/local
 
 .DEFAULT_GOAL := modules
 .PHONY: modules clean test test-all selftests torture planted upstream bench bench-compare bench-track profile demo demo-tar rustfmt \
-	rustfmt-check clippy clippy-tools ovbd man install deb test-packages bench-boot bench-seal bench-tar bench-host bench-registry bench-lvm bench-commit bench-lazy fuzz fuzz-smoke shell kernel-update distclean-cache help
+	rustfmt-check clippy clippy-tools ovbd man install deb test-packages bench-boot bench-guests bench-seal bench-tar bench-host bench-registry bench-lvm bench-commit bench-lazy fuzz fuzz-smoke shell kernel-update distclean-cache help
 
 ifdef KDIR
 modules clean: ## build the modules, against KDIR=<kernel build tree> or the cached stock kernel
@@ -155,6 +155,8 @@ deb: ## build Debian packages for the cached kernels (build/debs)
 	@$(ENTER) deb
 test-packages: ## build them twice, install them into a fresh Debian, and boot that
 	@$(ENTER) test-packages
+bench-guests: ## memory that an image takes in N='1 2 4' guests, as virtio-pmem and as virtio-blk
+	@$(ENTER) bench-guests
 bench-boot: ## instructions to boot from a stack, beside a dm-linear
 	@$(ENTER) bench-boot
 shell: ## a shell in the toolchain root

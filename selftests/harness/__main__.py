@@ -7,6 +7,7 @@ import signal
 import sys
 
 import bench
+import bench_guests
 import build
 import built_kernels
 import cache
@@ -117,6 +118,11 @@ def bench_boot(_arguments):
     return stack_root.bench(kernel, packages.build([kernel]))
 
 
+def run_bench_guests(_arguments):
+    """What memory an image takes in several guests."""
+    return bench_guests.bench(kernels.ensure())
+
+
 def run_demo_tar(_arguments):
     """A container as a layer over its tar."""
     return demo_tar.run(kernels.ensure())
@@ -196,11 +202,13 @@ INSIDE = {
     "test-packages": test_packages,
     "bench-boot": bench_boot,
     "bench-lazy": bench_lazy,
+    "bench-guests": run_bench_guests,
     "shell": shell,
     "kernel-update": kernel_update,
 }
 # These start guests.
-WITH_GUESTS = {"test", "selftests", "bench", "bench-track", "bench-compare", "profile", "planted", "demo", "demo-tar", "bench-lazy"}
+WITH_GUESTS = {"test", "selftests", "bench", "bench-track", "bench-compare", "profile", "planted", "demo", "demo-tar", "bench-lazy",
+               "bench-guests"}
 
 
 def main():

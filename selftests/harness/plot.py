@@ -47,9 +47,9 @@ def spread(labels, gap=16):
     return placed
 
 
-def chart(title, unit, series, level):
-    """An SVG of `series`, names with pairs of layers and cost, and of `level`, the name and cost of no layers at all.
-    """
+def chart(title, unit, series, level, counted="layers"):
+    """An SVG of `series`, names with pairs of a count, of layers or what is `counted`, and cost, and of `level`, the name
+    and cost of none at all."""
     costs = [cost for _, points in series for _, cost in points] + [level[1]]
     x = Axis(0.9, max(count for _, points in series for count, _ in points) * 1.1, LEFT, WIDTH - RIGHT)
     y = Axis(min(costs) / 1.6, max(costs) * 1.3, HEIGHT - BOTTOM, TOP)
@@ -66,7 +66,7 @@ def chart(title, unit, series, level):
             out += [f'<line x1="{x(count):.1f}" x2="{x(count):.1f}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM + 5}" '
                     'stroke="#888"/>', text(x(count), HEIGHT - BOTTOM + 20, str(count), "middle", 12)]
     out += [f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}" stroke="#888"/>',
-            text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, "layers", "middle"),
+            text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, counted, "middle"),
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(level[1]):.1f}" y2="{y(level[1]):.1f}" stroke="#555" '
             'stroke-dasharray="5 4"/>']
     labels = [(y(level[1]), level[0], "#555")]

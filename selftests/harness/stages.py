@@ -9,6 +9,7 @@ import subprocess
 import time
 import unittest
 
+import bench_guests
 import build
 import installed
 import installed_guest
@@ -256,6 +257,7 @@ def test_all(stages):
                                                                      OVBD_STEP_STRIDE="1", OVBD_MOMENTS="50"))
     stages.run("damaged files for the tools", lambda: one(build.make("fuzz-smoke")))
     stages.run("transfers cut and killed", long_transfers)
+    stages.run("two guests and one image", lambda: bench_guests.test(kernels.ensure()))
     stages.run("race detector", lambda: counted("selftests", "KERNEL=kcsan", "T=races/* dm-*/io"))
     stages.run("planted bugs", lambda: counted("planted"))
     test_packages(stages)
