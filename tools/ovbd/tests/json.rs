@@ -83,7 +83,9 @@ fn the_keys_of_info() {
     common::change(&at.join("raw"), 2);
     good(at, "build --base one --tar -o two raw");
     good(at, "build --raw -o three raw");
-    let stack = printed(&[good(at, "info --json one two")]);
+    good(at, "build --dax -o memory raw");
+    let infos = ["info --json one two", "info --json memory"];
+    let stack = printed(&infos.map(|words| good(at, words)));
     assert_eq!(stack, {
         let mut wanted = documented("`ovbd info --json LAYER...`");
         // Each layer of the test has one, as each that ovbd makes.
