@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """A system that runs from a stack publishes itself: while apt works and files are written it pushes the stack that its root
 file system is on, twice. Of the first image, which is of a moment in the middle of it, the file system is checked; the
-second one is pulled elsewhere, and a machine boots from it.
+second one is pulled elsewhere, and a machine boots from it. Another pulls it lazily, as a service of systemd.
 """
 
 import contextlib
@@ -36,12 +36,34 @@ BOOTED = """look() {
 LOOKS = ["jq: 42", "dpkg:"]
 # Where a guest finds this machine's loopback.
 HOST = "10.0.2.2"
-# What the system runs that lives on the stack: all programs are read from the device that is replaced meanwhile.
-PUBLISH = BOOTED + """mkdir -p /run/systemd/network
+NETWORK = """mkdir -p /run/systemd/network
 printf '[Match]\\nName=e*\\n[Network]\\nAddress=10.0.2.15/24\\n' >/run/systemd/network/host.network
 systemctl start systemd-networkd
 /usr/lib/systemd/systemd-networkd-wait-online --timeout=60 || say "no network"
-number=0
+"""
+# What a system runs that pulls the image lazily: a service of systemd gives what is missing, and is killed.
+LAZY = NETWORK + """service=ovbd-fetch-next.service
+ovbd --quiet pull --plain-http --lazy --limit 8M --jobs 1 --store /srv/lazy --up next REPOSITORY:2 >/srv/said 2>&1 ||
+	say "pull: $(cat /srv/said)"
+say "service: $(systemctl is-active $service)"
+killed=$(systemctl show -P MainPID $service)
+kill -9 $killed
+mkdir -p /run/next
+mount -o ro /dev/mapper/next /run/next
+say "reads: $(chroot /run/next jq -n '6 * 7')"
+while [ "$(systemctl show -P ActiveState $service)" = activating ]; do sleep 1; done
+[ "$(systemctl show -P MainPID $service)" != $killed ] || say "not killed"
+say "again: $(systemctl is-active $service)"
+while [ "$(systemctl show -P ActiveState $service)" != inactive ]; do sleep 1; done
+echo 3 >/proc/sys/vm/drop_caches
+say "reads: $(chroot /run/next jq -n '6 * 7')"
+say "then: $(ls /dev | grep -c ublkb) ublk devices, $(dmsetup table next-zfile0 | cut -d' ' -f3) over" \\
+	"$(lsblk -n -o TYPE "/dev/block/$(dmsetup table next-zfile0 | cut -d' ' -f4)" | head -n 1)"
+umount /run/next
+"""
+LAZILY = ["service: active", "reads: 42", "again: active", "reads: 42", "then: 0 ublk devices, zfile over loop"]
+# What the system runs that lives on the stack: all programs are read from the device that is replaced meanwhile.
+PUBLISH = BOOTED + NETWORK + """number=0
 while [ ! -e /run/enough ]; do
 	number=$((number + 1))
 	echo $number >/root/number.new
@@ -94,6 +116,9 @@ def test(folder, boot):
             script = PUBLISH.replace("PACKAGES", PACKAGES).replace("REPOSITORY", f"{HOST}:{port}/vm/root")
             report = with_script(folder, script, lambda disk: boot("stack.img", f"{STACK}:base.zfile rw", disk))
             first, final = published(report)
+            script = LAZY.replace("REPOSITORY", f"{HOST}:{port}/vm/root")
+            report = with_script(folder, script, lambda disk: boot("stack.img", f"{STACK}:base.zfile ro", disk))
+            installed.expect(report[2:] == LAZILY, f"the system that pulled the image lazily reported {report}")
             for image in (1, 2):
                 installed.run(installed.OVBD, "pull", "-q", "--plain-http", "--store", store, f"{name}:{image}")
         moment = number_of(folder, store, f"{name}:1")
