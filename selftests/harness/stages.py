@@ -36,6 +36,8 @@ OLDEST_TESTS = ["device-mapper/io", "device-mapper/stale", "dm-overlaybd/io", "d
 # What runs under the native kernel: of what is about logical volumes each way that an image goes once; and what needs a
 # network, which the debug kernel has not, and many reads.
 NATIVE_TESTS = ["lvm/push", "lvm/served", "lvm/inside", "ovbd/lazy", "ovbd/lazy_parts", "ovbd/deploy"]
+# What takes as long as one wants: in `make bench-lazy` and in `make test-all`.
+LONG_TESTS = ["ovbd/lazy_figures", "ovbd/lazy_soak"]
 DEBUG_LOG = SOURCE / "build/debug-pass.log"
 COUNTS = re.compile(r"(\d+) passed, (\d+) failed, (\d+) skipped")
 CARGO_RESULT = re.compile(r"test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored")
@@ -154,8 +156,8 @@ def oldest_modules(stock):
 
 
 def stock_tests(patterns, kernel):
-    """Those that match, without what the debug kernel is enough for."""
-    elsewhere = selftests.select(TOOL_TESTS + NATIVE_TESTS, kernel.name)
+    """Those that match, without what other kernels are enough for."""
+    elsewhere = selftests.select(TOOL_TESTS + NATIVE_TESTS + LONG_TESTS, kernel.name)
     return [name for name in selftests.select(patterns, kernel.name) if name not in elsewhere]
 
 
