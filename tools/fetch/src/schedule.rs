@@ -43,7 +43,7 @@ pub struct Blob {
     pub state: State,
     pub chunks: Chunks,
     /// By what each chunk is checked when it comes.
-    pub list: Option<ChunkList>,
+    pub list: Option<Arc<ChunkList>>,
     /// Chunks that were not what the list says, and when they last came.
     pub wrong: HashMap<u64, Instant>,
     /// Chunks that somebody has read.

@@ -144,7 +144,7 @@ impl Server {
             let (place, state, chunks) = find(store, &descriptor)?;
             all.push(Blob {
                 path: store.blob_path(&descriptor.digest),
-                list,
+                list: list.map(Arc::new),
                 wrong: HashMap::new(),
                 read: Chunks::none(descriptor.size),
                 descriptor,

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ovbd_oci::{chunk_range, hash_chunk, ChunkList, Descriptor, Error, Store, CHUNK_BYTES};
+use ovbd_oci::{chunk_range, ChunkList, Descriptor, Error, Store, CHUNK_BYTES};
 
 use crate::{schedule::RUN_CHUNKS, server::Inner};
 
@@ -82,14 +82,12 @@ impl Inner {
 
     /// Whether a chunk is what the list of its blob says; where there is none everything is.
     fn fits(&self, number: usize, chunk: u64, data: &[u8]) -> bool {
-        let shared = self.lock();
-        let list = shared.blobs.get(number).and_then(|blob| blob.list.as_ref());
-        let Some(list) = list else {
-            return true;
-        };
-        let hash = list.hash(chunk).map(<[u8]>::to_vec);
-        drop(shared);
-        hash.is_some_and(|hash| hash == hash_chunk(data))
+        let list = self
+            .lock()
+            .blobs
+            .get(number)
+            .and_then(|blob| blob.list.clone());
+        list.is_none_or(|list| list.fits(chunk, data))
     }
 
     fn fetch_range(&self, number: usize, chunk: u64, count: u64) {

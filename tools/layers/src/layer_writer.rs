@@ -243,13 +243,7 @@ impl<'a> LayerWriter<'a> {
 
     /// Stores `sectors` of zeros from `start` on as data.
     fn stored_zeros(&mut self, start: u64, sectors: u64) -> Result<()> {
-        self.run(Run {
-            start,
-            sectors,
-            stored: self.stored,
-            zeroed: false,
-        })?;
-        self.stored += sectors;
+        self.announce(start, sectors)?;
         self.blob.hole(sectors * SECTOR_BYTES)
     }
 

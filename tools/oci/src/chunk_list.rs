@@ -93,13 +93,8 @@ impl ChunkList {
 
     /// Whether `data` is the chunk of this number.
     pub fn fits(&self, chunk: u64, data: &[u8]) -> bool {
-        self.hash(chunk) == Some(hash_chunk(data).as_slice())
+        self.hash(chunk) == Some(Sha256::digest(data).as_slice())
     }
-}
-
-/// The digest of a chunk.
-pub fn hash_chunk(data: &[u8]) -> [u8; HASH_BYTES] {
-    Sha256::digest(data).into()
 }
 
 fn head(size: u64) -> Vec<u8> {

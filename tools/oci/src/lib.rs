@@ -43,7 +43,7 @@ mod url;
 
 pub use crate::{
     blob::{BlobSource, FilePart, Pieces},
-    chunk_list::{hash_chunk, ChunkList, ChunkLister, ListSource, CHUNK_LIST_TYPE},
+    chunk_list::{ChunkList, ChunkLister, ListSource, CHUNK_LIST_TYPE},
     credentials::{Credentials, Keychain, Login},
     digest::{Algorithm, Digest, Hasher},
     document::{

@@ -229,6 +229,8 @@ impl<'a> Session<'a> {
         is_running: bool,
         report: &Report,
     ) -> Result<Self> {
+        // Once, so that it logs in once.
+        let asked = Registry::to_pull(reference, pull.transfer.options());
         let platform = pull.platform.clone().unwrap_or_else(Platform::here);
         let mut options = pull.transfer.options();
         // Each read is tried for as long as it may wait.
@@ -243,7 +245,7 @@ impl<'a> Session<'a> {
                 );
                 bail!(Error::new(Kind::Refused, node(name).display(), what));
             }
-            None => Registry::to_pull(reference, pull.transfer.options()).image(&platform)?,
+            None => asked.image(&platform)?,
         };
         let subject = reference.to_string();
         named_image(Some(reference), &subject, &image.manifest).check()?;
@@ -274,7 +276,6 @@ impl<'a> Session<'a> {
             jobs: usize::from(pull.transfer.jobs),
             patience: (pull.io_timeout > 0).then(|| Duration::from_secs(pull.io_timeout)),
         };
-        let asked = Registry::to_pull(reference, pull.transfer.options());
         let (lists, trust) = match &record {
             Some(record) => (record.read_lists(&asked, store, &blobs), Trust::Image),
             None => chunk_lists::fetch(&asked, store, &image, &blobs)?,
