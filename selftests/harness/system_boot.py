@@ -33,7 +33,7 @@ BOOT_SECONDS = 2400
 CUTS = int(os.environ.get("OVBD_CUTS", "3"))
 # Where a guest finds this machine's loopback.
 HOST = "10.0.2.2"
-WORDS = "console=ttyS0 loglevel=4 mitigations=off panic=1 ovbd.state=LABEL=state"
+WORDS = f"console=ttyS0 loglevel=4 mitigations=off panic=1 {vm.NO_TIMER_CHECK} ovbd.state=LABEL=state"
 # Part of what each boot runs.
 UPDATE = r"""
 update() {

@@ -22,6 +22,9 @@ PMEM = 768
 # The console gets what a dying kernel says, which is printed at any level. All else is read in the guest, as an
 # emulated serial line is slow.
 CONSOLE = "loglevel=3"
+# At boot the kernel waits a moment for interrupts of the timer, and panics where the emulator had no processor for as
+# long. Under KVM it does not by itself.
+NO_TIMER_CHECK = "no_timer_check"
 # What protects against the speculation of processors, which an emulated one does not do, makes every branch through a
 # register slow.
 NO_MITIGATIONS = ["--append", "mitigations=off"]
@@ -89,8 +92,8 @@ class Guest(GuestProcess):
             accelerator = [*EMULATION, *emulated]
         self._command = [
             "env", f"PATH={PROGRAMS}:{os.environ['PATH']}", "vng", "--run", str(kernel.vmlinuz), "--verbose",
-            "--cpus", str(cpus), "--memory", f"{MEMORY + PMEM}M", "--append", f"memmap={PMEM}M!4G", "--cwd", str(directory), "--append", CONSOLE,
-            *accelerator, *arguments, "--", command,
+            "--cpus", str(cpus), "--memory", f"{MEMORY + PMEM}M", "--cwd", str(directory),
+            "--append", f"memmap={PMEM}M!4G {NO_TIMER_CHECK} {CONSOLE}", *accelerator, *arguments, "--", command,
         ]
 
     def __iter__(self):
@@ -109,7 +112,7 @@ def boot_system(vmlinuz, initrd, append, disk, console, seconds, arguments=(), s
     if counting:
         append += f" {ONLY_TICKS} {NOTHING_RANDOM}"
     return run_system(vmlinuz, [*arguments, "-kernel", str(vmlinuz), "-initrd", str(initrd), "-append",
-                                f"console=ttyS0 panic=-1 {append}", "-drive",
+                                f"console=ttyS0 panic=-1 {NO_TIMER_CHECK} {append}", "-drive",
                                 f"file={disk},if=virtio,format=raw,cache=unsafe"], console, seconds, shown, counting)
 
 
