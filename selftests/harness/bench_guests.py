@@ -7,6 +7,7 @@ the guests.
 """
 
 import ctypes
+import hashlib
 import json
 import os
 import pathlib
@@ -97,11 +98,11 @@ def anonymous_bytes(path):
 
 
 class Crowd:
-    """Guests that have all read and mapped the image, and wait."""
+    """Guests that have all read and mapped the image, and written to its memory where they `write`, and wait."""
 
-    def __init__(self, kernel, way, count, layer):
+    def __init__(self, kernel, way, count, layer, write):
         command = shlex.join(["env", f"SRC={SOURCE}", f"KO_DIR={kernel.modules}", "python3",
-                              str(SOURCE / "selftests/bench/image_reader.py"), way])
+                              str(SOURCE / "selftests/bench/image_reader.py"), way, *["write"] * write])
         self._guests = [vm.Guest(kernel, command, OUTPUT / f"console-{way}-{number}.log", SOURCE, SILENCE,
                                  arguments=[f"--qemu-opts={qemu_arguments(way, layer)}"], emulated=vm.NO_MITIGATIONS, cpus=1)
                         for number in range(count)]
@@ -144,20 +145,26 @@ class Crowd:
             self._changed.notify()
 
 
-def measure(kernel, way, count, layer):
-    """One row of the table."""
+def measure(kernel, way, count, layer, write=False):
+    """One row of the table. What the guests write, where they do, must be in nobody's image."""
     print(f"==> booting {count} guest{'s' * (count != 1)} with {way}", flush=True)
+    content = hashlib.sha256(layer.read_bytes()).digest()
     forget(layer)
-    with Crowd(kernel, way, count, layer) as crowd:
+    with Crowd(kernel, way, count, layer, write) as crowd:
         for report in crowd.reports:
             if "failed" in report:
                 raise Failure(f"{way}: {report['failed']}")
+            if report["changed"]:
+                raise Failure(f"{way}: what a guest wrote is in {' '.join(report['changed'])}")
         own, processes = anonymous_bytes(layer)
         if way == "virtio-pmem" and processes != count:
             raise Failure(f"{processes} processes map {layer}, which {count} guests have")
         guests = [report["cached"] for report in crowd.reports]
-        return {"way": way, "guests": count, "host": cached_bytes(layer), "own": own, "largest": max(guests),
-                "all": cached_bytes(layer) + own + sum(guests)}
+        row = {"way": way, "guests": count, "host": cached_bytes(layer), "own": own, "largest": max(guests),
+               "all": cached_bytes(layer) + own + sum(guests)}
+    if hashlib.sha256(layer.read_bytes()).digest() != content:
+        raise Failure(f"{way}: a guest changed {layer}")
+    return row
 
 
 def has_virtio_pmem():
@@ -171,18 +178,26 @@ def is_shared(row):
 
 
 def test(kernel):
-    """Two guests share an image, and two that have it as a disk do not."""
+    """Two guests share an image, and write to it in vain; and two that have it as a disk do not share it."""
     if not has_virtio_pmem():
         print("skipped: this QEMU has no virtio-pmem-pci", flush=True)
         return Counts(skipped=1)
     layer = make_layer()
     counts = Counts()
     for way in WAYS:
-        row = measure(kernel, way, 2, layer)
+        row = measure(kernel, way, 2, layer, write=way == "virtio-pmem")
         good = is_shared(row) == (way == "virtio-pmem")
         counts.add(Counts(passed=1) if good else Counts(failed=1))
         print(f"{'ok' if good else 'not ok'}: two guests, {way}: {row}", flush=True)
     return counts
+
+
+def chart(rows):
+    """The picture of these rows."""
+    series = [(way, [(row["guests"], row["all"] / MEBIBYTE) for row in rows if row["way"] == way]) for way in WAYS]
+    return plot.chart(f"Memory that holds an image of {FILES * FILE_BYTES // MEBIBYTE} MiB, of which guests read all",
+                      "MiB, host and guests together", series, ("the image itself", FILES * FILE_BYTES // MEBIBYTE),
+                      "guests", sorted({row["guests"] for row in rows}))
 
 
 def bench(kernel):
@@ -195,15 +210,13 @@ def bench(kernel):
     layer = make_layer()
     rows = [measure(kernel, way, count, layer)
             for count in map(int, os.environ.get("N", "1 2 4").split()) for way in WAYS]
-    print(f"\nAn image of {FILES * FILE_BYTES >> 20} MiB, all of it read and mapped; KiB")
+    print(f"\nAn image of {FILES * FILE_BYTES // MEBIBYTE} MiB, all of it read and mapped; KiB")
     print(f"{'':24}{'guest cache':>14}{'host cache':>14}{'QEMU private':>14}{'together':>14}")
     for row in rows:
-        print(f"{row['guests']:2} guests, {row['way']:12}"
+        print(f"{row['guests']:2} guest{'s' if row['guests'] > 1 else ' '}, {row['way']:12}"
               + "".join(f"{row[what] // 1024:14,}" for what in ("largest", "host", "own", "all")))
-    series = [(way, [(row["guests"], row["all"] // 1024) for row in rows if row["way"] == way]) for way in WAYS]
     picture = OUTPUT / "guests.svg"
-    picture.write_text(plot.chart("Memory that holds an image which guests read", "KiB, host and guests together", series,
-                                  ("the image itself", FILES * FILE_BYTES // 1024), "guests"))
+    picture.write_text(chart(rows))
     print(f"==> {picture}")
     reached = all(is_shared(row) for row in rows if row["way"] == "virtio-pmem")
     print(f"{'reached' if reached else 'NOT REACHED'}: at most 1 MiB of cache in each guest, and nothing private in the host")

@@ -47,21 +47,21 @@ def spread(labels, gap=16):
     return placed
 
 
-def chart(title, unit, series, level, counted="layers"):
+def chart(title, unit, series, level, counted="layers", marked=(1, 2, 5, 10, 20, 50, 100, 250)):
     """An SVG of `series`, names with pairs of a count, of layers or what is `counted`, and cost, and of `level`, the name
-    and cost of none at all."""
+    and cost of none at all. The axis has those counts that are `marked`."""
     costs = [cost for _, points in series for _, cost in points] + [level[1]]
     x = Axis(0.9, max(count for _, points in series for count, _ in points) * 1.1, LEFT, WIDTH - RIGHT)
     y = Axis(min(costs) / 1.6, max(costs) * 1.3, HEIGHT - BOTTOM, TOP)
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
            'font-family="sans-serif" fill="#222">', f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
            text(LEFT, 24, title, size=16, more='font-weight="bold"'), text(LEFT, 43, unit, size=12, more='fill="#555"')]
-    for value in (step * 10 ** power for power in range(2, 11) for step in (1, 2, 5)):
+    for value in (step * 10 ** power for power in range(11) for step in (1, 2, 5)):
         if 10 ** y.low <= value <= 10 ** y.high:
             out += [f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}" '
                     'stroke="#e4e4e4"/>',
                     text(LEFT - 8, y(value) + 4, short(value), "end", 12)]
-    for count in (1, 2, 5, 10, 20, 50, 100, 250):
+    for count in marked:
         if count <= 10 ** x.high:
             out += [f'<line x1="{x(count):.1f}" x2="{x(count):.1f}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM + 5}" '
                     'stroke="#888"/>', text(x(count), HEIGHT - BOTTOM + 20, str(count), "middle", 12)]
