@@ -10,9 +10,10 @@ import sys
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
 import dm_ioctl
+import linear_twin
 from block_devices import Devices
-from pmem import HUGE, Missing, Pmem, has_dax
-from test_script import MODULES, SCRATCH, Tap, load, run
+from pmem import HUGE, has_dax, required
+from test_script import SCRATCH, Tap, load, run
 
 MIB = 1 << 20
 
@@ -45,15 +46,9 @@ def reload_fails(tap, what, mapped, table):
 
 
 tap = Tap()
-run("modprobe", "dm-mod")
-run("insmod", MODULES / "selftests/dm-linear-twin/dm-rust-linear.ko")
+memory = required(tap)
+linear_twin.load()
 load("loop")
-try:
-    memory = Pmem()
-except Missing as why:
-    tap.skip("direct access", why)
-    run("rmmod", "dm-rust-linear")
-    tap.finish()
 run("modprobe", "erofs")
 path, content = image()
 node, sectors = memory.put(path), path.stat().st_size // 512
@@ -91,5 +86,5 @@ with Devices() as devices:
     odd = memory.part(HUGE + 512, 512)
     refused(tap, "a partition that does not end with a page", f"0 8 rust-linear {odd} 0 1 dax", errno.ENXIO)
 memory.forget()
-run("rmmod", "dm-rust-linear")
+linear_twin.unload()
 tap.finish()

@@ -17,7 +17,7 @@ import sys
 sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
 import dm_ioctl
 from block_devices import Devices, sha256
-from pmem import HUGE, Missing, Pmem, cached, has_dax
+from pmem import HUGE, cached, has_dax, required
 from test_script import OVBD, SCRATCH, CommandFailed, Tap, load, run
 
 MIB = 1 << 20
@@ -304,11 +304,7 @@ def check_command(tap, memory):
 
 tap = Tap()
 load("loop", "dm-overlaybd")
-try:
-    memory = Pmem()
-except Missing as why:
-    tap.skip("direct access", why)
-    tap.finish()
+memory = required(tap)
 for position, kind in enumerate([*WRITABLE, "erofs"]):
     subprocess.run(["modprobe", "--quiet", kind])
     try:

@@ -12,7 +12,7 @@ import dm_ioctl
 import lsmt_writer
 from block_devices import Devices
 from dm_ioctl import table_refused
-from pmem import HUGE, Missing, Pmem
+from pmem import HUGE, required
 from test_script import SCRATCH, Tap, load, run
 
 SECTORS = 1024
@@ -181,11 +181,7 @@ def check_hostile(tap, memory):
 
 tap = Tap()
 load("loop", "dm-overlaybd")
-try:
-    memory = Pmem()
-except Missing as why:
-    tap.skip("direct access", why)
-    tap.finish()
+memory = required(tap)
 with Devices() as devices:
     check_refused(tap, dm_ioctl.KernelLog(), memory, devices)
 check_hostile(tap, memory)

@@ -25,6 +25,15 @@ class Missing(Exception):
     """This guest has no persistent memory; the text says what it lacks."""
 
 
+def wait_for(path):
+    """Waits until a device is there; returns whether it is."""
+    for _ in range(100):
+        if os.path.exists(path):
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def _partition(operation, number, start=0, length=0):
     data = ctypes.create_string_buffer(PARTITION.pack(start, length, number, b"", b""))
     argument = struct.pack("=iiiiQ", operation, 0, PARTITION.size, 0, ctypes.addressof(data))
@@ -44,11 +53,7 @@ class Pmem:
                 run("modprobe", module)
         except CommandFailed as error:
             raise Missing(error) from error
-        for _ in range(100):
-            if os.path.exists(DISK):
-                break
-            time.sleep(0.1)
-        else:
+        if not wait_for(DISK):
             raise Missing(f"no {DISK} (memmap= on the kernel's command line)")
         self.bytes = int(run("blockdev", "--getsize64", DISK))
         # The end of the last partition, and the number of all that there were.
@@ -65,10 +70,7 @@ class Pmem:
         node = f"{DISK}p{self._count}"
         self._nodes[node] = self._count
         self._end += length
-        for _ in range(100):
-            if os.path.exists(node):
-                break
-            time.sleep(0.1)
+        wait_for(node)
         return node
 
     def put(self, content):
@@ -97,6 +99,15 @@ class Pmem:
                 print(f"# {node}: {error}", flush=True)
         self._nodes = {}
         self._end = 0
+
+
+def required(tap):
+    """The memory; where the guest has none, the test says so and is over."""
+    try:
+        return Pmem()
+    except Missing as why:
+        tap.skip("direct access", why)
+        tap.finish()
 
 
 def has_dax(path):
