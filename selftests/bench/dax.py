@@ -93,10 +93,11 @@ def measure_cached(device):
             touch=warm(touches, file), exec=warm(starts, program))
 
 
-def make_image(path, *options):
+def make_image(path, data, *options):
+    """An EROFS with a copy of a file as `data`, and a program."""
     tree = WORK / "tree"
     tree.mkdir()
-    shutil.copy(DATA / "data", tree / "data")
+    shutil.copy(data, tree / "data")
     shutil.copy(PROGRAM, tree / "program")
     run("mkfs.erofs", "--quiet", "-b", "4096", "-E", "noinline_data", *options, path, tree)
     shutil.rmtree(tree)
@@ -135,8 +136,8 @@ def main(chosen):
         return
     subprocess.run(["modprobe", "--quiet", "erofs"])
     small, huge, base = (WORK / name for name in ("small.img", "huge.img", "base.img"))
-    make_image(small)
-    make_image(huge, f"--dsunit={HUGE // 4096}")
+    make_image(small, DATA / "data")
+    make_image(huge, DATA / "data", f"--dsunit={HUGE // 4096}")
     alternating(base, small)
     sectors = {small: small.stat().st_size // 512, huge: huge.stat().st_size // 512}
     raw = {path: memory.put(path) for path in sectors}

@@ -5,15 +5,18 @@ import pathlib
 import random
 
 from measure import ram_disk, random_reads, row, sequential_reads, write_image
+import dax
 import dm_ioctl
 import segments
 import zfile
+from pmem import Pmem
 from test_script import OVBD, load, run
 
 SUITE = "tracked"
 BYTES = 16 << 20
 SECTORS = BYTES // 512
 MANY = 100000
+DIRECT_BYTES = 8 << 20
 WORK = pathlib.Path("/tmp/bench-tracked")
 
 
@@ -44,6 +47,22 @@ def compressed(disk, name):
                    sequential=sequential_reads(device.node, "--direct"), **parts)
 
 
+def direct():
+    """A file in persistent memory, read and mapped directly."""
+    run("modprobe", "erofs")
+    memory = Pmem()
+    dax.WORK.mkdir(exist_ok=True)
+    part, image = WORK / "part", WORK / "image"
+    part.write_bytes((WORK / "content").read_bytes()[:DIRECT_BYTES])
+    dax.make_image(image, part)
+    tables = {"dm-linear": f"linear {memory.put(image)} 0", "dm-overlaybd": f"{dax.layers_of(memory, image)} 1 dax"}
+    for name, words in tables.items():
+        with (dm_ioctl.Mapped("bench", f"0 {image.stat().st_size // 512} {words}") as device,
+              dax.mounted(device.node, "dax=always") as top):
+            row(SUITE, f"{name}, DAX", random=random_reads(top / "data"), touch=dax.warm(dax.touches, top / "data"))
+    memory.forget()
+
+
 def main(_chosen):
     load("dm-overlaybd", "dm-zfile")
     WORK.mkdir(exist_ok=True)
@@ -58,3 +77,4 @@ def main(_chosen):
     random_row("raw brd", disk, SECTORS)
     compressed(disk, "lz4")
     compressed(disk, "zstd")
+    direct()

@@ -30,6 +30,8 @@ def ratios(reports):
 
     figures = {f"{row} / dm-linear, 4 KiB random": reads(row) / reads("dm-linear")
                for row in ("dm-overlaybd, 1 segment", "dm-overlaybd, 100k segments")}
+    for key, what in (("random", "4 KiB random"), ("touch", "first touch")):
+        figures[f"dm-overlaybd / dm-linear, DAX, {what}"] = reads("dm-overlaybd, DAX", key) / reads("dm-linear, DAX", key)
     # Blocks of 4 KiB: 256 of them are a MiB.
     for row in ("dm-zfile lz4", "dm-zfile zstd"):
         codec = reads(row, "crc") + reads(row, "decode")
