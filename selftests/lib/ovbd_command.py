@@ -99,6 +99,16 @@ def make_image(path, generator, size):
                 file.write(generator.randbytes(length) if kind == 1 else bytes([kind]) * length)
 
 
+def empty_layer(size):
+    """A layer without data, of a device of that size."""
+    raw, layer = SCRATCH / "raw", SCRATCH / "base.layer"
+    with open(raw, "wb") as file:
+        file.truncate(size)
+    ovbd("build", "--format", "lsmt", "-o", layer, raw)
+    raw.unlink()
+    return layer
+
+
 def change_image(path, generator, count):
     """Overwrites parts of an image, some with zeros."""
     size = os.path.getsize(path)

@@ -16,7 +16,7 @@ sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
 import syscall_steps
 from block_devices import read_direct, sectors
 from numbered_writes import SIZE, Model, Writer, moment
-from ovbd_command import MIB, ovbd, ovbd_fails, settled
+from ovbd_command import MIB, empty_layer, ovbd, ovbd_fails, settled
 from test_script import OVBD, SCRATCH, Tap, load, run
 from write_log import WriteLog
 
@@ -197,10 +197,7 @@ def without_what_was_not_flushed(base, model, generator, count):
 
 tap = Tap()
 load("loop", "dm-overlaybd", "dm-zfile")
-raw, base = SCRATCH / "raw", SCRATCH / "base.layer"
-with open(raw, "wb") as file:
-    file.truncate(SIZE)
-ovbd("build", "--format", "lsmt", "-o", base, raw)
+base = empty_layer(SIZE)
 model, names, wrong = Model(), {}, []
 number = 0
 while True:

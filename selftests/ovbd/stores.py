@@ -10,7 +10,7 @@ import sys
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
 from block_devices import read_direct, sectors
-from ovbd_command import MIB, existing, listed, mounted, ovbd, ovbd_fails, settled
+from ovbd_command import MIB, empty_layer, existing, listed, mounted, ovbd, ovbd_fails, settled
 from test_script import SCRATCH, Tap, load, run
 
 # Commits in a row, and layers at which they are squashed: by default fewer than a stack can have.
@@ -18,14 +18,6 @@ MANY = int(os.environ.get("OVBD_MANY_COMMITS", "24"))
 MOST_LAYERS = 255 if MANY >= 255 else 9
 BLOCK = 4096
 SIZE = 320 * MIB
-
-
-def base_layer():
-    raw, base = SCRATCH / "raw", SCRATCH / "base.layer"
-    with open(raw, "wb") as file:
-        file.truncate(SIZE)
-    ovbd("build", "--format", "lsmt", "-o", base, raw)
-    return base
 
 
 def put(device, number, text):
@@ -182,7 +174,7 @@ def check_many(tap, base):
 
 tap = Tap()
 load("loop", "dm-overlaybd", "dm-zfile")
-base = base_layer()
+base = empty_layer(SIZE)
 check_no_room(tap, base)
 check_failing(tap, base)
 check_many(tap, base)
