@@ -39,8 +39,8 @@ selftests: ## run the guest tests; T='dm-overlaybd/*' selects, KERNEL=oldest, de
 	@$(ENTER) selftests
 torture: ## 50,000 damaged images through the targets in the debug kernel (see docs/testing.md)
 	@T='hostile/*' KERNEL=debug OVBD_MUTANTS=1400 OVBD_TEST_LIMIT=14400 $(ENTER) selftests
-planted: ## put bugs into the targets, one by one, and see the tests find them (debug kernel, KCSAN)
-	@OVBD_TEST_LIMIT=300 $(ENTER) planted
+planted: ## put bugs into the targets, one by one, and see the tests find them (debug kernel, KCSAN); P=lz4 is one of them
+	@OVBD_TEST_LIMIT=300 OVBD_PLANTED=$(P) $(ENTER) planted
 upstream: ## write the patches for the kernel, apply and compile them, and run their tests (build/upstream)
 	@$(ENTER) upstream
 bench: ## instructions for each read, beside all competitors; B='segments zfile/lz4-4k*' selects
