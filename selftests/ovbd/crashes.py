@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
-"""`ovbd commit` killed at any moment, under a writer: the device goes on, the next commit has everything, and the files
-alone make the device again, with all writes that were acknowledged."""
+"""`ovbd commit` killed at any moment, and `ovbd commit --fold-back` before its steps, under a writer: the device goes on, the
+next one has everything, and the files alone make the device again, with all writes that were acknowledged."""
 
 import os
 import random
@@ -11,12 +11,15 @@ import sys
 import time
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+import syscall_steps
 from block_devices import read_direct
 from numbered_writes import SIZE, Model, Writer, moment
-from ovbd_command import existing, listed, ovbd, ovbd_fails, settled
+from ovbd_command import empty_layer, existing, listed, ovbd, ovbd_fails, settled
 from test_script import OVBD, SCRATCH, Tap, load
 
 KILLS = int(os.environ.get("OVBD_KILLS", "30"))
+# Every so many steps of folding back, so that half a minute suffices; 1 is all of them.
+STRIDE = int(os.environ.get("OVBD_STEP_STRIDE", "7"))
 COW = SCRATCH / "cow"
 
 
@@ -29,10 +32,7 @@ class Crashes:
         self._model = Model()
         self._wrong = []
         self._seen = {}
-        raw, base = SCRATCH / "raw", SCRATCH / "base.layer"
-        with open(raw, "wb") as file:
-            file.truncate(SIZE)
-        ovbd("build", "--format", "lsmt", "-o", base, raw)
+        base = empty_layer(SIZE)
         self._layers = [base]
         self._device = ovbd("up", "--writable", "--cow", COW, "crash", base).strip()
         self._writer = Writer(self._device)
@@ -55,6 +55,13 @@ class Crashes:
                f"{len(list(SCRATCH.glob('cow*')))} stores, layer {'' if out.exists() else 'not '}made, " \
                f"{'on it' if layers else 'not on it'}"
 
+    def _wait_for_writes(self, count, when):
+        wanted, deadline = self._writer.acknowledged + count, time.monotonic() + 20
+        while self._writer.acknowledged < wanted and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if self._writer.acknowledged < wanted:
+            self._wrong.append(f"{when}: the device does not go on")
+
     def commit_killed(self, number, longest):
         """Kills a commit, and goes on with what it left, or with the files alone."""
         out = SCRATCH / f"{number}.layer"
@@ -65,12 +72,7 @@ class Crashes:
         state = self._state(out)
         self._seen[state] = self._seen.get(state, 0) + 1
         # Also where the program died while the device was suspended.
-        before = self._writer.acknowledged
-        deadline = time.monotonic() + 20
-        while self._writer.acknowledged < before + 3 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        if self._writer.acknowledged < before + 3:
-            self._wrong.append(f"kill {number} ({state}): the device does not go on")
+        self._wait_for_writes(3, f"kill {number} ({state})")
         if number % 2:
             self._start_again(number, out, state)
         else:
@@ -95,13 +97,47 @@ class Crashes:
         self._writer = Writer(self._device, self._writer.acknowledged)
         self._writer.start()
 
+    def fold_killed(self, number):
+        """Kills a commit --fold-back before a step, and goes on with what it left, or with the files alone. Returns whether
+        there was such a step."""
+        ovbd("commit", "--snapshot-only", "crash")
+        self._wait_for_writes(50, "before folding")
+        steps, status = syscall_steps.run([OVBD, "commit", "--fold-back", "crash"], number)
+        when = f"folding killed before step {number} ({steps[-1]})"
+        self._wait_for_writes(3, when)
+        if number % 2:
+            self._writer.stop()
+            layers = self._layers_now()
+            ovbd("down", "crash")
+            ovbd("up", "--writable", "--cow", COW, "crash", *layers)
+            self._check(f"{when}, from files", self._writer.acknowledged)
+            self._writer = Writer(self._device, self._writer.acknowledged)
+            self._writer.start()
+            self._wait_for_writes(3, when)
+        # What is frozen is in a layer by itself only if it is of one moment.
+        out, copy = SCRATCH / f"fold{number}.layer", SCRATCH / "copy"
+        code, said = ovbd_fails("commit", "--continue", "-o", out, "crash")
+        if code == 0:
+            ovbd("export", "--force", "-o", copy, *self._layers_now())
+            found = moment(copy.read_bytes(), self._model)
+            said = "" if isinstance(found, int) else f"a layer of no moment: {found}"
+        elif any(why in said for why in ("no commit was interrupted", "of no single moment", "is being folded back")):
+            code, said = ovbd_fails("commit", "--fold-back", "crash")
+            said = "" if code == 0 or "there is one generation" in said else said
+        if said:
+            self._wrong.append(f"{when}: {said}")
+        state = f"folding, then {'--continue' if out.exists() else '--fold-back'}"
+        self._seen[state] = self._seen.get(state, 0) + 1
+        self._layers = self._layers_now()
+        return status is None
+
     def finish(self):
         out = SCRATCH / "last.layer"
         self._writer.stop()
         ovbd("commit", "-o", out, "crash")
         self._tap.equal(self._writer.error, None, "the writer never failed")
-        self._tap.equal(self._wrong, [], f"{KILLS} commits killed: nothing is lost")
-        ovbd("export", "-o", SCRATCH / "copy", *self._layers_now())
+        self._tap.equal(self._wrong, [], f"{KILLS} commits killed, and what folds back: nothing is lost")
+        ovbd("export", "--force", "-o", SCRATCH / "copy", *self._layers_now())
         found = moment((SCRATCH / "copy").read_bytes(), self._model)
         self._tap.equal(found, self._writer.acknowledged, "the layers have all that was written")
         names = sorted(name for name in existing() if name.startswith(("crash-cow", "crash-lower", "crash-probe")))
@@ -120,6 +156,10 @@ ovbd("commit", "-o", SCRATCH / "whole.layer", "crash")
 longest = time.monotonic() - start
 for number in range(KILLS):
     crashes.commit_killed(number, longest * 1.2)
+step = 1
+while crashes.fold_killed(step):
+    step += STRIDE
+tap.result(step > 15, f"folding back was killed before every {STRIDE}th of {step} steps", step)
 crashes.finish()
 tap.equal(settled([]), [], "nothing is left")
 tap.finish()

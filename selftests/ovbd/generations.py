@@ -5,12 +5,14 @@ start of its commit and its end."""
 
 import os
 import sys
+import time
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
+import syscall_steps
 from block_devices import read_direct
 from numbered_writes import BLOCK, SIZE, Model, Writer, moment
-from ovbd_command import MIB, existing, has_file_system, listed, mounted, ovbd, refused, settled
-from test_script import SCRATCH, Tap, load, run
+from ovbd_command import MIB, empty_layer, existing, has_file_system, listed, mounted, ovbd, refused, settled
+from test_script import OVBD, SCRATCH, Tap, load, run
 
 COMMITS = int(os.environ.get("OVBD_COMMITS", "40"))
 # XFS wants no less.
@@ -18,14 +20,6 @@ SPACE = 320 * MIB
 CHECKS = {"ext4": ["e2fsck", "-fn"], "xfs": ["xfs_repair", "-n", "-f"]}
 # XFS leaves something to recover on purpose when it is frozen, and its UUID is that of what is mounted.
 OPTIONS = {"ext4": "ro,noload", "xfs": "nouuid"}
-
-
-def base_layer():
-    raw, base = SCRATCH / "raw", SCRATCH / "base.layer"
-    with open(raw, "wb") as file:
-        file.truncate(SIZE)
-    ovbd("build", "--format", "lsmt", "-o", base, raw)
-    return base
 
 
 def check_under_writer(tap, base):
@@ -166,6 +160,12 @@ def check_snapshot_only(tap, base):
     cow.rename(hidden)
     refused(tap, "a store that is missing", "which is missing", "up", "--writable", "--cow", cow, "frozen", base)
     hidden.rename(cow)
+    newest = SCRATCH / "cow.gen1"
+    newest.rename(hidden)
+    ovbd("up", "--writable", "--cow", cow, "frozen", base)
+    tap.equal(read_direct(device, 0, BLOCK), b"1" * BLOCK, "without the newest store it is what was frozen")
+    ovbd("down", "frozen")
+    hidden.rename(newest)
     ovbd("up", "--writable", "--cow", cow, "frozen", base)
     tap.equal(read_direct(device, 0, BLOCK), b"2" * BLOCK, "up puts both together")
     ovbd("commit", "--continue", "-o", out, "frozen")
@@ -177,6 +177,95 @@ def check_snapshot_only(tap, base):
     ovbd("up", "--writable", "--cow", cow, "frozen", base, out)
     tap.equal(read_direct(device, 0, BLOCK), b"2" * BLOCK, "the store over the new layer")
     ovbd("down", "frozen")
+    cow.unlink()
+
+
+def check_fold_back(tap, base):
+    """Generations that are folded back under a writer, and again by another run where one was killed. Returns the step with
+    which the kernel begins."""
+    cow, copy, model = SCRATCH / "cow", SCRATCH / "fold.copy", Model()
+    device = ovbd("up", "--writable", "--cow", cow, "fold", base).strip()
+    writer = Writer(device)
+    writer.start()
+
+    def begin():
+        while writer.acknowledged < begin.next:
+            time.sleep(0.005)
+        begin.next = writer.acknowledged + 300
+        return ovbd("commit", "--snapshot-only", "fold").strip()
+    begin.next = 300
+    frozen = [begin(), begin()]
+    moments = [moment(read_direct(lower, 0, SIZE), model) for lower in frozen]
+    with open(frozen[1], "rb"):
+        refused(tap, "what somebody reads", "what is frozen would change", "commit", "--fold-back", "fold")
+    tap.equal([moment(read_direct(lower, 0, SIZE), model) for lower in frozen], moments, "frozen ones are as they were")
+    ovbd("commit", "--fold-back", "fold")
+    tap.equal([name for name in existing() if name.startswith("fold-")], ["fold-cow0", "fold-lower0"],
+              "--fold-back: one generation is left")
+    tap.equal((listed("fold")["frozen"], [path.name for path in SCRATCH.glob("cow*")]), ([], ["cow"]),
+              "--fold-back: one store is left")
+    refused(tap, "nothing to fold back", "there is one generation", "commit", "--fold-back", "fold")
+    begin()
+    all_steps, _ = syscall_steps.run([OVBD, "commit", "--fold-back", "fold"])
+    print("# " + ", ".join(all_steps), flush=True)
+    # The device's own table is the last that is loaded.
+    folding_begins = all_steps.index("load")
+    folding = len(all_steps) - 1 - all_steps[::-1].index("load")
+    for line in (["commit", "-o", copy], ["commit", "--snapshot-only"], ["commit", "--continue", "-o", copy]):
+        begin()
+        # Before the first step after that of which the kernel does the work.
+        steps, _ = syscall_steps.run([OVBD, "commit", "--fold-back", "fold"], folding)
+        tap.equal(" snapshot-merge " in run("dmsetup", "table", "fold-cow1"), True, f"killed before: {steps[-1]}")
+        refused(tap, f"{' '.join(map(str, line[:2]))} of what is being folded back", "is being folded back", *line, "fold")
+        ovbd("commit", "--fold-back", "fold")
+    writer.stop()
+    tap.equal(writer.error, None, "--fold-back: the writer never failed")
+    tap.equal(moment(read_direct(device, 0, SIZE), model), writer.acknowledged, "--fold-back: content")
+    ovbd("down", "fold")
+    cow.unlink()
+    return folding_begins
+
+
+def check_half_folded(tap, base, folding_begins):
+    """What the kernel could only fold back in part: nothing is lost, and no layer is made of what is below alone."""
+    cow, out, copy = SCRATCH / "cow", SCRATCH / "half.layer", SCRATCH / "half.copy"
+    device = ovbd("up", "--writable", "--cow", cow, "--size", "64K", "half", base).strip()
+
+    def put(first, count, text):
+        with open(device, "r+b", buffering=0) as file:
+            for number in range(first, first + count):
+                file.seek(number * BLOCK)
+                file.write(text * BLOCK)
+                os.fsync(file)
+    put(0, 6, b"1")
+    ovbd("commit", "--snapshot-only", "half")
+    put(100, 5, b"2")
+    # The record says by then what is about to happen.
+    syscall_steps.run([OVBD, "commit", "--fold-back", "half"], folding_begins)
+    put(110, 7, b"3")
+    refused(tap, "no room below", "has no room for the 48.0 KiB", "commit", "--fold-back", "half")
+    # As it would be if that were written meanwhile.
+    for name, old, new in (("half-lower1", " linear ", " linear "), ("half-cow1", " snapshot ", " snapshot-merge ")):
+        run("dmsetup", "load", name, "--table", run("dmsetup", "table", name).replace(old, new))
+        run("dmsetup", "resume", name)
+    for _ in range(100):
+        if "Merge failed" in run("dmsetup", "status", "half-cow1"):
+            break
+        time.sleep(0.05)
+    refused(tap, "what is below takes no more", "dm-snapshot gave up", "commit", "--fold-back", "half")
+    before = read_direct(device, 0, SIZE)
+    wanted = b"".join(count * BLOCK * text for count, text in
+                      ((6, b"1"), (94, b"\0"), (5, b"2"), (5, b"\0"), (7, b"3"), (SIZE // BLOCK - 117, b"\0")))
+    tap.equal(before == wanted, True, "half folded back: content")
+    refused(tap, "a layer of what is below", "of no single moment", "commit", "--continue", "-o", out, "half")
+    ovbd("down", "half")
+    ovbd("up", "--writable", "--cow", cow, "half", base)
+    refused(tap, "a layer of what is below, from the files", "of no single moment", "commit", "--continue", "-o", out,
+            "half")
+    ovbd("commit", "-o", out, "half")
+    ovbd("export", "-o", copy, base, out)
+    tap.equal(copy.read_bytes() == wanted, True, "half folded back: the layer has all")
+    ovbd("down", "half")
     cow.unlink()
 
 
@@ -203,7 +292,7 @@ def check_device(tap, base):
 
 tap = Tap()
 load("loop", "dm-overlaybd", "dm-zfile")
-base = base_layer()
+base = empty_layer(SIZE)
 check_under_writer(tap, base)
 for kind in CHECKS:
     if has_file_system(kind):
@@ -212,6 +301,7 @@ for kind in CHECKS:
         print(f"# this kernel has no {kind}", flush=True)
 check_refusals(tap, base)
 check_snapshot_only(tap, base)
+check_half_folded(tap, base, check_fold_back(tap, base))
 check_device(tap, base)
 tap.equal(settled([]), [], "nothing is left")
 tap.finish()

@@ -88,6 +88,7 @@ pub fn snapshot(
     report: &dyn Report,
 ) -> Result<PathBuf> {
     let work = Work::begin(request, interrupt, report)?;
+    work.check_not_folding()?;
     // Nothing is written that the device could be needed for.
     work.freeze(Path::new("/"))?;
     let chain = Chain::of(&Running::find(&work.control, request.name)?)?;
@@ -109,6 +110,7 @@ pub fn commit(
 ) -> Result<bool> {
     options.check().map_err(|what| Error::new(out, what))?;
     let mut work = Work::begin(request, interrupt, report)?;
+    work.check_not_folding()?;
     work.check_room(out)?;
     let lower = Lower::new(&work.stack)?;
     if options
@@ -136,7 +138,7 @@ pub fn commit(
             let what = "no commit was interrupted: there is one generation, which is written to";
             return Err(Error::new(&work.chain.top.node(), what));
         }
-        Part::Rest => {}
+        Part::Rest => work.check_is_frozen()?,
         Part::Whole if is_frozen && work.is_unchanged()? => {}
         Part::Whole => {
             work.freeze(out)?;
@@ -179,13 +181,13 @@ const ON_ITSELF: &str = "is on the stack itself";
 const UNCHECKED: &str = "is not sealed";
 
 /// A stack that is being committed.
-struct Work<'a> {
-    control: Control,
+pub(crate) struct Work<'a> {
+    pub(crate) control: Control,
     name: &'a str,
     next: Option<&'a Path>,
-    storage: Storage,
+    pub(crate) storage: Storage,
     stack: Running,
-    chain: Chain,
+    pub(crate) chain: Chain,
     interrupt: &'a Interrupt,
     report: &'a dyn Report,
     _lock: Lock,
@@ -193,7 +195,7 @@ struct Work<'a> {
 
 impl<'a> Work<'a> {
     /// Looks at a stack, and tidies up after commits that were interrupted.
-    fn begin(
+    pub(crate) fn begin(
         request: &Request<'a>,
         interrupt: &'a Interrupt,
         report: &'a dyn Report,
@@ -229,7 +231,7 @@ impl<'a> Work<'a> {
     }
 
     /// The same after something changed.
-    fn again(self, request: &Request<'_>) -> Result<Self> {
+    pub(crate) fn again(self, request: &Request<'_>) -> Result<Self> {
         let stack = Running::find(&self.control, self.name)?;
         Ok(Self {
             chain: Chain::of(&stack)?,
@@ -271,6 +273,30 @@ impl<'a> Work<'a> {
         // Some may have been in use until now.
         let old = store_files::below(&path, &record, &Storage::look()?)?;
         store_files::settle(&old, &Place::File(path))
+    }
+
+    /// Refuses one that the kernel folds back at this moment: what looks frozen changes.
+    fn check_not_folding(&self) -> Result<()> {
+        if self.chain.newest().merging {
+            let what = format!(
+                "is being folded back (\"ovbd commit --fold-back {}\" completes that)",
+                self.name
+            );
+            return Err(Error::new(&self.chain.newest().device.node(), what));
+        }
+        Ok(())
+    }
+
+    /// Refuses to make a layer of what is below the newest generation where some of that has gone there.
+    fn check_is_frozen(&self) -> Result<()> {
+        let newest = self.chain.newest();
+        let folding = Record::read(&newest.store_node())?.is_some_and(|record| record.folding);
+        if folding && newest.state(&self.control)? == State::Written {
+            let what = "part of it was folded back, so that what is below is of no single moment \
+                        (without --continue the layer has all)";
+            return Err(Error::new(&newest.device.node(), what));
+        }
+        Ok(())
     }
 
     /// Refuses a UUID that a layer of the same generations has, which was made without the stack being put on it: by it
@@ -500,7 +526,7 @@ impl<'a> Work<'a> {
     }
 
     /// The file of a store, if it is in one that has a name.
-    fn file_of(&self, generation: &Generation) -> Option<(Place, FileId)> {
+    pub(crate) fn file_of(&self, generation: &Generation) -> Option<(Place, FileId)> {
         let place = Place::of(generation.store, &self.storage).ok()?;
         let Place::File(path) = &place else {
             return None;

@@ -20,6 +20,9 @@ use ovbd_layers::{
     sysfs::device_name,
 };
 
+/// The target that moves what a generation holds to what it is written over.
+pub const MERGING: &str = "snapshot-merge";
+
 /// One generation.
 #[derive(Clone, Debug)]
 pub struct Generation {
@@ -35,6 +38,8 @@ pub struct Generation {
     pub chunk_sectors: u32,
     /// Whether it discards in its store.
     pub discards: bool,
+    /// Whether dm-snapshot moves what it holds to what it is written over ([`crate::fold`]).
+    pub merging: bool,
 }
 
 /// How a generation is.
@@ -85,21 +90,37 @@ impl Generation {
     ///
     /// It lost writes, and those of the ioctl.
     pub fn written_sectors(&self, control: &Control) -> Result<Option<u64>> {
+        let usage = self.usage(control)?;
+        Ok(usage.and_then(|(used, _, metadata)| used.checked_sub(metadata)))
+    }
+
+    /// Sectors of the store that are in use, and all of them; `None` where it cannot be told.
+    ///
+    /// # Errors
+    ///
+    /// As [`Generation::written_sectors`].
+    pub fn used_sectors(&self, control: &Control) -> Result<Option<(u64, u64)>> {
+        let usage = self.usage(control)?;
+        Ok(usage.map(|(used, all, _)| (used, all)))
+    }
+
+    /// Sectors in use, all, and those of metadata.
+    fn usage(&self, control: &Control) -> Result<Option<(u64, u64, u64)>> {
         let status = self.device.status(control)?;
         let words = status
             .first()
             .map(|target| target.words.as_slice())
             .unwrap_or_default();
         // "<used>/<all> <metadata>" in sectors, else it says what happened.
-        if let Some((used, _)) = words.first().and_then(|word| word.split_once('/')) {
+        if let Some((used, all)) = words.first().and_then(|word| word.split_once('/')) {
             let number = |word: &str| word.parse::<u64>().ok();
             let metadata = words.get(1).and_then(|word| number(word));
-            let written = number(used).zip(metadata);
-            return Ok(written.and_then(|(used, metadata)| used.checked_sub(metadata)));
+            let usage = number(used).zip(number(all)).zip(metadata);
+            return Ok(usage.map(|((used, all), metadata)| (used, all, metadata)));
         }
         match words.join(" ").as_str() {
-            // It refused writes, and has all that it took.
-            "Overflow" => Ok(None),
+            // It refused writes, or what it is over did, and has all that it took.
+            "Overflow" | "Merge failed" => Ok(None),
             state => {
                 let what = format!("the snapshot is {}: writes are lost", state.to_lowercase());
                 Err(Error::new(&self.device.node(), what))
@@ -168,6 +189,7 @@ impl Chain {
                 store,
                 chunk_sectors,
                 discards,
+                merging: is_merging(device),
             });
             if lower.sectors() != top.sectors() {
                 return strange(lower);
@@ -235,10 +257,14 @@ fn below_linear(device: &Mapped) -> Option<Number> {
 
 /// What a snapshot is over, its store, and the sectors of a chunk.
 fn snapshot(device: &Mapped) -> Option<(Number, Number, u32)> {
-    let table = only_line(device).filter(|table| table.kind == "snapshot")?;
+    let table = only_line(device).filter(|table| ["snapshot", MERGING].contains(&&*table.kind))?;
     let persistent = table.words.get(2).is_some_and(|word| word.starts_with('P'));
     let chunk = table.number(3)?.try_into().ok()?;
     Some((table.device(0)?, table.device(1)?, chunk)).filter(|_| persistent)
+}
+
+fn is_merging(device: &Mapped) -> bool {
+    only_line(device).is_some_and(|table| table.kind == MERGING)
 }
 
 /// Whether a snapshot discards in its store.
@@ -303,6 +329,7 @@ fn check_unneeded(control: &Control, device: &Mapped, number: u32, chain: &Chain
         store,
         chunk_sectors,
         discards: false,
+        merging: false,
     };
     match generation.state(control) {
         Ok(State::Written) => {

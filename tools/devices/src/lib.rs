@@ -15,6 +15,7 @@ mod discards;
 pub mod down;
 pub mod exceptions;
 pub mod fetched;
+pub mod fold;
 mod freeze;
 mod frozen_stores;
 pub mod generations;

@@ -59,6 +59,8 @@ pub struct Record {
     pub below: Below,
     /// The layer that was made of all that is below, down to the stack of that time.
     pub layer: Option<Uuid>,
+    /// Whether some of what was written to this store may be in the one below, which is of no single moment then.
+    pub folding: bool,
 }
 
 /// The record as it is stored.
@@ -76,7 +78,9 @@ struct Stored {
     own: [u8; 16],
     below: [u8; 16],
     layer: [u8; 16],
-    padding: [u8; 432],
+    /// 1: it is being folded back.
+    folding: U32,
+    padding: [u8; 428],
 }
 
 /// A record that is damaged, or of another version.
@@ -98,6 +102,7 @@ impl Record {
             sectors,
             below,
             layer: None,
+            folding: false,
         })
     }
 
@@ -118,7 +123,8 @@ impl Record {
             own: self.own.into_bytes(),
             below: below.into_bytes(),
             layer: self.layer.unwrap_or_default().into_bytes(),
-            padding: [0; 432],
+            folding: u32::from(self.folding).into(),
+            padding: [0; 428],
         };
         stored.checksum = crc32c::crc32c(stored.as_bytes()).into();
         zerocopy::transmute!(stored)
@@ -151,6 +157,11 @@ impl Record {
                 _ => return Err(Damaged),
             },
             layer: Some(layer).filter(|layer| !layer.is_nil()),
+            folding: match stored.folding.get() {
+                0 => false,
+                1 => true,
+                _ => return Err(Damaged),
+            },
         }))
     }
 }
@@ -232,6 +243,7 @@ mod tests {
         ] {
             let record = Record {
                 layer,
+                folding: layer.is_some(),
                 ..Record::new(7, 1 << 40, below).unwrap()
             };
             let bytes = record.to_bytes();

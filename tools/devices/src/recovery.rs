@@ -103,6 +103,7 @@ mod tests {
             sectors: 8,
             below,
             layer: layer.map(Uuid::from_u128),
+            folding: false,
         };
         (format!("store{own}").into(), record)
     }

@@ -11,7 +11,7 @@ use anyhow::Result;
 use clap::{Args, ValueHint};
 use ovbd_devices::{
     commit::{self, Part, Request},
-    Interrupt,
+    fold, Interrupt,
 };
 
 use ovbd_layers::{report::Report as _, Error};
@@ -39,7 +39,7 @@ pub struct Commit {
     #[command(flatten)]
     pub layout: Layout,
     /// The file to make
-    #[arg(short, long, value_name = "OUT", value_hint = ValueHint::FilePath, required_unless_present = "snapshot_only")]
+    #[arg(short, long, value_name = "OUT", value_hint = ValueHint::FilePath, required_unless_present_any = ["snapshot_only", "fold_back"])]
     pub output: Option<PathBuf>,
     /// Begin with the new store, make no layer, and print the device with what was written until now, which nobody
     /// writes to. The next commit, or one with --continue, makes the layer
@@ -48,6 +48,10 @@ pub struct Commit {
     /// Make the layer of what an interrupted commit left, without what was written since
     #[arg(long = "continue")]
     pub rest: bool,
+    /// Make no layer, and go on with one generation after --snapshot-only: what was written since goes to the store
+    /// before it
+    #[arg(long, conflicts_with_all = ["output", "rest", "snapshot_only", "cow"])]
+    pub fold_back: bool,
     /// Keep what is written from now on in this file, which is made. The default is beside the file of "ovbd up --cow",
     /// and a file without a name where there was none
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "rest")]
@@ -67,7 +71,14 @@ impl Commit {
             .layer
             .laid_out("commit", Vec::new(), false, self.layout);
         let interrupt = Interrupt::install()?;
-        report.begin("committing", 0);
+        report.begin(
+            if self.fold_back {
+                "folding back"
+            } else {
+                "committing"
+            },
+            0,
+        );
         let request = Request {
             name: &self.name,
             next: self.cow.as_deref(),
@@ -77,6 +88,10 @@ impl Commit {
             },
             assume_elsewhere: self.unknown.assume_elsewhere,
         };
+        if self.fold_back {
+            fold::fold(&request, &interrupt, report)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let Some(out) = &self.output else {
             let device = commit::snapshot(&request, &interrupt, report)?;
             return report.print(&format!("{}\n", device.display()));
