@@ -250,6 +250,31 @@ def check_interrupted(tap, images):
         tap.result(stopped > 0, f"{name}: came in the middle {stopped} times")
 
 
+# Runs a program where it looks as if the kernel had all modules but one, which modprobe does not find either.
+WITHOUT_MODULE = """names=$(ls /sys/module); mount -t tmpfs none /sys/module; cd /sys/module; mkdir $names; rmdir $1
+cd "$2"; printf '#!/bin/sh\nexit 1\n' >modprobe; chmod +x modprobe; PATH=$2:$PATH; shift 2; "$@" 2>&1"""
+
+
+def check_no_snapshots(tap, images):
+    """A kernel without dm-snapshot."""
+    cow, folder = SCRATCH / "no-snapshot.cow", SCRATCH / "no-snapshot"
+    folder.mkdir()
+
+    def up(*words):
+        before = existing()
+        command = ["unshare", "--mount", "sh", "-c", WITHOUT_MODULE, "sh", "dm_snapshot", folder, OVBD, "up", *words, "stack",
+                   *images.layer]
+        result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        return result.returncode, result.stdout.strip(), existing() == before
+    status, said, is_clean = up("--writable", "--cow", cow)
+    good = status == 1 and said.startswith("ovbd: dm-snapshot: this kernel has none") and "\n" not in said
+    tap.result(good, "no dm-snapshot: says so", f"exit status {status}: {said}")
+    tap.result(is_clean and not cow.exists(), "no dm-snapshot: nothing is left, and no store is made")
+    status, said, _ = up()
+    tap.equal((status, said), (0, "/dev/mapper/stack"), "no dm-snapshot: without --writable it is not needed")
+    ovbd("down", "stack")
+
+
 tap = Tap()
 load("loop", "dm-overlaybd", "dm-zfile")
 images = Images("images", options=[[], ["--tar"], ["--algo", "zstd"]])
@@ -262,4 +287,5 @@ check_blocks(tap, images)
 check_users(tap, images)
 check_undo(tap, images)
 check_interrupted(tap, images)
+check_no_snapshots(tap, images)
 tap.finish()

@@ -325,22 +325,22 @@ pub fn targets(steps: &[Step]) -> BTreeSet<&str> {
         .collect()
 }
 
-/// Loads the module of one of our targets where it is missing; device-mapper finds its own.
+/// Loads the module of a target that a kernel may lack, before anything is made.
 ///
 /// # Errors
 ///
 /// It is not there.
 pub fn check_target(target: &str) -> Result<()> {
-    let module = match target {
-        "overlaybd" | "zfile" => format!("dm-{target}"),
+    let what = match target {
+        "overlaybd" | "zfile" => "the module is not loaded",
+        "snapshot" => "this kernel has none, and it keeps what is written (without --writable it is not needed)",
         _ => return Ok(()),
     };
+    let module = format!("dm-{target}");
     let loaded = Path::new("/sys/module").join(module.replace('-', "_"));
     if loaded.exists() || run("modprobe", [&module]).is_ok() {
         return Ok(());
     }
-    let what = format!(
-        "the module is not loaded and modprobe does not find it; load it with insmod {module}.ko"
-    );
+    let what = format!("{what}: modprobe does not find it; load it with insmod {module}.ko");
     Err(Error::new(Path::new(&module), what))
 }
