@@ -17,7 +17,7 @@ from numbered_writes import SIZE, Model, Writer, moment
 from ovbd_command import empty_layer, existing, listed, ovbd, ovbd_fails, settled
 from test_script import OVBD, SCRATCH, Tap, load
 
-KILLS = int(os.environ.get("OVBD_KILLS", "30"))
+KILLS = int(os.environ.get("OVBD_KILLS", "16"))
 # Every so many steps of folding back, so that half a minute suffices; 1 is all of them.
 STRIDE = int(os.environ.get("OVBD_STEP_STRIDE", "7"))
 COW = SCRATCH / "cow"

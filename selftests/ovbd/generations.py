@@ -14,7 +14,7 @@ from numbered_writes import BLOCK, SIZE, Model, Writer, moment
 from ovbd_command import MIB, empty_layer, existing, has_file_system, listed, mounted, ovbd, refused, settled
 from test_script import OVBD, SCRATCH, Tap, load, run
 
-COMMITS = int(os.environ.get("OVBD_COMMITS", "40"))
+COMMITS = int(os.environ.get("OVBD_COMMITS", "20"))
 # XFS wants no less.
 SPACE = 320 * MIB
 CHECKS = {"ext4": ["e2fsck", "-fn"], "xfs": ["xfs_repair", "-n", "-f"]}
