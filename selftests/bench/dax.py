@@ -89,7 +89,7 @@ def measure_cached(device):
         row(SUITE, "page cache, cold", random=random_reads(file, "--cold"), sequential=sequential_reads(file, "--cold"),
             touch=cold(touches, file), exec=cold(starts, program))
         file.read_bytes()
-        row(SUITE, "page cache, warm", random=random_reads(file), sequential=sequential_reads(file),
+        row(SUITE, "page cache, warm", random=random_reads(file, "--warm"), sequential=sequential_reads(file, "--warm"),
             touch=warm(touches, file), exec=warm(starts, program))
 
 

@@ -64,6 +64,9 @@ struct Arguments {
     /// Drop FILE from the page cache before every read, outside of the time
     #[arg(long, conflicts_with = "direct")]
     cold: bool,
+    /// Leave what the page cache has of FILE there, which is otherwise dropped before a pass
+    #[arg(long, conflicts_with_all = ["direct", "cold"])]
+    warm: bool,
 }
 
 /// Memory of which a part is aligned, without unsafe code.
@@ -138,7 +141,9 @@ fn pass(arguments: &Arguments, file: &File, offsets: &[u64]) -> io::Result<Durat
             total += start.elapsed();
         }
     } else {
-        evict(file)?;
+        if !arguments.warm {
+            evict(file)?;
+        }
         // The first touch of the buffer's pages is not part of a read.
         buffer.fill(0);
         let start = Instant::now();
