@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """A system that runs from a stack publishes itself: while apt works and files are written it pushes the stack that its root
 file system is on, twice. Of the first image, which is of a moment in the middle of it, the file system is checked; the
-second one is pulled elsewhere, and a machine boots from it. Another pulls it lazily, as a service of systemd.
+second one is pulled elsewhere, and a machine boots from it. Another pulls it lazily, as a service of systemd, and boots from what it is still pulling.
 """
 
 import contextlib
@@ -37,12 +37,17 @@ LOOKS = ["jq: 42", "dpkg:"]
 # Where a guest finds this machine's loopback.
 HOST = "10.0.2.2"
 NETWORK = """mkdir -p /run/systemd/network
-printf '[Match]\\nName=e*\\n[Network]\\nAddress=10.0.2.15/24\\n' >/run/systemd/network/host.network
+printf '[Match]\\nName=e*\\n[Network]\\nAddress=10.0.2.15/24\\nKeepConfiguration=yes\\n' >/run/systemd/network/host.network
 systemctl start systemd-networkd
 /usr/lib/systemd/systemd-networkd-wait-online --timeout=60 || say "no network"
 """
 # What a system runs that pulls the image lazily: a service of systemd gives what is missing, and is killed.
-LAZY = NETWORK + """service=ovbd-fetch-next.service
+SERVED = """served() {
+	say "then: $(ls /dev | grep -c ublkb) ublk devices, $(dmsetup table $1-zfile0 | cut -d' ' -f3) over" \\
+		"$(lsblk -n -o TYPE "/dev/block/$(dmsetup table $1-zfile0 | cut -d' ' -f4)" | head -n 1)"
+}
+"""
+LAZY = SERVED + NETWORK + """service=ovbd-fetch-next.service
 ovbd --quiet pull --plain-http --lazy --limit 8M --jobs 1 --store /srv/lazy --up next REPOSITORY:2 >/srv/said 2>&1 ||
 	say "pull: $(cat /srv/said)"
 say "service: $(systemctl is-active $service)"
@@ -57,11 +62,39 @@ say "again: $(systemctl is-active $service)"
 while [ "$(systemctl show -P ActiveState $service)" != inactive ]; do sleep 1; done
 echo 3 >/proc/sys/vm/drop_caches
 say "reads: $(chroot /run/next jq -n '6 * 7')"
-say "then: $(ls /dev | grep -c ublkb) ublk devices, $(dmsetup table next-zfile0 | cut -d' ' -f3) over" \\
-	"$(lsblk -n -o TYPE "/dev/block/$(dmsetup table next-zfile0 | cut -d' ' -f4)" | head -n 1)"
+served next
 umount /run/next
+ovbd down next
 """
-LAZILY = ["service: active", "reads: 42", "again: active", "reads: 42", "then: 0 ublk devices, zfile over loop"]
+# What a system runs that boots into an image which it is still pulling, with the kernel that runs. The process, its store and the
+# network outlast that. The new system comes to the same script.
+LEAVE = NETWORK + f"""mkdir -p /run/systemd/system /run/nextroot
+printf '[Unit]\\nDefaultDependencies=no\\n[Mount]\\nWhat=LABEL={LABEL}\\nWhere=/run/layers\\n' >/run/systemd/system/run-layers.mount
+systemctl daemon-reload
+systemctl start run-layers.mount
+ovbd --quiet pull --plain-http --lazy --limit 3M --jobs 1 --store /run/layers/lazily --up lazy REPOSITORY:2 >/run/said 2>&1 ||
+	say "pull: $(cat /run/said)"
+systemctl show -P MainPID ovbd-fetch-lazy >/run/fetching
+mount -o ro /dev/mapper/lazy /run/nextroot
+systemctl soft-reboot
+exec sleep infinity
+"""
+ARRIVE = SERVED + """service=ovbd-fetch-lazy.service
+say "service: $(systemctl is-active $service)"
+[ "$(systemctl show -P MainPID $service)" = "$(cat /run/fetching)" ] || say "another process"
+say "reads: $(jq -n '6 * 7')"
+while [ "$(systemctl show -P ActiveState $service)" = active ]; do sleep 1; done
+echo 3 >/proc/sys/vm/drop_caches
+say "dpkg:$(dpkg --audit)$(dpkg --verify jq)"
+served lazy
+"""
+BOOT_LAZILY = f"""if [ -e /run/fetching ]; then
+{ARRIVE}else
+{LEAVE}fi
+"""
+AT_LAST = "then: 0 ublk devices, zfile over loop"
+LAZILY = ["service: active", "reads: 42", "again: active", "reads: 42", AT_LAST]
+BOOTED_LAZILY = ["root /dev/mapper/lazy ext4", "table overlaybd", "service: active", "reads: 42", "dpkg:", AT_LAST]
 # What the system runs that lives on the stack: all programs are read from the device that is replaced meanwhile.
 PUBLISH = BOOTED + NETWORK + """number=0
 while [ ! -e /run/enough ]; do
@@ -119,6 +152,9 @@ def test(folder, boot):
             script = LAZY.replace("REPOSITORY", f"{HOST}:{port}/vm/root")
             report = with_script(folder, script, lambda disk: boot("stack.img", f"{STACK}:base.zfile ro", disk))
             installed.expect(report[2:] == LAZILY, f"the system that pulled the image lazily reported {report}")
+            script = BOOT_LAZILY.replace("REPOSITORY", f"{HOST}:{port}/vm/root")
+            report = with_script(folder, script, lambda disk: boot("stack.img", f"{STACK}:base.zfile ro", disk))
+            installed.expect(report[3:] == BOOTED_LAZILY, f"the system that booted from an image it still pulled reported {report}")
             for image in (1, 2):
                 installed.run(installed.OVBD, "pull", "-q", "--plain-http", "--store", store, f"{name}:{image}")
         moment = number_of(folder, store, f"{name}:1")

@@ -3,6 +3,7 @@
 
 import contextlib
 import http.server
+import json
 import threading
 import time
 
@@ -18,6 +19,11 @@ class Behaviour:
         self.silent = threading.Event()
         self.status = None
         self.ranges = True
+        # Seconds that a token is good for, None where none is wanted. With one, blobs are where a signed address says that is
+        # good for as long, and every third has expired on the way.
+        self.lifetime = None
+        self.expired = {"tokens": 0, "addresses": 0}
+        self.addresses = 0
         # Byte of a blob, by its digest, that is sent wrong.
         self.wrong = {}
         self.sent = 0
@@ -35,6 +41,17 @@ class Behaviour:
             del self.blobs[digest]
         return lists
 
+    def issue(self, age=0.0):
+        """A token, or the signature of an address, that is so many seconds old."""
+        return f"{time.monotonic() - age:.6f}"
+
+    def is_good(self, issued, what):
+        """Whether one has not expired; counts those that have."""
+        if issued and time.monotonic() - float(issued) < self.lifetime:
+            return True
+        self.expired[what] += bool(issued)
+        return False
+
     def take_turn(self, count):
         """Waits for as long as `count` bytes take on the line, which all answers share."""
         if self.rate is None:
@@ -51,8 +68,13 @@ class Handler(registry.Handler):
     behaviour = None
 
     def do_GET(self):
-        digest = self.path.rpartition("/")[2]
         how = self.behaviour
+        self.path, _, query = self.path.partition("?")
+        if self.path == "/token":
+            return self.answer(200, json.dumps({"token": how.issue()}).encode(), Content_Type="application/json")
+        digest = self.path.rpartition("/")[2]
+        if how.lifetime is not None and digest in self.blobs and not self.is_let_in(query):
+            return None
         if self.path in self.documents or digest not in self.blobs:
             return super().do_GET()
         # Nothing comes until the test says so, and then the connection ends.
@@ -64,6 +86,24 @@ class Handler(registry.Handler):
         if not how.ranges:
             del self.headers["Range"]
         return super().do_GET()
+
+    def is_let_in(self, signature):
+        """Whether a signed address is good; answers where it is not, or where there is none."""
+        how = self.behaviour
+        if signature:
+            if how.is_good(signature, "addresses"):
+                return True
+            self.answer(403)
+            return False
+        if not how.is_good(self.headers.get("Authorization", "").removeprefix("Bearer "), "tokens"):
+            self.answer(401, WWW_Authenticate=f'Bearer realm="http://{self.headers["Host"]}/token",service="here"')
+            return False
+        how.addresses += 1
+        age = how.lifetime if how.addresses % 3 == 0 else 0.0
+        port = self.server.server_port
+        # A server for blobs alone, as far as anybody can see.
+        self.answer(307, Location=f"http://127.0.0.2:{port}{self.path}?{how.issue(age)}")
+        return False
 
     def answer(self, status, body=b"", **headers):
         digest, how = self.path.rpartition("/")[2], self.behaviour
@@ -93,7 +133,7 @@ def slow_registry():
     run("ip", "link", "set", "lo", "up")
     behaviour = Behaviour()
     handler = type("SlowHandler", (Handler,), {"behaviour": behaviour, "blobs": behaviour.blobs, "documents": behaviour.documents, "uploads": {}})
-    server = Server(("127.0.0.1", 0), handler)
+    server = Server(("", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"127.0.0.1:{server.server_port}", behaviour

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import random
+import signal
 import struct
 import sys
 import tarfile
@@ -260,6 +261,46 @@ def an_acceleration_layer_is_followed(tap, image, how):
     down("accelerated")
 
 
+def tokens_and_addresses_expire(tap, image, how):
+    how.delay, how.lifetime = 0.0, 0.1
+    device = pull("expiring", image, "--limit", "4M", "--jobs", "2")
+    with Readers(device, image.bytes) as readers:
+        done("expiring")
+    expired, how.lifetime = how.expired, None
+    tap.equal((readers.wrong, readers.errors), ([], 0), f"{readers.reads} reads while tokens and addresses expire")
+    tap.result(expired["tokens"] > 2 and expired["addresses"] > 2, "they did", expired)
+    tap.equal(differs(device, image.bytes), None, "all of it is there then")
+    down("expiring")
+
+
+def may_be_called_up(tap, image, how):
+    how.delay = 0.0
+    device = ovbd("up", "--lazy", "--store", store("up"), "--writable", "up", image.reference).strip()
+    done("up")
+    tap.equal(differs(device, image.bytes), None, "ovbd up --lazy")
+    tap.equal(run("dmsetup", "table", "up").split()[2], "linear", "and writable: over a store")
+    down("up")
+
+
+def its_store_is_elsewhere(tap, image, how):
+    """The store of a stack whose process was killed is on the stack itself."""
+    how.delay, folder = 0.0, SCRATCH / "mounted"
+    device = pull("own", image, "--writable", "--limit", "2M", "--jobs", "2")
+    run("mkfs.ext4", "-q", "-F", device)
+    folder.mkdir()
+    run("mount", device, folder)
+    (folder / "ingest").mkdir()
+    (folder / "ingest/lazy-own.json").write_bytes((store("own") / "ingest/lazy-own.json").read_bytes())
+    os.kill(process_of("own"), signal.SIGKILL)
+    wait_until("nobody serves it", lambda: listed("own")["layers"][0]["fetch"]["state"] == "waiting")
+    refused(tap, "a store on the stack itself", "it would wait for itself", "pull", "--lazy", "--store", folder, "--up", "own",
+            image.reference)
+    pull("own", image)
+    done("own")
+    run("umount", folder)
+    down("own")
+
+
 def without_ublk(tap, image, how):
     control = pathlib.Path("/dev/ublk-control")
     aside = control.with_name("ublk-control-aside")
@@ -273,5 +314,6 @@ def without_ublk(tap, image, how):
 
 tap = Tap()
 run_tests(tap, (a_wrong_part_is_never_read, a_list_may_be_published, a_list_of_something_else_is_refused, another_source_is_asked,
-                what_is_here_is_not_fetched, a_trace_is_fetched_first, an_acceleration_layer_is_followed, without_ublk))
+                what_is_here_is_not_fetched, a_trace_is_fetched_first, an_acceleration_layer_is_followed, tokens_and_addresses_expire,
+                may_be_called_up, its_store_is_elsewhere, without_ublk))
 tap.finish()

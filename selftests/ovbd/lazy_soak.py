@@ -6,6 +6,7 @@ the time before or not. Reads may take long or fail; none is wrong, and in the e
 
 import contextlib
 import os
+import pathlib
 import random
 import signal
 import sys
@@ -18,6 +19,16 @@ from test_script import Tap, run
 
 SECONDS = float(os.environ.get("OVBD_SOAK", "20"))
 SEED = os.environ.get("OVBD_SEED", "soak")
+
+
+def is_left(name):
+    """Whether the process that fetches a stack is no more, and had not done all."""
+    try:
+        # Of a dead process that nobody has waited for too there is no program.
+        os.readlink(f"/proc/{process_of(name)}/exe")
+    except FileNotFoundError:
+        return pathlib.Path(f"/run/ovbd/{name}.fetch").exists()
+    return False
 
 
 class Trouble:
@@ -51,14 +62,9 @@ class Trouble:
             self.how.wrong = {}
 
     def go_on(self):
-        """The process may just have ended by itself, its work done."""
-        if ublk_devices() and not is_local("soak"):
-            try:
-                pull("soak", self.image, *OPTIONS)
-            except Exception:
-                # It had not: the last layer was handed over meanwhile.
-                if not is_local("soak"):
-                    raise
+        """Does what is left to do where the process was killed, be it only after the last layer was handed over."""
+        if is_left("soak"):
+            pull("soak", self.image, *OPTIONS)
 
 
 OPTIONS = ("--io-timeout", "30", "--jobs", "2")

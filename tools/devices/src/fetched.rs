@@ -23,6 +23,7 @@ use crate::{
     mapped::{self, Mapped, Mapper},
     plan::{self, Device, Step, Word},
     running::{Role, Running},
+    storage::Storage,
     users::device_name,
     Interrupt,
 };
@@ -355,6 +356,30 @@ pub fn remove_left(name: &str) -> Result<()> {
 pub fn is_made_of(name: &str, files: &[PathBuf]) -> Result<bool> {
     let found = Running::find(&mapped::open()?, name)?.layer_files()?;
     Ok(found == files)
+}
+
+/// Refuses a folder on the stack `name` itself for what is fetched: what is missing of the stack would be waited for by the
+/// process that fetches it. Where a folder does not tell on what it is, it is let be: readers wait.
+///
+/// # Errors
+///
+/// That one; those of the ioctls, and of asking the system what is mounted.
+pub fn check_elsewhere(name: &str, folder: &Path) -> Result<()> {
+    let stack = Running::find(&mapped::open()?, name)?;
+    match Storage::look()?.below_path(folder) {
+        Ok(below) if stack.numbers().any(|number| below.contains(&number)) => {
+            let what = format!(
+                "on {}, which is fetched into it: it would wait for itself (--store DIR that is elsewhere)",
+                mapped::node(name).display()
+            );
+            Err(Error::new(folder, what))
+        }
+        Ok(_) => Ok(()),
+        Err(error) => {
+            tracing::warn!(%error, "cannot tell whether what is fetched is kept elsewhere");
+            Ok(())
+        }
+    }
 }
 
 fn devices(fetched: &[Fetched]) -> Vec<Ublk> {

@@ -3,6 +3,7 @@
 //! How `ovbd pull --lazy` goes on where no terminal is: as a service of systemd, or as a process of its own.
 
 use std::{
+    ffi::OsString,
     fs, io,
     os::unix::{net::UnixDatagram, process::CommandExt},
     path::Path,
@@ -20,9 +21,8 @@ const FOREGROUND: &str = "--foreground";
 /// Set in the environment of that one.
 const BACKGROUND: &str = "OVBD_BACKGROUND";
 
-/// Starts this program again where it outlives this process, and waits until the stack is there.
-pub fn start(name: &str, report: &Report) -> Result<ExitCode> {
-    let mut arguments: Vec<_> = std::env::args_os().skip(1).collect();
+/// Starts this program again with `arguments` where it outlives this process, and waits until the stack is there.
+pub fn start(name: &str, mut arguments: Vec<OsString>, report: &Report) -> Result<ExitCode> {
     let verb = arguments.iter().position(|word| word == "pull");
     arguments.insert(verb.map_or(0, |verb| verb + 1), FOREGROUND.into());
     let program = std::env::current_exe()?;
@@ -43,6 +43,11 @@ pub fn start(name: &str, report: &Report) -> Result<ExitCode> {
             "TimeoutStartSec=infinity",
         ] {
             command.arg(format!("--property={property}"));
+        }
+        if outlives_root() {
+            for property in OUTLIVING_ROOT {
+                command.arg(format!("--property={property}"));
+            }
         }
         for variable in PASSED_ON {
             if std::env::var_os(variable).is_some() {
@@ -80,6 +85,26 @@ pub fn start(name: &str, report: &Report) -> Result<ExitCode> {
             None => ExitCode::FAILURE,
         }),
     }
+}
+
+/// What has systemd leave a process alone while the file systems are unmounted, in `systemctl soft-reboot` too, and in the end:
+/// the root file system may be on what it serves (systemd-soft-reboot.service(8)).
+const OUTLIVING_ROOT: [&str; 3] = [
+    "DefaultDependencies=no",
+    "IgnoreOnIsolate=yes",
+    "SurviveFinalKillSignal=yes",
+];
+
+/// Whether systemd knows all of `OUTLIVING_ROOT`, which came with version 255.
+fn outlives_root() -> bool {
+    let said = Command::new("systemctl").arg("--version").output();
+    // The first line is "systemd 257 (257.8-1~deb13u2)".
+    said.ok()
+        .and_then(|output| {
+            let text = String::from_utf8(output.stdout).ok()?;
+            text.split_whitespace().nth(1)?.parse::<u32>().ok()
+        })
+        .is_some_and(|version| version >= 255)
 }
 
 /// What tells where credentials and proxies are.

@@ -8,6 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     fs, io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -114,20 +115,30 @@ impl Record {
     }
 }
 
-/// Maps the image `reference` to `name` and fetches it then.
+/// Maps the image `reference` to `name` and fetches it then. `words` is a command line of this program that does the same.
 ///
 /// # Errors
 ///
 /// All that [`up::up`] and [`Registry`] say, and a kernel without ublk.
-pub fn run(pull: &Pull, reference: &Reference, name: &str, report: &Report) -> Result<ExitCode> {
+pub fn run(
+    pull: &Pull,
+    words: Vec<OsString>,
+    reference: &Reference,
+    name: &str,
+    report: &Report,
+) -> Result<ExitCode> {
     check_ublk()?;
-    let store = pull.open_store()?;
     let running = fetched::find(name)?;
+    if running.is_some() {
+        // Before anything is written there, which might wait for what nobody serves.
+        fetched::check_elsewhere(name, &pull.store_path())?;
+    }
+    let store = pull.open_store()?;
     if let Some(fetched) = &running {
         check_unserved(name, fetched, &store)?;
     }
     if !pull.foreground {
-        return start(name, report);
+        return start(name, words, report);
     }
     // A program that lives on what it serves must not have to read itself.
     if mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE).is_err() {
@@ -446,6 +457,7 @@ impl<'a> Session<'a> {
                     "exists already, and is not made of this image"
                 ));
             }
+            self.write_status();
             report.answer(&format!("{}\n", node(self.name).display()))?;
             ready();
             return Ok(());

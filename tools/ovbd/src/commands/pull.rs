@@ -2,7 +2,7 @@
 
 //! `ovbd pull`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Args, ValueHint};
@@ -164,6 +164,11 @@ fn volume_group(text: &str) -> Result<String, String> {
 impl Pull {
     /// Fetches the image.
     pub fn run(self, report: &Report) -> Result<ExitCode> {
+        self.run_as(std::env::args_os().skip(1).collect(), report)
+    }
+
+    /// The same for who says it otherwise; `words` are those of this call.
+    pub fn run_as(self, words: Vec<OsString>, report: &Report) -> Result<ExitCode> {
         if self.verity.verity.is_some() && self.up.is_none() {
             wrong_usage("pull", "--verity is for --up".to_owned());
         }
@@ -178,7 +183,7 @@ impl Pull {
             return Err(Error::new(Kind::Refused, &self.from, what).into());
         };
         if let (true, Some(name)) = (self.lazy, &self.up) {
-            return pull_lazy::run(&self, reference, name, report);
+            return pull_lazy::run(&self, words, reference, name, report);
         }
         let store = self.open_store()?;
         // Until loop devices have the files.
@@ -258,12 +263,17 @@ impl Pull {
     ///
     /// Those of [`Store::create`].
     pub fn open_store(&self) -> Result<Store> {
-        match self.output.as_ref().map(|folder| folder.to_string_lossy()) {
-            Some(folder) => {
-                let folder = folder.strip_prefix("oci:").unwrap_or(&folder);
-                Ok(Store::create(folder.as_ref())?)
-            }
+        match &self.output {
+            Some(_) => Ok(Store::create(&self.store_path())?),
             None => self.store.create(),
+        }
+    }
+
+    /// Its folder, which may not be there yet.
+    pub fn store_path(&self) -> PathBuf {
+        match self.output.as_ref().map(|folder| folder.to_string_lossy()) {
+            Some(folder) => folder.strip_prefix("oci:").unwrap_or(&folder).into(),
+            None => self.store.path(),
         }
     }
 }

@@ -15,7 +15,7 @@ use ovbd_layers::{units, Error};
 
 use crate::{
     checked::VerityOption,
-    cli::{Cli, Parents, UnknownStorage},
+    cli::{wrong_usage, Cli, Parents, UnknownStorage},
     commands::Command,
     config::{self, Config},
     names::{Need, StoreOption, Targets},
@@ -60,6 +60,10 @@ pub struct Up {
     /// The device with memory for what no layer has data for: zeros, for layers that were not made with --dax
     #[arg(long, value_name = "DEVICE", requires = "dax", value_hint = ValueHint::FilePath)]
     pub zeros: Option<PathBuf>,
+    /// Map an image of a registry before its layers are here, and fetch them then: "ovbd pull --lazy --up NAME LAYER", which has
+    /// more options
+    #[arg(long, conflicts_with_all = ["cow", "cow_dir", "size", "dax", "dry_run", "config", "targets"])]
+    pub lazy: bool,
     /// Print the commands that make the device, and do nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -95,9 +99,58 @@ pub struct Up {
 impl Up {
     /// Makes the device and prints its name.
     pub fn run(self, report: &Report) -> Result<ExitCode> {
+        if self.lazy {
+            return self.pull(report);
+        }
         match self.layers.is_empty() && !self.dax {
             true => self.completed()?.run_with_layers(report),
             false => self.run_with_layers(report),
+        }
+    }
+
+    /// What `ovbd pull` does.
+    fn pull(&self, report: &Report) -> Result<ExitCode> {
+        if self.layers.len() != 1 {
+            wrong_usage("up", "--lazy takes one image".to_owned());
+        }
+        let mut words: Vec<OsString> = vec!["pull".into(), "--lazy".into()];
+        let flags = [
+            ("--writable", self.writable),
+            (
+                "--ignore-parents",
+                self.parents.ignore_parents || self.force,
+            ),
+        ];
+        words.extend(
+            flags
+                .iter()
+                .filter(|(_, is_given)| *is_given)
+                .map(|(flag, _)| flag.into()),
+        );
+        let path = |path: &PathBuf| path.as_os_str().to_owned();
+        let verity = &self.verity;
+        let options = [
+            ("--up", Some(OsString::from(&self.name))),
+            ("--store", self.store.store.as_ref().map(path)),
+            ("--verity", verity.verity.as_ref().map(OsString::from)),
+            ("--signature", verity.signature.as_ref().map(path)),
+            ("--certificate", verity.certificate.as_ref().map(path)),
+        ];
+        for (option, value) in options {
+            if let Some(value) = value {
+                words.extend([option.into(), value]);
+            }
+        }
+        words.push("--".into());
+        words.extend(self.layers.iter().cloned());
+        let command = std::iter::once("ovbd".into()).chain(words.clone());
+        match Cli::try_parse_from(command) {
+            Ok(Cli {
+                command: Command::Pull(pull),
+                ..
+            }) => pull.run_as(words, report),
+            Ok(_) => Err(Error::new(Path::new(&self.name), "is not of \"ovbd pull\"").into()),
+            Err(error) => error.exit(),
         }
     }
 
