@@ -34,8 +34,9 @@ DEBUG_MUTANTS = os.environ.get("OVBD_MUTANTS", "11")
 # What runs under the oldest kernel, in one short boot: each part of what the modules ask of a kernel once.
 OLDEST_TESTS = ["device-mapper/io", "device-mapper/stale", "dm-overlaybd/io", "dm-zfile/io"]
 # What runs under the native kernel: of what is about logical volumes each way that an image goes once; and what needs a
-# network, which the debug kernel has not, and many reads.
-NATIVE_TESTS = ["lvm/push", "lvm/served", "lvm/inside", "ovbd/lazy", "ovbd/lazy_parts", "ovbd/deploy"]
+# network, which the debug kernel has not, many reads, or many programs.
+NATIVE_TESTS = ["lvm/push", "lvm/served", "lvm/inside", "ovbd/commit", "ovbd/images", "ovbd/lazy", "ovbd/lazy_parts",
+                "ovbd/deploy", "ovbd/tars"]
 # What takes as long as one wants: in `make bench-lazy` and in `make test-all`.
 LONG_TESTS = ["ovbd/lazy_figures", "ovbd/lazy_soak"]
 DEBUG_LOG = SOURCE / "build/debug-pass.log"
@@ -248,7 +249,8 @@ def test_all(stages):
                                                       OVBD_TEST_LIMIT="3600"))
     stages.run("sealed stacks that were changed", lambda: counted("selftests", "KERNEL=native", "T=ovbd/tampered",
                                                                   OVBD_MUTANTS="5000", OVBD_TEST_LIMIT="7200"))
-    stages.run("lazily fetched, stock kernel", lambda: counted("selftests", "T=ovbd/lazy ovbd/lazy_parts"))
+    stages.run("images, stock kernel", lambda: counted("selftests", "T=ovbd/commit ovbd/images ovbd/lazy ovbd/lazy_parts "
+                                                                    "ovbd/tars"))
     stages.run("lazily fetched, for half an hour", lambda: counted("selftests", "KERNEL=native",
                                                                    "T=ovbd/lazy ovbd/lazy_soak", OVBD_KILLS="100",
                                                                    OVBD_SOAK="1800", OVBD_TEST_LIMIT="3600"))
