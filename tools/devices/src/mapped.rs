@@ -365,7 +365,7 @@ impl<'a> Mapper<'a> {
         let made = std::mem::take(&mut *lock(&self.made));
         for name in &removed {
             if !udev {
-                // A node without a device harms nobody, and there may be none.
+                // There may be none, and one that stays is not taken for that of another device.
                 let _ = fs::remove_file(node(name));
             }
         }
@@ -399,8 +399,8 @@ fn make_node(path: &Path, number: Number) -> Result<()> {
     let mode = Mode::RUSR | Mode::WUSR;
     let make = || rustix::fs::mknodat(CWD, path, FileType::BlockDevice, mode, device);
     let made = match make() {
-        // A link whose end is gone.
-        Err(Errno::EXIST) if matches!(path.try_exists(), Ok(false)) => {
+        // A link whose end is gone, or what a program has left that was killed: by now the number may be another device's.
+        Err(Errno::EXIST) if !rustix::fs::stat(path).is_ok_and(|found| found.st_rdev == device) => {
             let _ = fs::remove_file(path);
             make()
         }
