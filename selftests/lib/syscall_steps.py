@@ -46,15 +46,16 @@ def _step(thread):
     return NAMES.get(number)
 
 
-def run(command, until=None, then=lambda: None):
+def run(command, until=None, then=lambda: None, errors=os.devnull):
     """Runs a program up to step number `until`, calls `then` while it waits there, and kills it. Returns its steps, and
-    its exit status, or None if it was killed."""
+    its exit status, or None if it was killed. What it says on stderr is in the file `errors`."""
     process = os.fork()
     if process == 0:
         try:
             null = os.open("/dev/null", os.O_RDWR)
-            for number in (0, 1, 2):
+            for number in (0, 1):
                 os.dup2(null, number)
+            os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
             libc.ptrace(TRACEME, 0, None, None)
             os.execv(str(command[0]), [str(word) for word in command])
         finally:

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
-"""Generations of a system: kernel and initrd out of images, images that must be signed, updates from a registry, and
-`ovbd system add` killed before each of the system calls by which it changes something."""
+"""Generations of a system: kernel and initrd out of images, images that must be signed, updates from a registry, systems
+changed by hand and as trees; `ovbd system add` and `commit` killed before each of the system calls by which they change
+something."""
 
 import contextlib
 import json
@@ -12,13 +13,13 @@ import sys
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
 import syscall_steps
-from ovbd_command import MIB, existing, ovbd, refused, settled
+from ovbd_command import MIB, existing, listed as running, mounted, ovbd, refused, settled
 from registry import registry
 from sealed_stacks import make_key
 from test_script import OVBD, SCRATCH, Tap, load, run
 
 # Every so many steps, so that a minute suffices; 1 is all of them.
-STRIDE = int(os.environ.get("OVBD_STEP_STRIDE", "5"))
+STRIDE = int(os.environ.get("OVBD_STEP_STRIDE", "8"))
 SIZE = 8 * MIB
 BOOT, STORE = SCRATCH / "boot", SCRATCH / "store"
 PLACE = ["--boot", BOOT, "--store", STORE]
@@ -157,6 +158,92 @@ def killed(tap, number):
     tap.equal(len(list((BOOT / "ovbd").iterdir())), 2, "with its kernel and initrd alone")
 
 
+def committed(tap, top, name, word):
+    """A running system is changed and committed, and goes on running; returns what is not as it must be."""
+    wrong = []
+    run("cp", "-a", top / "boot/vmlinuz-7.3.5", top / "boot/vmlinuz-7.3.9")
+    (top / "boot/initrd.img-7.3.9").write_bytes((top / "boot/initrd.img-7.3.5").read_bytes())
+    (top / "etc/word").write_text(word)
+    said = ovbd("system", "commit", "-q", "--json", "--stack", "machine", *PLACE, name)
+    if json.loads(said)["kernel"] != "7.3.9" or (top / "etc/word").read_text() != word:
+        wrong.append(said)
+    ovbd("up", "looked", "--store", STORE, name)
+    with mounted("/dev/mapper/looked", "-o", "ro") as looked:
+        if (looked / "etc/word").read_text() != word:
+            wrong.append(f"the image has not what was written: {word}")
+    ovbd("down", "looked")
+    return wrong + unbootable()
+
+
+def changed_by_hand(tap):
+    """A system that is mounted and written to, as that of a machine whose writes are in memory."""
+    before = existing()
+    up = ["up", "-q", "--writable", "--cow", SCRATCH / "writes", "--store", STORE, "machine"]
+    command = [OVBD, "system", "commit", "--stack", "machine", *PLACE, "h.x/vm/root:killed"]
+    ovbd(*up, "h.x/vm/root:2")
+    with mounted("/dev/mapper/machine") as top:
+        tap.equal(committed(tap, top, "h.x/vm/root:hand", "by hand"), [], "a system changed by hand becomes a generation")
+        layers = json.loads(ovbd("inspect", "--json", f"oci:{STORE}:h.x/vm/root:hand"))["layers"]
+        tap.equal(len(layers), 3, "by one layer more")
+        tap.equal(len(running("machine")["layers"]), 3, "which the system runs on")
+        tap.equal(committed(tap, top, "h.x/vm/root:again", "again"), [], "and again")
+        with policy("* reject\n"):
+            refused_whole(tap, "an image that would be rejected", "rejects images", *command[2:5], "h.x/vm/root:no")
+        refused_whole(tap, "a name with a digest", "called by a tag", *command[2:5], f"h.x/vm/root@sha256:{'0' * 64}")
+        step, wrong, words, errors = 0, [], [], SCRATCH / "errors"
+        while True:
+            words.append(f"word {step}")
+            (top / "etc/word").write_text(words[-1])
+            count = len(listed())
+            steps, status = syscall_steps.run(command, step, errors=errors)
+            if status is not None:
+                break
+            wrong += [f"step {step}, {steps[-1]}: {what}" for what in unbootable()]
+            if len(listed()) not in (count, count + 1) or (top / "etc/word").read_text() != words[-1]:
+                wrong.append(f"step {step}, {steps[-1]}")
+            step += 4 * STRIDE
+        tap.result(status == 0 and len(words) > 3, f"killed {len(words) - 1} times",
+                   f"exit status {status} after {steps}: {errors.read_text()}")
+        tap.equal(wrong, [], "whenever it is killed, all entries boot and the system has what was written")
+        tap.equal(committed(tap, top, "h.x/vm/root:last", "last"), [], "and the next one has all of it")
+    ovbd("down", "machine")
+    (SCRATCH / "writes").unlink()
+    ovbd("gc", "-q", "--older", "0", "--store", STORE)
+    tap.equal(unbootable(), [], "all is there when nothing runs from it")
+    tap.equal(settled(before), before, "no device is left of systems changed by hand")
+
+
+def from_trees(tap):
+    """From a tree on a build host, as a tar: one layer, over the former image or over nothing."""
+    tree = SCRATCH / "tree"
+    for number, below in ((5, []), (6, ["--base", SCRATCH / "5.zfile"])):
+        shutil.rmtree(tree, ignore_errors=True)
+        for path, content in system(f"7.4.{number}", f"tree {number}".replace(" ", "")).items():
+            (tree / path).parent.mkdir(parents=True, exist_ok=True)
+            (tree / path).write_bytes(content)
+        run("tar", "-C", tree, "-cf", SCRATCH / "tree.tar", ".")
+        ovbd("build", "-q", *below, "--from-tar", SCRATCH / "tree.tar", "-o", SCRATCH / f"{number}.zfile")
+        layers = [SCRATCH / f"{lower}.zfile" for lower in range(5, number + 1)]
+        ovbd("push", "-q", *layers, f"oci:{STORE}:h.x/vm/tree:{number}")
+        ovbd("system", "add", "-q", *PLACE, f"h.x/vm/tree:{number}")
+        tap.equal(listed()[0]["kernel"], f"7.4.{number}", f"{len(layers)} layers of tars become a generation")
+    tap.equal(unbootable(), [], "and can be booted")
+
+
+def too_many_layers(tap):
+    """A system on as many layers as there can be."""
+    raw, layer = SCRATCH / "raw", SCRATCH / "empty.layer"
+    raw.unlink()
+    with open(raw, "wb") as file:
+        file.truncate(SIZE)
+    ovbd("build", "-q", "-o", layer, raw)
+    ovbd("push", "-q", *[layer] * 255, f"oci:{STORE}:h.x/vm/many:1")
+    ovbd("up", "-q", "--writable", "--store", STORE, "machine", "h.x/vm/many:1")
+    refused_whole(tap, "a 256th layer", 'has 255 layers, and nobody reads an image of more than 255: "ovbd squash"',
+                  "commit", "--stack", "machine", "h.x/vm/many:2")
+    ovbd("down", "machine")
+
+
 def updates(tap, one, two, sign, unknown):
     """From a registry, signed or not."""
     with registry() as host:
@@ -196,13 +283,16 @@ def main(tap):
     two = image("two", system("7.3.5", "two"), one)
     kernels_of_images(tap, one, two)
     images_without(tap)
+    from_trees(tap)
     three = image("three", system("7.3.5", "three"), one, two)
     ovbd("push", "-q", one, two, three, f"oci:{STORE}:h.x/vm/root:3")
     killed(tap, 3)
+    too_many_layers(tap)
     sign, unknown = ([f"--sign-key={key}", "--certificate", certificate]
                      for key, certificate in (make_key("trusted"), make_key("unknown")))
     with writable_etc():
         updates(tap, one, two, sign, unknown)
+        changed_by_hand(tap)
     tap.equal(settled(before), before, "no device is left")
 
 

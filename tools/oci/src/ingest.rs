@@ -3,11 +3,12 @@
 //! How a blob enters a store: written to a part under another name, and renamed when size and digest are right and it is on
 //! the disk. A part stays when its writer ends, and the next one goes on with it.
 
-use std::{fs::File, io, os::unix::fs::FileExt};
+use std::{fs::File, io, os::unix::fs::FileExt, path::PathBuf, sync::Arc};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use crate::{
+    blob::{BlobSource, FilePart},
     digest::{Digest, Hasher},
     direct_file::DirectFile,
     document::Descriptor,
@@ -89,6 +90,34 @@ impl Store {
         // Only now: a part that cannot be written to could not be gone on with.
         part.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o444))?;
         to.sync_all()
+    }
+
+    /// Path of the file `name` beside the parts of transfers, where a program may make what is to be a blob. Nobody sweeps
+    /// it: it is there when it is complete, and may be all that there is of something.
+    pub fn new_blob_path(&self, name: &str) -> PathBuf {
+        self.path().join("ingest").join(name)
+    }
+
+    /// Makes a blob of such a file, without copying it; None if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn take(&self, name: &str) -> Result<Option<Digest>> {
+        let path = format!("ingest/{name}");
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        let file = match self.open_beneath(&path, flags, Mode::empty()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(|error| self.fail("open", &path, error))?,
+        };
+        let take = || -> io::Result<Digest> {
+            let part = FilePart::new(Arc::new(file.try_clone()?), 0, file.metadata()?.len());
+            let (digest, _) = (&part as &dyn BlobSource).digests(|_| ())?;
+            self.put_in_place(&file, name, &digest)?;
+            Ok(digest)
+        };
+        let taken = take().map_err(|error| self.fail("put into the store", &path, error))?;
+        Ok(Some(taken))
     }
 
     /// Puts `bytes`, described by `blob`, into the store.

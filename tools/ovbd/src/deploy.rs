@@ -84,7 +84,11 @@ impl Below {
     }
 
     /// With more words. What is true for one image alone must be said anew for another.
-    fn append(&self, more: Option<&str>, image: &str) -> Result<String> {
+    ///
+    /// # Errors
+    ///
+    /// Something is not.
+    pub fn append(&self, more: Option<&str>, image: &str) -> Result<String> {
         let more = more.unwrap_or_default();
         let has = |words: &str, name: &str| {
             let mut words = words.split_whitespace().rev();

@@ -23,6 +23,7 @@ use ovbd_oci::{Error, Kind, MAX_LAYERS};
 use crate::{
     cli::UnknownStorage,
     commands::{commit::warn_of_config, push::Push},
+    names::StoreOption,
     place::Place,
     report::Report,
     watch::Watch,
@@ -71,13 +72,7 @@ pub fn run(
     if let (true, None, Some(root)) = (push.seal, &push.old_root, running.root_hash()) {
         push.old_root = Some(root.to_owned());
     }
-    if below.len() >= MAX_LAYERS {
-        let what = format!(
-            "has {} layers, and nobody reads an image of more than {MAX_LAYERS}: \"ovbd squash\" makes fewer of them",
-            below.len()
-        );
-        return Err(Error::new(Kind::Refused, name, what).into());
-    }
+    check_room_for_one(name, &below)?;
     report.begin("committing", 0);
     let cow = push.stack.cow.take();
     let request = Request {
@@ -89,7 +84,7 @@ pub fn run(
     if commit(&request, out, &Options::default(), &interrupt, report)? {
         warn_of_config(name, out, report);
     }
-    push.names = image_below(&push, &below)?;
+    push.names = image_below(&push.store, &below)?;
     push.names.push(out.into());
     let _watch = Watch::begin(&interrupt, || ());
     push.push_names(place, report).with_context(|| {
@@ -106,11 +101,31 @@ pub fn run(
     })
 }
 
+/// Whether an image can have one layer more than a stack.
+///
+/// # Errors
+///
+/// The stack has as many as there can be.
+pub fn check_room_for_one(name: &str, layers: &[PathBuf]) -> Result<()> {
+    let count = layers.len();
+    if count < MAX_LAYERS {
+        return Ok(());
+    }
+    let what = format!(
+        "has {count} layers, and nobody reads an image of more than {MAX_LAYERS}: \"ovbd squash\" makes fewer of them"
+    );
+    Err(Error::new(Kind::Refused, name, what).into())
+}
+
 /// The layers as words of a command line. The lowest are one word where they are an image of the store, whose
 /// configuration the new one gets too.
-fn image_below(push: &Push, layers: &[PathBuf]) -> Result<Vec<OsString>> {
+///
+/// # Errors
+///
+/// Those of reading the store.
+pub fn image_below(option: &StoreOption, layers: &[PathBuf]) -> Result<Vec<OsString>> {
     let files = || layers.iter().map(|layer| layer.clone().into_os_string());
-    let Ok(store) = push.store.open() else {
+    let Ok(store) = option.open() else {
         return Ok(files().collect());
     };
     let mut best: Option<(OsString, usize)> = None;
@@ -119,7 +134,7 @@ fn image_below(push: &Push, layers: &[PathBuf]) -> Result<Vec<OsString>> {
             continue;
         };
         // What cannot be read is not below a stack that runs.
-        let Ok(Some(found)) = push.store.find(&name) else {
+        let Ok(Some(found)) = option.find(&name) else {
             continue;
         };
         let Ok(own) = found.layers() else {

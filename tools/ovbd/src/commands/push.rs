@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use clap::{Args, ValueHint};
+use clap::{Args, FromArgMatches as _, ValueHint};
 use ovbd_devices::verity;
 use ovbd_image::tar;
 use ovbd_layers::{
@@ -161,6 +161,16 @@ pub struct ToSend {
 }
 
 impl Push {
+    /// One that a command line without options means.
+    pub fn plain(store: StoreOption) -> Result<Self> {
+        let command = Self::augment_args(clap::Command::new("push"));
+        let matches = command.try_get_matches_from(["push", "LAYER", "REF"])?;
+        Ok(Self {
+            store,
+            ..Self::from_arg_matches(&matches)?
+        })
+    }
+
     /// Sends the image.
     pub fn run(mut self, report: &Report) -> Result<ExitCode> {
         let target = self.names.pop().unwrap_or_default();
@@ -186,21 +196,7 @@ impl Push {
 
     /// Sends the image of what the names mean.
     pub fn push_names(&self, place: &Place, report: &Report) -> Result<ExitCode> {
-        let mut found = Vec::new();
-        for name in &self.names {
-            found.push(self.store.find(name)?);
-        }
-        let plain = !self.seal
-            && self.verity.is_none()
-            && self.config.is_none()
-            && self.subject.is_none()
-            && !self.docker_types
-            && self.split.is_none()
-            && self.fs.is_none();
-        let mut image = match &found[..] {
-            [Some(found)] if plain => as_it_is(found)?,
-            _ => self.compose(&found, place, report)?,
-        };
+        let mut image = self.image(place, report)?;
         let (digest, counts) = self.send(place, &mut image, report)?;
         let count = image.manifest.layers.len();
         let bytes = stored(&image.manifest);
@@ -215,6 +211,29 @@ impl Push {
                 format!("{place}  {digest}  {}, {}{size}\n", layer_count(count), units::size(bytes))
             }
         })
+    }
+
+    /// The image of what the names mean, for a place.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading it, and of making a seal.
+    pub fn image(&self, place: &Place, report: &Report) -> Result<ToSend> {
+        let mut found = Vec::new();
+        for name in &self.names {
+            found.push(self.store.find(name)?);
+        }
+        let plain = !self.seal
+            && self.verity.is_none()
+            && self.config.is_none()
+            && self.subject.is_none()
+            && !self.docker_types
+            && self.split.is_none()
+            && self.fs.is_none();
+        match &found[..] {
+            [Some(found)] if plain => as_it_is(found),
+            _ => self.compose(&found, place, report),
+        }
     }
 
     /// Sends what the registry lacks of an image, and names the image there.

@@ -22,6 +22,7 @@ use crate::{
     names::{Found, StoreOption},
     remote::Transfer,
     report::Report,
+    system_commit::Commit,
     system_place::{
         command_line, device_of, entries, is_mount_point, running, Changing, SystemPlace,
     },
@@ -38,6 +39,9 @@ const EXAMPLES: &str = "Examples:
 
   ovbd system update
       the newest image of the same name becomes the default; it boots next time
+
+  ovbd system commit reg.example/vm/root:tuesday
+      the system as it runs, changed by hand, becomes an image and the default
 
   ovbd system rollback
       the next boot takes what was the default before
@@ -70,12 +74,30 @@ pub struct System {
 pub enum Command {
     Init(Init),
     Add(Add),
+    Commit(Commit),
     Update(Update),
     List(List),
     Status(Status),
     SetDefault(SetDefault),
     Rollback(Rollback),
     Prune(Prune),
+}
+
+/// What a generation of an image of the store is made of.
+#[derive(Debug, Args)]
+pub struct NewGeneration {
+    /// What else it gets.
+    #[command(flatten)]
+    pub parts: Parts,
+    /// Where.
+    #[command(flatten)]
+    pub place: SystemPlace,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The image
+    #[arg(value_name = "IMAGE")]
+    pub image: String,
 }
 
 /// Make the first generation, of an image that is in the store
@@ -85,35 +107,17 @@ pub struct Init {
     /// UUID of the one that it is on]
     #[arg(long, value_name = "DEVICE", value_parser = device)]
     pub device: Option<String>,
-    /// What else it gets.
+    /// The generation.
     #[command(flatten)]
-    pub parts: Parts,
-    /// Where.
-    #[command(flatten)]
-    pub place: SystemPlace,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// The image
-    #[arg(value_name = "IMAGE")]
-    pub image: String,
+    pub new: NewGeneration,
 }
 
 /// Make a generation of an image that is in the store, which is the default then
 #[derive(Debug, Args)]
 pub struct Add {
-    /// What else it gets.
+    /// The generation.
     #[command(flatten)]
-    pub parts: Parts,
-    /// Where.
-    #[command(flatten)]
-    pub place: SystemPlace,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// The image
-    #[arg(value_name = "IMAGE")]
-    pub image: String,
+    pub new: NewGeneration,
 }
 
 /// Fetch an image, of which the store lacks layers, and make a generation of it, which is the default then
@@ -224,8 +228,9 @@ impl System {
     /// Whether the answer is to be JSON.
     pub fn wants_json(&self) -> bool {
         match &self.command {
-            Command::Init(verb) => verb.json,
-            Command::Add(verb) => verb.json,
+            Command::Init(verb) => verb.new.json,
+            Command::Add(verb) => verb.new.json,
+            Command::Commit(verb) => verb.new.json,
             Command::Update(verb) => verb.json,
             Command::List(verb) => verb.json,
             Command::Status(verb) => verb.json,
@@ -240,6 +245,7 @@ impl System {
         match self.command {
             Command::Init(verb) => verb.run(report),
             Command::Add(verb) => verb.run(report),
+            Command::Commit(verb) => verb.run(report),
             Command::Update(verb) => verb.run(report),
             Command::List(verb) => verb.run(report),
             Command::Status(verb) => verb.run(report),
@@ -252,16 +258,17 @@ impl System {
 
 impl Init {
     fn run(self, report: &Report) -> Result<ExitCode> {
-        let store = self.place.store();
-        let found = image(&store, &self.image)?;
+        let new = &self.new;
+        let store = new.place.store();
+        let found = image(&store, &new.image)?;
         let device = match &self.device {
             Some(device) => device.clone(),
             None => device_of(&store.path())?,
         };
         let interrupt = Interrupt::install()?;
-        let boot = BootFolder::create(&match &self.place.boot {
+        let boot = BootFolder::create(&match &new.place.boot {
             Some(path) => path.clone(),
-            None => self.place.boot_path()?,
+            None => new.place.boot_path()?,
         })?;
         let _changing = Changing::begin(&boot, &store.path(), &interrupt, report)?;
         if let Some(known) = boot.generations()?.first() {
@@ -276,7 +283,7 @@ impl Init {
             options: FIRST_WORDS.to_owned(),
             of_other: false,
         };
-        let generation = deploy(&boot, &found, &below, &self.parts, &interrupt, report)?;
+        let generation = deploy(&boot, &found, &below, &new.parts, &interrupt, report)?;
         boot.write_settings()?;
         let warn = |what: &str| report.warning(&Error::new(boot.path(), what).into());
         if !boot.is_preferred() {
@@ -285,20 +292,21 @@ impl Init {
         if !is_mount_point(boot.path()) {
             warn("is no mount point: entries have paths from the top of the boot partition on, which it must become");
         }
-        say(&boot, &generation, self.json, report)
+        say(&boot, &generation, new.json, report)
     }
 }
 
 impl Add {
     fn run(self, report: &Report) -> Result<ExitCode> {
-        let store = self.place.store();
-        let found = image(&store, &self.image)?;
+        let new = &self.new;
+        let store = new.place.store();
+        let found = image(&store, &new.image)?;
         let interrupt = Interrupt::install()?;
-        let boot = self.place.boot()?;
+        let boot = new.place.boot()?;
         let _changing = Changing::begin(&boot, &store.path(), &interrupt, report)?;
         let below = Below::of(choice::default(&boot.generations()?), &entries(&boot))?;
-        let generation = deploy(&boot, &found, &below, &self.parts, &interrupt, report)?;
-        say(&boot, &generation, self.json, report)
+        let generation = deploy(&boot, &found, &below, &new.parts, &interrupt, report)?;
+        say(&boot, &generation, new.json, report)
     }
 }
 
@@ -362,7 +370,7 @@ fn newest(image: &str) -> Result<Reference> {
 }
 
 /// The image of a name in the store.
-fn image(store: &StoreOption, name: &str) -> Result<Found> {
+pub fn image(store: &StoreOption, name: &str) -> Result<Found> {
     let opened = store.open()?;
     let named = opened.find(Some(name))?;
     Ok(Found {
@@ -441,7 +449,7 @@ fn as_json(boot: &BootFolder, all: &[Generation], generation: &Generation) -> Re
 }
 
 /// Prints what a verb has changed.
-fn say(
+pub fn say(
     boot: &BootFolder,
     generation: &Generation,
     json: bool,
