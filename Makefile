@@ -16,7 +16,7 @@ prefix ?= /usr/local
 
 .DEFAULT_GOAL := modules
 .PHONY: modules clean test test-all selftests torture planted upstream bench bench-compare bench-track profile demo demo-tar rustfmt \
-	rustfmt-check clippy clippy-tools ovbd man install deb test-packages bench-boot bench-guests bench-seal bench-tar bench-host bench-registry bench-lvm bench-commit bench-lazy fuzz fuzz-smoke shell kernel-update distclean-cache help
+	rustfmt-check clippy clippy-tools ovbd man install deb test-packages bench-boot bench-guests bench-seal bench-tar bench-host bench-registry bench-lvm bench-commit bench-lazy bench-system fuzz fuzz-smoke shell kernel-update distclean-cache help
 
 ifdef KDIR
 modules clean: ## build the modules, against KDIR=<kernel build tree> or the cached stock kernel
@@ -77,6 +77,9 @@ bench-commit: ## how long writers wait for a commit, of 1 MiB and of COMMIT_MB=,
 	@sed -n 's/^# //p' build/selftests-native/ovbd/windows.log build/selftests-stock/ovbd/windows.log
 bench-lazy: ## how soon a program runs from an image in a slow registry, beside pulling it first; OVBD_LAZY_ROUNDS=
 	@KERNEL=native T=ovbd/lazy_figures OVBD_UML_MEMORY=6G $(ENTER) bench-lazy
+bench-system: ## what ten generations of a system fetch and keep, beside their layers, and what a switch writes: native kernel
+	@KERNEL=native T=ovbd/deploy_figures $(ENTER) selftests
+	@sed -n 's/^# //p' build/selftests-native/ovbd/deploy_figures.log
 demo: ## push a Debian system from a thin volume in one VM, pull it in another, and boot from it
 	@$(ENTER) demo
 demo-tar: ## make a layer over the tar of a Debian container, mount and run it in a VM, and compare all files with tar

@@ -37,8 +37,8 @@ OLDEST_TESTS = ["device-mapper/io", "device-mapper/stale", "dm-overlaybd/io", "d
 # network, which the debug kernel has not, many reads, or many programs.
 NATIVE_TESTS = ["lvm/push", "lvm/served", "lvm/inside", "ovbd/commit", "ovbd/images", "ovbd/lazy", "ovbd/lazy_parts",
                 "ovbd/deploy", "ovbd/tars"]
-# What takes as long as one wants: in `make bench-lazy` and in `make test-all`.
-LONG_TESTS = ["ovbd/lazy_figures", "ovbd/lazy_soak"]
+# What takes as long as one wants, or measures: in `make bench-lazy`, `bench-system` and `make test-all`.
+LONG_TESTS = ["ovbd/lazy_figures", "ovbd/lazy_soak", "ovbd/deploy_figures"]
 DEBUG_LOG = SOURCE / "build/debug-pass.log"
 COUNTS = re.compile(r"(\d+) passed, (\d+) failed, (\d+) skipped")
 CARGO_RESULT = re.compile(r"test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored")
@@ -255,7 +255,7 @@ def test_all(stages):
                                                                    "T=ovbd/lazy ovbd/lazy_soak", OVBD_KILLS="100",
                                                                    OVBD_SOAK="1800", OVBD_TEST_LIMIT="3600"))
     stages.run("commits under a writer, and killed", lambda: counted("selftests", "KERNEL=native",
-                                                                     "T=ovbd/generations ovbd/crashes ovbd/powercut ovbd/stores",
+                                                                     "T=ovbd/generations ovbd/crashes ovbd/powercut ovbd/stores ovbd/deploy ovbd/deploy_figures",
                                                                      OVBD_COMMITS="200", OVBD_MANY_COMMITS="1000",
                                                                      OVBD_KILLS="100", OVBD_TEST_LIMIT="3600",
                                                                      OVBD_STEP_STRIDE="1", OVBD_MOMENTS="50"))
@@ -264,5 +264,5 @@ def test_all(stages):
     stages.run("two guests and one image", lambda: bench_guests.test(kernels.ensure()))
     stages.run("race detector", lambda: counted("selftests", "KERNEL=kcsan", "T=races/* dm-*/io"))
     stages.run("planted bugs", lambda: counted("planted"))
-    test_packages(stages)
+    stages.run("packages, and the power cut 50 times", lambda: counted("test-packages", OVBD_CUTS="50"))
     stages.run("upstream", lambda: counted("upstream"))
