@@ -262,7 +262,8 @@ def test_all(stages):
     stages.run("damaged files for the tools", lambda: one(build.make("fuzz-smoke")))
     stages.run("transfers cut and killed", long_transfers)
     stages.run("two guests and one image", lambda: bench_guests.test(kernels.ensure()))
-    stages.run("race detector", lambda: counted("selftests", "KERNEL=kcsan", "T=races/* dm-*/io"))
+    stages.run("race detector", lambda: counted("selftests", "KERNEL=kcsan", "T=races/* dm-*/io */dax */dax_refused",
+                                                OVBD_HOSTILE_STACKS="500", OVBD_TEST_LIMIT="3600"))
     stages.run("planted bugs", lambda: counted("planted"))
     stages.run("packages, and the power cut 50 times", lambda: counted("test-packages", OVBD_CUTS="50"))
     stages.run("upstream", lambda: counted("upstream"))
