@@ -66,16 +66,16 @@ served next
 umount /run/next
 ovbd down next
 """
-# What a system runs that boots into an image which it is still pulling, with the kernel that runs. The process, its store and the
-# network outlast that. The new system comes to the same script.
-LEAVE = NETWORK + f"""mkdir -p /run/systemd/system /run/nextroot
-printf '[Unit]\\nDefaultDependencies=no\\n[Mount]\\nWhat=LABEL={LABEL}\\nWhere=/run/layers\\n' >/run/systemd/system/run-layers.mount
-systemctl daemon-reload
-systemctl start run-layers.mount
-ovbd --quiet pull --plain-http --lazy --limit 3M --jobs 1 --store /run/layers/lazily --up lazy REPOSITORY:2 >/run/said 2>&1 ||
+# What a system runs that boots into an image which it is still pulling, with the kernel that runs. The process and the network
+# outlast that, and the store is where it was. LVM's unit would unmount and remove devices on its way out. The new system comes
+# to the same script.
+LEAVE = NETWORK + """systemctl stop blk-availability
+ovbd --quiet pull --plain-http --lazy --limit 3M --jobs 1 --store /srv/lazily --up lazy REPOSITORY:2 >/run/said 2>&1 ||
 	say "pull: $(cat /run/said)"
 systemctl show -P MainPID ovbd-fetch-lazy >/run/fetching
+mkdir -p /run/nextroot
 mount -o ro /dev/mapper/lazy /run/nextroot
+mount --bind /srv /run/nextroot/srv
 systemctl soft-reboot
 exec sleep infinity
 """
