@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """A system that runs from a stack publishes itself: while apt works and files are written it pushes the stack that its root
 file system is on, twice. Of the first image, which is of a moment in the middle of it, the file system is checked; the
-second one is pulled elsewhere, and a machine boots from it. Another pulls it lazily, as a service of systemd, and boots from what it is still pulling.
+second one is pulled elsewhere, and a machine boots from it. Another pulls it lazily, as a service of systemd, and boots from
+what it is still pulling.
 """
 
 import contextlib
@@ -41,12 +42,12 @@ printf '[Match]\\nName=e*\\n[Network]\\nAddress=10.0.2.15/24\\nKeepConfiguration
 systemctl start systemd-networkd
 /usr/lib/systemd/systemd-networkd-wait-online --timeout=60 || say "no network"
 """
-# What a system runs that pulls the image lazily: a service of systemd gives what is missing, and is killed.
 SERVED = """served() {
 	say "then: $(ls /dev | grep -c ublkb) ublk devices, $(dmsetup table $1-zfile0 | cut -d' ' -f3) over" \\
 		"$(lsblk -n -o TYPE "/dev/block/$(dmsetup table $1-zfile0 | cut -d' ' -f4)" | head -n 1)"
 }
 """
+# What a system runs that pulls the image lazily: a service of systemd gives what is missing, and is killed.
 LAZY = SERVED + NETWORK + """service=ovbd-fetch-next.service
 ovbd --quiet pull --plain-http --lazy --limit 8M --jobs 1 --store /srv/lazy --up next REPOSITORY:2 >/srv/said 2>&1 ||
 	say "pull: $(cat /srv/said)"

@@ -94,9 +94,8 @@ fn remove(stack: &Running, mapper: &Mapper<'_>) -> Result<()> {
 fn in_use(device: &Mapped, error: io::Error) -> Error {
     let path = device.node();
     if Errno::from_io_error(&error) == Some(Errno::BUSY) {
-        let programs = users::programs(device.number);
-        if !programs.is_empty() {
-            return Error::new(&path, format!("in use by {}", programs.join(", ")));
+        if let Some(why) = users::why_open(device.number) {
+            return Error::new(&path, why);
         }
     }
     Error::io(&path, "remove", error)

@@ -9,21 +9,20 @@
 
 use std::{path::Path, thread, time::Duration};
 
-use ovbd_kernel::{
-    dm::{Line, Suspend},
-    udev::Rules,
-};
+use ovbd_kernel::{dm::Suspend, udev::Rules};
 
 use crate::{
     commit::{Request, Work},
     cow::enough_for,
-    discards,
     generations::{Generation, State, MERGING},
     hold_still::check_no_swap,
+    layer_place::{line, linear},
     lock::Lock,
     mapped::{Mapped, Mapper},
+    plan::{Device, Line},
     record::Record,
     store_files::{self, Place},
+    up::snapshot,
     users, Interrupt,
 };
 use ovbd_layers::{
@@ -76,7 +75,7 @@ impl Fold<'_> {
             self.note()?;
             let begun = self
                 .table(&newest.lower, false, self.linear())
-                .and_then(|()| self.table(&newest.device, false, self.snapshot(MERGING)));
+                .and_then(|()| self.table(&newest.device, false, self.merge()));
             if let Err(e) = begun {
                 self.stop(report);
                 return Err(e);
@@ -88,11 +87,12 @@ impl Fold<'_> {
         }
         // What was acknowledged is in the older store, which gets the next flush.
         let top = &self.work.chain.top;
+        let below = self.linear().resolve(Device::number)?;
         let mapper = Mapper::new(control)?;
         let result = mapper.reload(
             &top.name,
             &top.uuid,
-            &[self.linear()],
+            &[below],
             false,
             Suspend::default(),
             Rules::All,
@@ -120,11 +120,8 @@ impl Fold<'_> {
         for device in [&newest.lower, &below.device] {
             if device.opens > 1 {
                 let why = users::why_in_use(device.number, &ours, &self.work.storage)?;
-                let programs = users::programs(device.number);
-                let why = why.unwrap_or_else(|| match programs.as_slice() {
-                    [] => "in use".to_owned(),
-                    programs => format!("in use by {}", programs.join(", ")),
-                });
+                let why = why.or_else(|| users::why_open(device.number));
+                let why = why.unwrap_or_else(|| "in use".to_owned());
                 let what = format!("{why}, and what is frozen would change");
                 return Err(Error::new(&device.node(), what));
             }
@@ -193,7 +190,7 @@ impl Fold<'_> {
     /// Goes on with two generations.
     fn stop(&self, report: &dyn Report) {
         let stopped = self
-            .table(&self.newest.device, false, self.snapshot("snapshot"))
+            .table(&self.newest.device, false, self.snapshot())
             .and_then(|()| self.table(&self.newest.lower, true, self.linear()));
         if let Err(e) = stopped {
             report.warn(&e);
@@ -202,6 +199,7 @@ impl Fold<'_> {
 
     /// Puts a device of the stack on another table; nobody but the stack uses it.
     fn table(&self, device: &Mapped, read_only: bool, line: Line) -> Result<()> {
+        let line = line.resolve(Device::number)?;
         let mapper = Mapper::new(&self.work.control)?;
         let how = Suspend {
             skip_freeze: true,
@@ -215,25 +213,22 @@ impl Fold<'_> {
 
     /// The older generation.
     fn linear(&self) -> Line {
-        self.line("linear", format!("{} 0", self.below.device.number))
+        let below = Device::Number(self.below.device.number);
+        line(self.work.chain.top.sectors(), linear(&below, 0))
     }
 
-    /// The newer one, as it is or being merged.
-    fn snapshot(&self, kind: &str) -> Line {
-        let (newest, chunk) = (self.newest, self.newest.chunk_sectors);
-        let mut text = format!("{} {} PO {chunk}", newest.lower.number, newest.store);
-        if newest.discards {
-            text.push_str(&format!(" 1 {}", discards::FEATURE));
-        }
-        self.line(kind, text)
+    /// The newer one.
+    fn snapshot(&self) -> Line {
+        let newest = self.newest;
+        let [lower, store] = [newest.lower.number, newest.store].map(Device::Number);
+        let words = snapshot(lower, store, newest.chunk_sectors, newest.discards);
+        line(self.work.chain.top.sectors(), words)
     }
 
-    fn line(&self, kind: &str, text: String) -> Line {
-        Line {
-            start: 0,
-            sectors: self.work.chain.top.sectors(),
-            kind: kind.to_owned(),
-            text,
-        }
+    /// The same while it is folded.
+    fn merge(&self) -> Line {
+        let mut line = self.snapshot();
+        line.words[0] = MERGING.into();
+        line
     }
 }

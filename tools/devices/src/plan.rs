@@ -190,7 +190,43 @@ pub const WIPE_BYTES: u64 = 1 << 20;
 /// Folder for a [`Step::Cow`] without a name: it may become large, which the one for temporary files may not.
 pub const UNNAMED_FOLDER: &str = "/var/tmp";
 
+impl Device {
+    /// Its number, if it exists before any step.
+    pub fn number(&self) -> Option<Number> {
+        match self {
+            Self::Path(path) => block_number(path),
+            Self::Number(number) => Some(*number),
+            Self::Mapped(_) | Self::Loop(_) => None,
+        }
+    }
+}
+
 impl Line {
+    /// The line for the kernel, with the `number` of each device.
+    ///
+    /// # Errors
+    ///
+    /// One has none.
+    pub fn resolve(&self, number: impl Fn(&Device) -> Option<Number>) -> Result<TableLine> {
+        for word in &self.words {
+            if let Word::Device(device) = word {
+                if number(device).is_none() {
+                    let what = format!("{device:?} is not a block device");
+                    return Err(Error::new(Path::new(CONTROL), what));
+                }
+            }
+        }
+        let show = |device: &Device| number(device).map_or_else(String::new, |n| n.to_string());
+        let text = self.words(show);
+        let (kind, text) = text.split_once(' ').unwrap_or((&text, ""));
+        Ok(TableLine {
+            start: self.start,
+            sectors: self.sectors,
+            kind: kind.to_owned(),
+            text: text.to_owned(),
+        })
+    }
+
     /// Target and parameters, with devices as `show` has them.
     pub fn words(&self, show: impl Fn(&Device) -> String) -> String {
         let words: Vec<String> = self
@@ -448,30 +484,9 @@ impl Done<'_> {
                 made.map(|made| made.number)
             }
             Device::Loop(variable) => self.loops.get(variable).map(|attached| attached.number),
-            Device::Path(path) => block_number(path),
-            Device::Number(number) => Some(*number),
+            Device::Path(_) | Device::Number(_) => device.number(),
         };
-        let mut lines = Vec::new();
-        for line in table {
-            for word in &line.words {
-                if let Word::Device(device) = word {
-                    if number(device).is_none() {
-                        let what = format!("{device:?} is not a block device");
-                        return Err(Error::new(Path::new(CONTROL), what));
-                    }
-                }
-            }
-            let show = |device: &Device| number(device).map_or_else(String::new, |n| n.to_string());
-            let text = line.words(show);
-            let (kind, text) = text.split_once(' ').unwrap_or((&text, ""));
-            lines.push(TableLine {
-                start: line.start,
-                sectors: line.sectors,
-                kind: kind.to_owned(),
-                text: text.to_owned(),
-            });
-        }
-        Ok(lines)
+        table.iter().map(|line| line.resolve(number)).collect()
     }
 
     fn undo(self, report: &dyn Report) {

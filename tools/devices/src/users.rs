@@ -32,8 +32,14 @@ pub fn why_in_use(device: Number, known: &[Number], storage: &Storage) -> Result
     Ok(holder.map(|holder| format!("used by {}", device_name(holder))))
 }
 
+/// Which programs have a device open, if any has.
+pub fn why_open(device: Number) -> Option<String> {
+    let programs = programs(device);
+    (!programs.is_empty()).then(|| format!("in use by {}", programs.join(", ")))
+}
+
 /// The programs that have a device open, as `name (pid)`.
-pub fn programs(device: Number) -> Vec<String> {
+fn programs(device: Number) -> Vec<String> {
     let Ok(processes) = fs::read_dir("/proc") else {
         return Vec::new();
     };

@@ -457,10 +457,7 @@ impl<'a> Session<'a> {
                     "exists already, and is not made of this image"
                 ));
             }
-            self.write_status();
-            report.answer(&format!("{}\n", node(self.name).display()))?;
-            ready();
-            return Ok(());
+            return self.announce(report);
         };
         for layer in fetched {
             let place = layout.place(layer.layer);
@@ -476,6 +473,11 @@ impl<'a> Session<'a> {
         device
             .recover(layout.bytes(), self.server.reads(), self.server.ended())
             .context("cannot take over the ublk device")?;
+        self.announce(report)
+    }
+
+    /// Says that this process is the one that does what is left to do, and that the stack is there.
+    fn announce(&self, report: &Report) -> Result<()> {
         self.write_status();
         report.answer(&format!("{}\n", node(self.name).display()))?;
         ready();
