@@ -10,6 +10,8 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::Command,
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use common::{
@@ -39,7 +41,7 @@ fn run(line: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-/// A loop device, detached when this is dropped.
+/// A loop device, detached when this is dropped: it has no file any more then.
 struct Loop(PathBuf);
 
 impl Loop {
@@ -77,6 +79,14 @@ impl Drop for Loop {
             .arg("--detach")
             .arg(&self.0)
             .status();
+        // While a test beside this one asks what all loop devices are attached to, it is only marked to be detached.
+        let attached = Path::new("/sys/block")
+            .join(self.0.file_name().unwrap())
+            .join("loop");
+        let end = Instant::now() + Duration::from_secs(10);
+        while attached.exists() && Instant::now() < end {
+            sleep(Duration::from_millis(10));
+        }
     }
 }
 
