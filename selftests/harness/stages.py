@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import time
+import traceback
 import unittest
 
 import bench_guests
@@ -143,11 +144,7 @@ def shortfall(kernel):
 
 def oldest_modules(stock):
     """Builds the modules for the oldest kernel; returns it, or None where there is nothing to test with, and counts."""
-    try:
-        kernel = kernels.ensure_oldest()
-    except Failure as failure:
-        print(f"error: {failure}", flush=True)
-        return None, Counts(failed=1)
+    kernel = kernels.ensure_oldest()
     counts = shortfall(kernel)
     if kernel.release == stock.release:
         print(f"{kernel.release} is the kernel of the other stages", flush=True)
@@ -169,11 +166,21 @@ class Stages:
         self.total = Counts()
         self.times = []
 
-    def run(self, name, work):
-        """Runs a stage, which returns counts or has them in what it returns."""
+    def run(self, name, work, needed=False):
+        """Runs a stage, which returns counts or has them in what it returns. One that breaks off has failed and
+        gives None, and those behind it run all the same, unless it is `needed` by them."""
         print(f"\n=== {name}", flush=True)
         start = time.monotonic()
-        result = work()
+        try:
+            result = work()
+        except Exception as error:
+            if needed:
+                raise
+            if not isinstance(error, Failure):
+                traceback.print_exc()
+            print(f"error: {name}: {error}", flush=True)
+            self.total.failed += 1
+            result = None
         self.times.append((name, time.monotonic() - start))
         for part in result if isinstance(result, tuple) else (result,):
             if isinstance(part, Counts):
@@ -190,19 +197,20 @@ class Stages:
 def test(patterns, stages):
     """Everything that fits into the time of a continuous integration."""
     stage, total = stages.run, stages.total
-    kernel = stage("kernel build tree", kernels.ensure)
+    kernel = stage("kernel build tree", kernels.ensure, needed=True)
     stage("harness", harness_test)
     stage("lint, Python", lint_python)
     stage("formatting", lambda: one(build.make("rustfmt-check", OVBD_KERNEL_SOURCE=kernel.source)))
     stage("clippy, kernel", lambda: one(build.clippy(kernel)))
-    built = stage("modules", lambda: one(build.modules(kernel)))
+    modules = stage("modules", lambda: one(build.modules(kernel)))
+    built = modules is not None and not modules.failed
     stage("bindings without the kernel's rust/Makefile",
-          lambda: one(0 if not built.failed and build.same_bindings_without_makefile(kernel) else 1))
-    oldest, _ = stage("modules, oldest kernel", lambda: oldest_modules(kernel))
+          lambda: one(0 if built and build.same_bindings_without_makefile(kernel) else 1))
+    oldest, _ = stage("modules, oldest kernel", lambda: oldest_modules(kernel)) or (None, None)
     stage("clippy, tools", lambda: one(build.make("clippy-tools")))
     stage("cargo test", cargo_test)
     stage("ovbd", lambda: one(build.make("ovbd")))
-    if built.failed:
+    if not built:
         print("the modules did not build: the guest tests cannot run", flush=True)
         total.failed += 1
     else:
