@@ -125,19 +125,22 @@ class Crowd:
 
     def _follow(self, guest):
         report = {}
-        for line in guest:
-            try:
-                found = json.loads(line)
-            except ValueError:
-                continue
-            # A guest says it again and again, so that there is a line after the end.
+        try:
+            for line in guest:
+                try:
+                    found = json.loads(line)
+                except ValueError:
+                    continue
+                # A guest says it again and again, so that there is a line after the end.
+                if not report:
+                    report = found
+                    self._add(report)
+                if self._over.is_set():
+                    break
+        finally:
+            # Also where it could not even be started: somebody waits for it.
             if not report:
-                report = found
-                self._add(report)
-            if self._over.is_set():
-                break
-        if not report:
-            self._add({"failed": f"{guest.why or guest.status}; its console: {guest.console}"})
+                self._add({"failed": f"{guest.why or guest.status}; its console: {guest.console}"})
 
     def _add(self, report):
         with self._changed:
