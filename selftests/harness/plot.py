@@ -6,20 +6,32 @@ from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 860, 480
 LEFT, RIGHT, TOP, BOTTOM = 80, 210, 56, 56
+# Lines that a linear axis has at most.
+LINES = 8
 # Colours that people who confuse red and green can tell apart (Okabe and Ito), with markers for print.
 STYLES = [("#0072b2", "circle"), ("#d55e00", "square"), ("#009e73", "triangle"), ("#cc79a7", "diamond"),
           ("#e69f00", "circle"), ("#56b4e9", "square")]
 
 
 class Axis:
-    """A logarithmic axis from pixel to pixel."""
+    """An axis from pixel to pixel, logarithmic unless it is `linear`."""
 
-    def __init__(self, low, high, start, end):
-        self.low, self.high = math.log10(low), math.log10(high)
-        self.start, self.end = start, end
+    def __init__(self, low, high, start, end, linear=False):
+        self.low, self.high, self.start, self.end = low, high, start, end
+        self._linear = linear
+        self._scale = float if linear else math.log10
 
     def __call__(self, value):
-        return self.start + (math.log10(value) - self.low) / (self.high - self.low) * (self.end - self.start)
+        low, high = self._scale(self.low), self._scale(self.high)
+        return self.start + (self._scale(value) - low) / (high - low) * (self.end - self.start)
+
+    def round_values(self):
+        """Values on the axis to draw lines at."""
+        steps = [step * 10 ** power for power in range(11) for step in (1, 2, 5)]
+        if self._linear:
+            step = next(step for step in steps if (self.high - self.low) / step <= LINES)
+            steps = range(0, int(self.high) + 1, step)
+        return [value for value in steps if self.low <= value <= self.high]
 
 
 def marker(shape, x, y, colour):
@@ -47,22 +59,26 @@ def spread(labels, gap=16):
     return placed
 
 
-def chart(title, unit, series, level, counted="layers", marked=(1, 2, 5, 10, 20, 50, 100, 250)):
+def chart(title, unit, series, level, counted="layers", marked=(1, 2, 5, 10, 20, 50, 100, 250), linear=False):
     """An SVG of `series`, names with pairs of a count, of layers or what is `counted`, and cost, and of `level`, the name
-    and cost of none at all. The axis has those counts that are `marked`."""
+    and cost of none at all. The axis has those counts that are `marked`. Where it is `linear` both axes begin at 0, else
+    they are logarithmic."""
     costs = [cost for _, points in series for _, cost in points] + [level[1]]
-    x = Axis(0.9, max(count for _, points in series for count, _ in points) * 1.1, LEFT, WIDTH - RIGHT)
-    y = Axis(min(costs) / 1.6, max(costs) * 1.3, HEIGHT - BOTTOM, TOP)
+    most, dearest = max(count for _, points in series for count, _ in points), max(costs)
+    if linear:
+        x = Axis(0, most * 1.05, LEFT, WIDTH - RIGHT, linear=True)
+        y = Axis(0, dearest * 1.1, HEIGHT - BOTTOM, TOP, linear=True)
+    else:
+        x = Axis(0.9, most * 1.1, LEFT, WIDTH - RIGHT)
+        y = Axis(min(costs) / 1.6, dearest * 1.3, HEIGHT - BOTTOM, TOP)
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
            'font-family="sans-serif" fill="#222">', f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
            text(LEFT, 24, title, size=16, more='font-weight="bold"'), text(LEFT, 43, unit, size=12, more='fill="#555"')]
-    for value in (step * 10 ** power for power in range(11) for step in (1, 2, 5)):
-        if 10 ** y.low <= value <= 10 ** y.high:
-            out += [f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}" '
-                    'stroke="#e4e4e4"/>',
-                    text(LEFT - 8, y(value) + 4, short(value), "end", 12)]
+    for value in y.round_values():
+        out += [f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="#e4e4e4"/>',
+                text(LEFT - 8, y(value) + 4, short(value), "end", 12)]
     for count in marked:
-        if count <= 10 ** x.high:
+        if count <= x.high:
             out += [f'<line x1="{x(count):.1f}" x2="{x(count):.1f}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM + 5}" '
                     'stroke="#888"/>', text(x(count), HEIGHT - BOTTOM + 20, str(count), "middle", 12)]
     out += [f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}" stroke="#888"/>',
