@@ -4,6 +4,7 @@
 import contextlib
 import http.server
 import json
+import socket
 import threading
 import time
 
@@ -33,6 +34,14 @@ class Behaviour:
         self.asked = []
         self.blobs, self.documents = {}, {}
         self.lock = threading.Lock()
+        self.connections = set()
+
+    def cut_connections(self):
+        """Ends all connections, those in the middle of an answer too."""
+        for connection in self.connections.copy():
+            # Others end by themselves meanwhile.
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def remove_chunk_lists(self):
         """Loses the lists of chunks, as a registry does to which nothing refers; returns them."""
@@ -66,6 +75,16 @@ class Handler(registry.Handler):
     """Blobs by ranges, as `Behaviour` has it."""
 
     behaviour = None
+
+    def setup(self):
+        super().setup()
+        self.behaviour.connections.add(self.connection)
+
+    def finish(self):
+        self.behaviour.connections.discard(self.connection)
+        # What could not be sent on a connection that was cut.
+        with contextlib.suppress(OSError):
+            super().finish()
 
     def do_GET(self):
         how = self.behaviour

@@ -17,9 +17,9 @@ from block_devices import read_direct
 from lazy_stacks import (BYTES, Readers, differs, done, down, is_local, process_of, pull, run_tests, store, tables, ublk_devices,
                          wait_until)
 from ovbd_command import existing, listed, ovbd, ovbd_fails, refused, settled
-from test_script import SCRATCH, Tap, run
+from test_script import SCRATCH, CommandFailed, Tap, run
 
-KILLS = int(os.environ.get("OVBD_KILLS", "6"))
+KILLS = int(os.environ.get("OVBD_KILLS", "4"))
 
 
 def is_used_while_it_is_fetched(tap, image, how):
@@ -162,6 +162,27 @@ def ends_reads_in_time(tap, image, how):
     down("silent")
 
 
+def goes_on_after_a_suspension(tap, image, how):
+    """A machine that sleeps: nothing runs, and when it wakes up all connections are gone."""
+    how.delay = 0.1
+    device = pull("asleep", image, "--jobs", "2", "--limit", "3M")
+    process, cut = process_of("asleep"), 0
+    with Readers(device, image.bytes) as readers:
+        for _ in range(2):
+            time.sleep(0.3)
+            os.kill(process, signal.SIGSTOP)
+            cut += len(how.connections)
+            how.cut_connections()
+            time.sleep(0.5)
+            os.kill(process, signal.SIGCONT)
+        done("asleep")
+    tap.result(cut > 0, f"{cut} connections are cut")
+    tap.equal((readers.wrong, readers.errors), ([], 0),
+              f"stopped twice, {readers.reads} reads, the longest {readers.longest:.1f} s: all right")
+    tap.equal(differs(device, image.bytes), None, "all of it is right then")
+    down("asleep")
+
+
 def is_not_handed_over_when_wrong(tap, image, how):
     """Of an image that has no lists of its chunks."""
     how.delay = 0.0
@@ -202,6 +223,31 @@ def is_taken_down_and_goes_on(tap, image, how):
     tap.equal(differs(device, image.bytes), None, "fetched again, it is right")
     tap.result(how.sent < image.stored * 3 // 4, f"what had come was kept: {first}, then {how.sent} bytes")
     down("again")
+
+
+def leaves_with_a_stack_that_others_remove(tap, image, how):
+    """dmsetup and blkdeactivate know nothing of the process; who has renamed a stack still needs it."""
+    how.delay, before = 0.0, existing()
+    processes = []
+    for name in ("left", "renamed"):
+        ovbd("pull", "--lazy", "--store", store("left"), "--up", name, "--jobs", "1", "--limit", "1M", image.reference)
+        processes.append(process_of(name))
+    devices = run("dmsetup", "ls").split()[::2]
+    for name in [name for name in devices if name.startswith("renamed")]:
+        run("dmsetup", "rename", name, name.replace("renamed", "kept"))
+    # What a device is made of goes after it.
+    left = [name for name in devices if name.startswith("left")]
+    for _ in left:
+        for name in left:
+            with contextlib.suppress(CommandFailed):
+                run("dmsetup", "remove", name)
+    wait_until("the process of a stack that was removed ends", lambda: not pathlib.Path(f"/proc/{processes[0]}/exe").exists())
+    tap.equal(len(ublk_devices()), 1, "its ublk device goes with it")
+    tap.equal(differs("/dev/mapper/kept", image.bytes[:1 << 20]), None, "a stack that was renamed is served on")
+    # By the name that it was made with.
+    down("renamed")
+    wait_until("the other process ends", lambda: not pathlib.Path(f"/proc/{processes[1]}/exe").exists())
+    tap.equal((settled(before), ublk_devices()), (before, []), "nothing is left")
 
 
 def two_share_layers(tap, image, how):
@@ -274,7 +320,7 @@ def refusals(tap, image, how):
     refused(tap, "a registry without ranges", "pull without --lazy", "pull", "--lazy", "--store", store("refused"),
             "--up", "refused", image.reference)
     how.ranges = True
-    pull("twice", image, "--limit", "100K", "--jobs", "1")
+    pull("twice", image, "--limit", "1M", "--jobs", "1")
     status, said = ovbd_fails("pull", "--lazy", "--store", store("twice"), "--up", "twice", image.reference)
     tap.result(status == 1 and "is being fetched by process" in said, "a stack that is served", said)
     status, said = ovbd_fails("commit", "-o", SCRATCH / "none", "twice")
@@ -286,6 +332,7 @@ def refusals(tap, image, how):
 tap = Tap()
 run_tests(tap, (is_used_while_it_is_fetched, is_written_to, survives_kills, survives_kills_while_it_is_handed_over,
                 gone_process_needs_no_registry,
-                ends_reads_in_time, is_not_handed_over_when_wrong, is_taken_down_and_goes_on, two_share_layers,
+                ends_reads_in_time, goes_on_after_a_suspension, is_not_handed_over_when_wrong, is_taken_down_and_goes_on,
+                leaves_with_a_stack_that_others_remove, two_share_layers,
                 is_verified_while_it_is_fetched, serves_without_storing, refusals))
 tap.finish()

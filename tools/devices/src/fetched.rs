@@ -14,6 +14,7 @@ use std::{
 use ovbd_image::lsmt::SECTOR_BYTES;
 use ovbd_kernel::{dm::Control, Number};
 use ovbd_ublk::Device as Ublk;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -24,13 +25,14 @@ use crate::{
     plan::{self, Device, Step, Word},
     running::{Role, Running},
     storage::Storage,
-    users::device_name,
+    users::{block_number, device_name},
     Interrupt,
 };
 use ovbd_layers::{
     error::{Error, Result},
     layer::LayerPath,
     report::Report,
+    sysfs::holders,
 };
 
 /// What a process says about the layers that it fetches.
@@ -318,6 +320,31 @@ pub fn remove(fetched: &[Fetched]) -> Result<()> {
             .map_err(|e| Error::io(&device.node(), "remove", e))?;
     }
     Ok(())
+}
+
+/// Whether something is mapped over a ublk device. Where that cannot be told, it is taken to be so.
+pub fn is_mapped(device: Ublk) -> bool {
+    let over = block_number(&device.node()).map(holders);
+    !matches!(over, Some(Ok(over)) if over.is_empty())
+}
+
+/// Removes the ublk device of the stack `name` where nothing is mapped over it and nobody has it open: somebody has removed
+/// the stack by other means than [`crate::down`]. Returns whether it is gone.
+///
+/// # Errors
+///
+/// The system's.
+pub fn remove_unused(name: &str, device: Ublk, report: &dyn Report) -> Result<bool> {
+    // Who takes the stack down removes the device too.
+    let _lock = Lock::take(name, &Interrupt::default(), report)?;
+    if is_mapped(device) && device.node().exists() {
+        return Ok(false);
+    }
+    match device.remove() {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => Ok(false),
+        Err(error) => Err(Error::io(&device.node(), "remove", error)),
+        Ok(()) => Ok(true),
+    }
 }
 
 /// By what the ublk device of the stack `name` is known, also where nothing is mapped over it: FNV-1a of the name.

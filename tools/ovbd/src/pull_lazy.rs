@@ -53,6 +53,9 @@ const STEP: Duration = Duration::from_secs(1);
 const PREFETCH_STEP: Duration = Duration::from_millis(10);
 /// How often what has come is put on the disk.
 const SYNC: Duration = Duration::from_secs(5);
+/// How often in a row nothing may be found mapped over the device before it is taken to be left.
+const UNUSED_STEPS: u32 = 5;
+
 /// What a stack is being fetched from.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
@@ -498,6 +501,8 @@ impl<'a> Session<'a> {
             .collect();
         let noted_until = Instant::now() + Duration::from_secs(pull.trace.unwrap_or(0));
         let mut synced = Instant::now();
+        let mut looked = Instant::now();
+        let mut unused = 0;
         loop {
             if Instant::now() >= noted_until {
                 for layer in std::mem::take(&mut ready) {
@@ -517,6 +522,17 @@ impl<'a> Session<'a> {
                 }
                 Ok(Event::Ended(why)) => return self.ended(why),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            }
+            if let Some(device) = device.filter(|_| looked.elapsed() >= STEP) {
+                looked = Instant::now();
+                unused = if fetched::is_mapped(device) {
+                    0
+                } else {
+                    unused + 1
+                };
+                if unused >= UNUSED_STEPS && fetched::remove_unused(self.name, device, report)? {
+                    return self.ended(None);
+                }
             }
             self.write_status();
             if synced.elapsed() >= SYNC {
