@@ -23,7 +23,11 @@ use ovbd_layers::{
     units, Error,
 };
 use serde_json::json;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 use crate::cli::status;
 
@@ -103,11 +107,13 @@ impl Report {
             };
             // A second one is not an error: tests make several reports.
             let _ = tracing_subscriber::fmt()
-                .with_env_filter(EnvFilter::new("ovbd=debug"))
+                .with_max_level(LevelFilter::DEBUG)
                 .without_time()
                 .with_target(false)
                 .with_ansi(false)
                 .with_writer(move || Unfailing(bar.clone()))
+                .finish()
+                .with(Targets::new().with_target("ovbd", LevelFilter::DEBUG))
                 .try_init();
         }
         Self {
