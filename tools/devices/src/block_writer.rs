@@ -6,14 +6,17 @@
 //! late, the runs of chunks are known before: each of them stored whole must fit. As long as there is room for that, blocks
 //! are told apart; where there is none, what is between those that differ is stored too.
 
+use std::path::Path;
+
 use ovbd_image::lsmt::SECTOR_BYTES;
 
 use ovbd_layers::{
-    compare::{self, each_run, fates, Below, Coarseness, Fate},
+    compare::{self, each_run, fates, Base, Below, Coarseness, Fate},
     content_hash::{ContentHash, Summary},
     direct::{Aligned, DirectFile},
     error::Result,
     layer_writer::{blank_sectors, segments_of, LayerWriter},
+    pipeline::Pool,
     zeros::GRANULE_BYTES,
 };
 
@@ -75,6 +78,41 @@ impl Rest {
     }
 }
 
+/// The stack below, which what was written is compared with.
+pub enum Origin<'a> {
+    /// The device that it is, and memory for what is read of it.
+    Device(DirectFile, Pool<Aligned>),
+    /// The layers that it consists of.
+    Layers(Base<'a>),
+}
+
+impl Origin<'_> {
+    /// The device `path`.
+    ///
+    /// # Errors
+    ///
+    /// Those of opening it.
+    pub fn device(path: &Path) -> Result<Self> {
+        Ok(Self::Device(DirectFile::open(path)?, Pool::default()))
+    }
+
+    /// Calls `work` with what a run holds.
+    fn with<R>(&self, run: &Run, work: impl FnOnce(Below<'_>) -> R) -> Result<R> {
+        let (start, bytes) = (run.start * SECTOR_BYTES, bytes_of(run));
+        match self {
+            Self::Layers(layers) => layers.with(start, bytes, |below| Ok(work(below))),
+            Self::Device(device, memory) => memory.with(
+                || Ok(Aligned::default()),
+                |memory| {
+                    let buffer = memory.bytes(bytes);
+                    device.read(buffer, start)?;
+                    Ok(work(Below::Data(buffer)))
+                },
+            ),
+        }
+    }
+}
+
 /// Whole blocks of the device, some of them next to each other.
 pub struct Blocks {
     /// Sectors, and the byte of the memory at which they begin.
@@ -91,7 +129,7 @@ impl Blocks {
     /// # Errors
     ///
     /// Those of reading.
-    pub fn new(runs: Vec<Run>, below: Option<&DirectFile>, mut memory: Aligned) -> Result<Self> {
+    pub fn new(runs: Vec<Run>, below: Option<&Origin<'_>>, mut memory: Aligned) -> Result<Self> {
         let mut bytes = 0;
         let place = |run: Run| {
             let at = bytes;
@@ -111,11 +149,14 @@ impl Blocks {
         Ok(blocks)
     }
 
-    fn read(&mut self, device: &DirectFile) -> Result<()> {
+    fn read(&mut self, below: &Origin<'_>) -> Result<()> {
         let all = self.memory.bytes(self.bytes);
         for (run, at) in &self.runs {
             let bytes = &mut all[*at..][..bytes_of(run)];
-            device.read(bytes, run.start * SECTOR_BYTES)?;
+            below.with(run, |below| match below.bytes() {
+                Some(old) => bytes.copy_from_slice(old),
+                None => bytes.fill(0),
+            })?;
         }
         Ok(())
     }
@@ -136,30 +177,30 @@ impl Blocks {
         runs.map(move |(run, at)| (run, &all[*at..][..bytes_of(run)]))
     }
 
-    /// Finds out what of them differs from the stack, which is read into `memory`.
+    /// Finds out what of them differs from the stack.
     ///
     /// # Errors
     ///
     /// Those of reading the stack.
-    pub fn compare(self, below: &DirectFile, memory: Aligned) -> Result<Compared> {
-        let runs = self.runs.iter().map(|(run, _)| run.clone()).collect();
-        let old = Self::new(runs, Some(below), memory)?;
-        let mut compared = Compared {
-            blocks: self,
-            fates: Vec::new(),
-            summary: Summary::default(),
-            blank: None,
-            old: Aligned::default(),
-        };
-        for ((run, new), (_, old)) in compared.blocks.each().zip(old.each()) {
-            if run.start == 0 {
-                compared.blank = Some(blank_sectors(new, Some(old)));
-            }
-            let fates = fates(run.start, new, Below::Data(old), &mut compared.summary);
-            compared.fates.push(fates);
+    pub fn compare(self, below: &Origin<'_>) -> Result<Compared> {
+        let mut summary = Summary::default();
+        let mut blank = None;
+        let mut found = Vec::new();
+        for (run, new) in self.each() {
+            let fates = below.with(run, |old| {
+                if run.start == 0 {
+                    blank = Some(blank_sectors(new, old.bytes()));
+                }
+                fates(run.start, new, old, &mut summary)
+            })?;
+            found.push(fates);
         }
-        compared.old = old.memory;
-        Ok(compared)
+        Ok(Compared {
+            blocks: self,
+            fates: found,
+            summary,
+            blank,
+        })
     }
 }
 
@@ -172,8 +213,6 @@ pub struct Compared {
     summary: Summary,
     /// Where the device begins with them: sectors at its start that are zero, in the stack as well.
     blank: Option<u64>,
-    /// Memory of what they were.
-    old: Aligned,
 }
 
 impl Compared {
@@ -183,8 +222,8 @@ impl Compared {
     }
 
     /// The memory, for others.
-    pub fn into_memory(self) -> [Aligned; 2] {
-        [self.blocks.memory, self.old]
+    pub fn into_memory(self) -> Aligned {
+        self.blocks.memory
     }
 }
 
@@ -307,8 +346,8 @@ mod tests {
     /// Writes `chunks`, first sectors and data, over what is in the file `below` to the layer `out` of at most `most`
     /// segments; returns its UUID and the bytes that it has for want of segments.
     fn write(below: &Path, chunks: &[(u64, Vec<u8>)], most: u64, out: &Path) -> (UuidText, u64) {
-        let below = DirectFile::open(below).unwrap();
-        let bytes = below.bytes();
+        let bytes = fs::metadata(below).unwrap().len();
+        let below = Origin::device(below).unwrap();
         let options = Options::default();
         let output = Output::create_file(out, Rules::default()).unwrap();
         let (blob, begin) = start_blob(&output, out, &options).unwrap();
@@ -331,7 +370,7 @@ mod tests {
                 let place = blocks.place(*at, data.len());
                 place.copy_from_slice(&data[..place.len()]);
             }
-            let compared = blocks.compare(&below, Aligned::default()).unwrap();
+            let compared = blocks.compare(&below).unwrap();
             writer.add(&compared).unwrap();
         }
         let written = writer.finish();

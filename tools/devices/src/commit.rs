@@ -22,7 +22,7 @@ use ovbd_image::{
 use ovbd_kernel::{dm::Control, Number};
 
 use crate::{
-    block_writer::BlockWriter,
+    block_writer::{BlockWriter, Origin},
     check_root,
     freeze::Freezing,
     frozen_stores::FrozenStores,
@@ -32,7 +32,7 @@ use crate::{
     mapped::{self, Mapper},
     rebase::rebase,
     record::{self, Below, Record},
-    running::{check_name, Running},
+    running::{check_name, Role, Running},
     storage::Storage,
     store_files::{self, Place},
     users::device_name,
@@ -41,16 +41,18 @@ use crate::{
 use ovbd_layers::{
     blob::Content,
     build::{finish_output, start_blob, Options},
-    direct::{Aligned, DirectFile},
+    compare::Base,
+    direct::Aligned,
     error::{Error, Result},
     file_id::FileId,
     file_range::FileRange,
-    layer::read_trailer,
+    layer::{read_trailer, LayerPath},
     layer_writer::{check_dax_size, segments_of, MAX_SEGMENTS},
     output::{directory, Output, Rules},
-    parents::is_same,
+    parents::{is_same, Parents},
     pipeline,
     report::Report,
+    stack::Stack,
     units,
 };
 
@@ -415,6 +417,31 @@ impl<'a> Work<'a> {
         freezing.run(&self.control, self.interrupt)
     }
 
+    /// The stack below from its files, of which the part that is compared can be read without a device: where nothing is,
+    /// nothing is read, and blocks are decompressed where they are needed. `None` where the files do not have all of it,
+    /// where only the device checks what is read, and where reading the indexes may take longer than that of `bytes`.
+    fn layers_below(&self, bytes: u64) -> Option<Stack> {
+        let is_joined = |(role, _): &(Role, _)| matches!(role, Role::Turbo(_));
+        if self.stack.verity().is_some() || self.stack.devices.iter().any(is_joined) {
+            return None;
+        }
+        let stored: u64 = self
+            .stack
+            .layers()
+            .iter()
+            .map(|layer| layer.stored_bytes)
+            .sum();
+        // The index of compressed blocks is a thousandth of these.
+        if bytes < stored / 64 {
+            return None;
+        }
+        let files = self.stack.layer_files().ok()?;
+        let paths: Vec<LayerPath> = files.iter().cloned().map(LayerPath::Sealed).collect();
+        let stack = Stack::open(&paths, Parents::Ignored).ok()?;
+        // They were that when they were opened, too.
+        (self.stack.layer_files().ok()? == files).then_some(stack)
+    }
+
     /// Writes the layer of all that is frozen; returns what it is, its first byte and the one after it.
     fn write(
         &self,
@@ -431,7 +458,11 @@ impl<'a> Work<'a> {
         let stores = FrozenStores::open(frozen, sectors)?;
         let runs = stores.runs(out)?;
         self.report.expect(stores.bytes());
-        let below = DirectFile::open(&self.chain.stack.node())?;
+        let layers = self.layers_below(stores.bytes());
+        let below = match &layers {
+            Some(layers) => Origin::Layers(Base::new(layers)),
+            None => Origin::device(&self.chain.stack.node())?,
+        };
         let (blob, start) = start_blob(output, out, options)?;
         let first = Identity {
             virtual_size: lower.virtual_size,
@@ -447,14 +478,12 @@ impl<'a> Work<'a> {
         pipeline::run(
             stores.parts(),
             |part| stores.read(&part, &below, buffers.take().unwrap_or_default()),
-            |blocks| blocks.compare(&below, buffers.take().unwrap_or_default()),
+            |blocks| blocks.compare(&below),
             |compared| {
                 self.interrupt.check(out)?;
                 self.report.add(compared.bytes());
                 writer.add(&compared)?;
-                for memory in compared.into_memory() {
-                    buffers.put(memory);
-                }
+                buffers.put(compared.into_memory());
                 Ok(())
             },
         )?;

@@ -7,7 +7,7 @@ use std::{ops::Range, path::Path};
 use ovbd_image::lsmt::SECTOR_BYTES;
 
 use crate::{
-    block_writer::{self, Blocks},
+    block_writer::{self, Blocks, Origin},
     exceptions::{read_exceptions, read_header, Exception, Header},
     generations::Generation,
 };
@@ -141,7 +141,7 @@ impl FrozenStores {
     /// # Errors
     ///
     /// Those of reading.
-    pub fn read(&self, part: &Part<'_>, below: &DirectFile, memory: Aligned) -> Result<Blocks> {
+    pub fn read(&self, part: &Part<'_>, below: &Origin<'_>, memory: Aligned) -> Result<Blocks> {
         let chunk_bytes = self.chunk_bytes as usize;
         let chunk_sectors = self.chunk_bytes / SECTOR_BYTES;
         let runs = block_writer::runs(self.ranges(part.0), self.sectors);
@@ -250,7 +250,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let below_path = folder.path().join("below");
         std::fs::write(&below_path, vec![1; (SECTORS * SECTOR_BYTES) as usize]).unwrap();
-        let below = DirectFile::open(&below_path).unwrap();
+        let below = Origin::device(&below_path).unwrap();
         for chunk_sectors in [1, 4, 8, 32, 2048] {
             let chunk_bytes = chunk_sectors * SECTOR_BYTES;
             let chunks_of_origin = SECTORS.div_ceil(chunk_sectors);

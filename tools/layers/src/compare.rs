@@ -2,7 +2,10 @@
 
 //! What of a raw image a layer must store: all that differs from the base, window by window.
 
-use ovbd_image::lsmt::{UuidText, SECTOR_BYTES};
+use ovbd_image::{
+    index::Source,
+    lsmt::{UuidText, SECTOR_BYTES},
+};
 
 use crate::{
     content_hash::Summary,
@@ -57,6 +60,16 @@ pub enum Below<'a> {
     Zeros,
     /// These bytes.
     Data(&'a [u8]),
+}
+
+impl<'a> Below<'a> {
+    /// The bytes, where there are others than zeros.
+    pub fn bytes(self) -> Option<&'a [u8]> {
+        match self {
+            Below::Data(bytes) => Some(bytes),
+            Below::Unknown | Below::Zeros => None,
+        }
+    }
 }
 
 /// What becomes of each granule of `data`, which begins at sector `start` and has what `below` has besides. What is to be
@@ -210,11 +223,54 @@ pub struct Window {
     data: Vec<u8>,
 }
 
+/// A stack that what is new is compared with, for many threads at once.
+pub struct Base<'a> {
+    stack: &'a Stack,
+    readers: Pool<(StackReader<'a>, Vec<u8>)>,
+}
+
+impl<'a> Base<'a> {
+    /// The content of `stack`.
+    pub fn new(stack: &'a Stack) -> Self {
+        Self {
+            stack,
+            readers: Pool::default(),
+        }
+    }
+
+    /// Calls `work` with what `bytes` from byte `start` on are.
+    ///
+    /// What lower layers hold beyond the end of the stack's device counts: it would show through.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the stack, and of `work`.
+    pub fn with<R>(
+        &self,
+        start: u64,
+        bytes: usize,
+        work: impl FnOnce(Below<'_>) -> Result<R>,
+    ) -> Result<R> {
+        let end = start.saturating_add(bytes as u64).div_ceil(SECTOR_BYTES);
+        let mut mappings = self.stack.mappings(start / SECTOR_BYTES, end);
+        if !mappings.any(|mapping| matches!(mapping.source(), Source::Data { .. })) {
+            return work(Below::Zeros);
+        }
+        self.readers.with(
+            || Ok((self.stack.reader(), Vec::new())),
+            |(reader, buffer)| {
+                buffer.resize(bytes, 0);
+                reader.read(buffer, start)?;
+                work(Below::Data(buffer))
+            },
+        )
+    }
+}
+
 /// The image and its base, read window by window.
 pub struct Comparison<'a> {
     source: &'a RawSource,
-    base: Option<&'a Stack>,
-    readers: Pool<(StackReader<'a>, Vec<u8>)>,
+    base: Option<Base<'a>>,
     buffers: Pool<Vec<u8>>,
 }
 
@@ -223,8 +279,7 @@ impl<'a> Comparison<'a> {
     pub fn new(source: &'a RawSource, base: Option<&'a Stack>) -> Self {
         Self {
             source,
-            base,
-            readers: Pool::default(),
+            base: base.map(Base::new),
             buffers: Pool::default(),
         }
     }
@@ -236,7 +291,7 @@ impl<'a> Comparison<'a> {
 
     /// UUID of the topmost layer of the base.
     pub fn below(&self) -> Option<UuidText> {
-        self.base?.top().and_then(Layer::uuid)
+        self.base.as_ref()?.stack.top().and_then(Layer::uuid)
     }
 
     /// Windows that can differ from the base, in order: where the image has data, and where the base has.
@@ -246,10 +301,9 @@ impl<'a> Comparison<'a> {
         }
         let end = self.source.bytes().div_ceil(SECTOR_BYTES);
         let mut ours = self.source.windows().peekable();
-        let mut theirs = self
-            .base
-            .into_iter()
-            .flat_map(move |base| base.data_windows(end))
+        let base = self.base.as_ref().into_iter();
+        let mut theirs = base
+            .flat_map(move |base| base.stack.data_windows(end))
             .peekable();
         Box::new(std::iter::from_fn(move || {
             let window = match (ours.peek(), theirs.peek()) {
@@ -291,17 +345,18 @@ impl<'a> Comparison<'a> {
         // The last sector is stored whole.
         data.resize(data.len().next_multiple_of(SECTOR_BYTES as usize), 0);
         let first = start / SECTOR_BYTES;
-        let mut found = Vec::new();
         let mut summary = Summary::default();
         let mut blank = None;
-        self.with_base(start, data.len(), |base| {
+        let mut compare = |below: Below<'_>| {
             if number == 0 {
-                blank = Some(blank_sectors(&data, base));
+                blank = Some(blank_sectors(&data, below.bytes()));
             }
-            let below = base.map_or(Below::Zeros, Below::Data);
-            found = fates(first, &data, below, &mut summary);
-            Ok(())
-        })?;
+            Ok(fates(first, &data, below, &mut summary))
+        };
+        let found = match &self.base {
+            Some(base) => base.with(start, data.len(), compare)?,
+            None => compare(Below::Zeros)?,
+        };
         let mut runs = Vec::new();
         let mut kept = 0;
         let last = end.div_ceil(SECTOR_BYTES);
@@ -324,28 +379,6 @@ impl<'a> Comparison<'a> {
             blank,
             fates: (first, found),
         })
-    }
-
-    /// Calls `work` with `bytes` of the base from byte `start` on.
-    ///
-    /// What lower layers hold beyond the end of the base's device counts: it would show through.
-    fn with_base(
-        &self,
-        start: u64,
-        bytes: usize,
-        work: impl FnOnce(Option<&[u8]>) -> Result<()>,
-    ) -> Result<()> {
-        let Some(base) = self.base else {
-            return work(None);
-        };
-        self.readers.with(
-            || Ok((base.reader(), Vec::new())),
-            |(reader, buffer)| {
-                buffer.resize(bytes, 0);
-                reader.read(buffer, start)?;
-                work(Some(buffer))
-            },
-        )
     }
 }
 
