@@ -13,6 +13,7 @@
 use std::{
     fs::File,
     path::{Path, PathBuf},
+    thread,
 };
 
 use ovbd_image::{
@@ -93,8 +94,9 @@ pub fn snapshot(
     work.check_not_folding()?;
     // Nothing is written that the device could be needed for.
     work.freeze(Path::new("/"))?;
-    let chain = Chain::of(&Running::find(&work.control, request.name)?)?;
-    Ok(chain.newest().lower.node())
+    let work = work.again(request)?;
+    work.remove_probe();
+    Ok(work.chain.newest().lower.node())
 }
 
 /// Writes what was written over a stack to the new layer `out`, and puts the stack on it. Returns whether it is.
@@ -151,7 +153,11 @@ pub fn commit(
         Some(output) => output,
         None => Output::create_file(out, rules)?,
     };
-    let (identity, start, end) = work.write(out, &output, options, &lower)?;
+    let (identity, start, end) = thread::scope(|scope| {
+        // The kernel waits for whoever may be in it still, and nobody has to wait for that.
+        scope.spawn(|| work.remove_probe());
+        work.write(out, &output, options, &lower)
+    })?;
     // From now on the new store is one over that layer too, whether it gets its name or not.
     let newest = work.chain.newest().store_node();
     let lost = || Error::new(&newest, "the store lost its record");
@@ -417,6 +423,21 @@ impl<'a> Work<'a> {
         freezing.run(&self.control, self.interrupt)
     }
 
+    /// Removes the device that tried the table of the device. What cannot be removed the next commit removes.
+    fn remove_probe(&self) {
+        let Some(probe) = self.stack.device(Role::Probe) else {
+            return;
+        };
+        let removed = Mapper::new(&self.control).and_then(|mapper| {
+            let removed = mapper.remove(&probe.name, &probe.uuid);
+            mapper.finish()?;
+            removed.map_err(|e| Error::io(&probe.node(), "remove", e))
+        });
+        if let Err(e) = removed {
+            self.report.warn(&e);
+        }
+    }
+
     /// The stack below from its files, of which the part that is compared can be read without a device: where nothing is,
     /// nothing is read, and blocks are decompressed where they are needed. `None` where the files do not have all of it,
     /// where only the device checks what is read, and where reading the indexes may take longer than that of `bytes`.
@@ -529,14 +550,8 @@ impl<'a> Work<'a> {
             self.report,
         )?;
         let mapper = Mapper::new(&self.control)?;
-        let removed = frozen.iter().try_for_each(|generation| {
-            [&generation.device, &generation.lower]
-                .into_iter()
-                .try_for_each(|device| {
-                    let removed = mapper.remove(&device.name, &device.uuid);
-                    removed.map_err(|e| Error::io(&device.node(), "remove", e))
-                })
-        });
+        let mut frozen = frozen.iter();
+        let removed = frozen.try_for_each(|generation| generation.remove(&mapper));
         mapper.finish()?;
         // The stack is on the layer. What could not be removed the next commit removes.
         let settled = removed.and_then(|()| {

@@ -97,14 +97,7 @@ impl Fold<'_> {
             Suspend::default(),
             Rules::All,
         );
-        let removed = result.and_then(|()| {
-            [&newest.device, &newest.lower]
-                .into_iter()
-                .try_for_each(|device| {
-                    let removed = mapper.remove(&device.name, &device.uuid);
-                    removed.map_err(|e| Error::io(&device.node(), "remove", e))
-                })
-        });
+        let removed = result.and_then(|()| newest.remove(&mapper));
         // Before the devices go the store has a name, if it has one.
         let old = self.work.file_of(newest);
         mapper.finish()?;

@@ -12,7 +12,7 @@
 
 use std::{
     fs::File,
-    io::Write,
+    io::{Read, Write},
     os::unix::{fs::FileTypeExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
@@ -35,7 +35,6 @@ use crate::{
     layer_place::{line, linear},
     mapped::{Mapped, Mapper},
     plan::{self, Device, Step},
-    programs::run,
     record::{Below, Record},
     running::Role,
     storage::Storage,
@@ -73,7 +72,7 @@ pub struct Freezing<'a> {
 }
 
 impl Freezing<'_> {
-    /// Puts an empty store on top.
+    /// Puts an empty store on top, and leaves the device of [`Role::Probe`], which takes longer to remove.
     ///
     /// # Errors
     ///
@@ -223,11 +222,6 @@ impl Freezing<'_> {
     fn swap(&self, control: &Control, number: u32) -> Result<()> {
         let mapper = Mapper::new(control)?;
         let top = &self.chain.top;
-        let uuid = Role::Probe.device_uuid(self.name, self.uuid);
-        let probe = Role::Probe.device_name(self.name);
-        mapper
-            .remove(&probe, &uuid)
-            .map_err(|e| Error::io(&ovbd_kernel::dm::node(&probe), "remove", e))?;
         let uuid = Role::Generation(number).device_uuid(self.name, self.uuid);
         let generation = number_of(control, &uuid, &top.node())?;
         let table = [TableLine {
@@ -381,30 +375,32 @@ struct Watch {
     pipe: ChildStdin,
 }
 
-/// Reads a line, which comes unless the other end dies.
+/// Says that it is there, and reads a line, which comes unless the other end dies.
 const WATCH: &str =
-    "uuid=$1; shift; read -r line && exit; dmsetup resume --noudevsync --uuid \"$uuid\"; \
-                     for point; do fsfreeze --unfreeze \"$point\"; done";
+    "command -v dmsetup >/dev/null || exit; echo; exec >/dev/null; uuid=$1; shift; read -r line && exit; \
+     dmsetup resume --noudevsync --uuid \"$uuid\"; for point; do fsfreeze --unfreeze \"$point\"; done";
 
 impl Watch {
     fn begin(device: &Mapped, points: &[PathBuf]) -> Result<Self> {
-        run("dmsetup", ["version"])?;
         let fail = |e| Error::io(Path::new("sh"), "run", e);
         let mut child = Command::new("sh")
             .args(["-c", WATCH, "sh", &device.uuid])
             .args(points)
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()
             .map_err(fail)?;
-        let pipe = child.stdin.take().ok_or_else(|| {
-            Error::new(
-                Path::new("sh"),
-                "there is no pipe to the program that watches",
-            )
-        })?;
+        let (Some(pipe), Some(mut ready)) = (child.stdin.take(), child.stdout.take()) else {
+            let what = "there is no pipe to the program that watches";
+            return Err(Error::new(Path::new("sh"), what));
+        };
+        let mut said = [0];
+        if ready.read(&mut said).map_err(fail)? == 0 {
+            let what = "not found, and it lets the device go on if ovbd dies meanwhile";
+            return Err(Error::new(Path::new("dmsetup"), what));
+        }
         Ok(Self { child, pipe })
     }
 

@@ -128,6 +128,20 @@ impl Generation {
         }
     }
 
+    /// Removes its devices.
+    ///
+    /// # Errors
+    ///
+    /// One is in use, and the system's.
+    pub fn remove(&self, mapper: &Mapper<'_>) -> Result<()> {
+        [&self.device, &self.lower]
+            .into_iter()
+            .try_for_each(|device| {
+                let removed = mapper.remove(&device.name, &device.uuid);
+                removed.map_err(|e| Error::io(&device.node(), "remove", e))
+            })
+    }
+
     /// The node of its store.
     pub fn store_node(&self) -> std::path::PathBuf {
         device_name(self.store).into()
