@@ -46,9 +46,12 @@ def _step(thread):
     return NAMES.get(number)
 
 
-def run(command, until=None, then=lambda: None, errors=os.devnull):
-    """Runs a program up to step number `until`, calls `then` while it waits there, and kills it. Returns its steps, and
-    its exit status, or None if it was killed. What it says on stderr is in the file `errors`."""
+def run(command, until=None, then=lambda: None, errors=os.devnull, goes_on=False):
+    """Runs a program up to step number `until`, or the first for which `until` is true, which gets the steps before it and
+    its own name; calls `then` while it waits there, and kills it unless it `goes_on`. Returns its steps, and its exit status,
+    or None if it was killed. What it says on stderr is in the file `errors`."""
+    is_it = until if callable(until) else lambda steps, _step: len(steps) == until
+    reached = False
     process = os.fork()
     if process == 0:
         try:
@@ -75,10 +78,12 @@ def run(command, until=None, then=lambda: None, errors=os.devnull):
         try:
             if stopped == signal.SIGTRAP | 0x80:
                 if not killed and (step := _step(thread)):
-                    if len(steps) == until:
+                    if not reached and is_it(steps, step):
+                        reached = True
                         then()
-                        os.kill(process, signal.SIGKILL)
-                        killed = True
+                        if not goes_on:
+                            os.kill(process, signal.SIGKILL)
+                            killed = True
                     steps.append(step)
             elif stopped not in (signal.SIGTRAP, signal.SIGSTOP):
                 passed_on = stopped

@@ -4,6 +4,8 @@
 start of its commit and its end."""
 
 import os
+import random
+import subprocess
 import sys
 import time
 
@@ -11,7 +13,9 @@ sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
 import syscall_steps
 from block_devices import read_direct
 from numbered_writes import BLOCK, SIZE, Model, Writer, moment
-from ovbd_command import MIB, empty_layer, existing, has_file_system, listed, mounted, ovbd, refused, settled
+from ovbd_command import (MIB, empty_layer, existing, has_file_system, listed, make_image, mounted, ovbd, ovbd_fails,
+                          refused, settled)
+from read_checks import fio
 from test_script import OVBD, SCRATCH, Tap, load, run
 
 COMMITS = int(os.environ.get("OVBD_COMMITS", "20"))
@@ -56,6 +60,26 @@ def check_under_writer(tap, base):
     tap.equal(moment(read_direct(device, 0, SIZE), model), writer.acknowledged, "the store over all layers has the rest")
     ovbd("down", "live")
     cow.unlink()
+
+
+def check_fio(tap, base):
+    """fio writes in blocks of many sizes, four at a time, while the device is committed, and finds it all there again and
+    again."""
+    device = ovbd("up", "--writable", "verified", base).strip()
+    jobs = ["--numjobs=4", f"--size={SIZE // 4}", f"--offset_increment={SIZE // 4}", "--loops=4", "--rate=1m"]
+    process = subprocess.Popen(fio(f"--filename={device}", "--rw=randwrite", "--bsrange=4k-64k", "--direct=1", *jobs),
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    layers = []
+    while process.poll() is None:
+        layers.append(SCRATCH / f"verified{len(layers)}.layer")
+        ovbd("commit", "-q", "-o", layers[-1], "verified")
+    tap.equal(process.returncode, 0, f"{len(layers)} commits under fio, which finds what it wrote")
+    if process.returncode:
+        print(process.stdout.read().replace("\n", "\n# "), flush=True)
+    tap.result(len(layers) > 1, "commits while fio ran", len(layers))
+    ovbd("down", "verified")
+    for path in layers:
+        path.unlink()
 
 
 def check_file_system(tap, kind):
@@ -290,10 +314,99 @@ def check_device(tap, base):
     run("losetup", "--detach", loop)
 
 
+def check_replaced_layer(tap):
+    """A layer whose name another file has by now: what counts is what the device has."""
+    generator = random.Random(7)
+    raw, copy = SCRATCH / "replaced.raw", SCRATCH / "replaced.copy"
+    names = ("replaced.base", "replaced.original", "replaced.other", "replaced.layer", "replaced.wanted")
+    base, original, other, out, wanted = (SCRATCH / name for name in names)
+    contents = []
+    for path in (base, other):
+        make_image(raw, generator, MIB)
+        contents.append(raw.read_bytes())
+        ovbd("build", "-o", path, raw)
+    os.link(base, original)
+    device = ovbd("up", "--writable", "replaced", base).strip()
+    other.rename(base)
+    # As it is on the device, and as it is in the other file.
+    with open(device, "r+b", buffering=0) as file:
+        for content, first in zip(contents, (0, MIB // 2)):
+            file.seek(first)
+            file.write(content[first:first + MIB // 2])
+        os.fsync(file)
+    copy.write_bytes(read_direct(device, 0, MIB))
+    ovbd("commit", "-o", out, "replaced")
+    ovbd("build", "--base", original, "-o", wanted, copy)
+    tap.equal(out.read_bytes() == wanted.read_bytes(), True, "a layer that another file has the name of: not compared with")
+    ovbd("down", "replaced")
+
+
+def check_interrupted(tap, base):
+    """What is refused after a commit that did not come to its end."""
+    cow, out, uuid = SCRATCH / "cow", SCRATCH / "cut.layer", "11111111-2222-3333-4444-555555555555"
+    device = ovbd("up", "--writable", "--cow", cow, "cut", base).strip()
+    commit = [OVBD, "commit", "-o", out, "cut"]
+
+    def put(path, text):
+        with open(path, "r+b", buffering=0) as file:
+            file.write(text * BLOCK)
+            os.fsync(file)
+
+    # The first link is that of the store, and the newest store names the layer before the layer has its own name.
+    put(device, b"1")
+    steps, status = syscall_steps.run([*commit, "--uuid", uuid],
+                                      lambda steps, step: step == "linkat" and "linkat" in steps)
+    tap.equal((status, out.exists()), (None, False), f"killed before the layer has its name: {', '.join(steps[-3:])}")
+    refused(tap, "folding back what a layer was made of", f"made the layer {uuid}", "commit", "--fold-back", "cut")
+    put(device, b"2")
+    refused(tap, "another layer with its UUID", "made another layer with this UUID", *commit[1:], "--uuid", uuid)
+    # Where the layer has its name, another one gets it.
+    other = SCRATCH / "cut.other"
+    run("cp", base, other)
+    said = SCRATCH / "cut.said"
+    steps, status = syscall_steps.run(commit, lambda steps, _step: steps.count("linkat") == 2, lambda: other.rename(out),
+                                      said, goes_on=True)
+    tap.equal((status, "another layer has that name by now" in said.read_text()), (1, True),
+              "another layer gets the name: the stack is not put on it")
+    tap.equal((read_direct(device, 0, BLOCK), len(listed("cut")["layers"])), (b"2" * BLOCK, 1), "and the device goes on")
+    # Of the calls that suspend or resume, three are for new devices: the new store's, the one below, the one that tries.
+    window = [number for number, step in enumerate(steps) if step == "suspend or resume"][3]
+    tap.equal(steps[window:window + 4], ["suspend or resume", "fdatasync", "load", "suspend or resume"],
+              "the old store is flushed while the device is suspended")
+    out.unlink()
+    ovbd(*commit[1:])
+    tap.equal((read_direct(device, 0, BLOCK), [path.name for path in SCRATCH.glob("cow*")]), (b"2" * BLOCK, ["cow"]),
+              "the next commit has all of it")
+    # Several stores that a layer made unneeded: whatever is left of them, the files still make the device.
+    for text in (b"3", b"4"):
+        ovbd("commit", "--snapshot-only", "cut")
+        put(device, text)
+    layers, last = [base, out], SCRATCH / "cut.last"
+    steps, status = syscall_steps.run([OVBD, "commit", "-o", last, "cut"],
+                                      lambda steps, step: step == "unlink" and "rename" in steps)
+    left = sorted(path.name for path in SCRATCH.glob("cow*"))
+    tap.equal((status, len(left)), (None, 3), f"killed before the second of three stores goes: {left}")
+    ovbd("down", "cut")
+    ovbd("up", "--writable", "--cow", cow, "cut", *layers, last)
+    tap.equal(read_direct(device, 0, BLOCK), b"4" * BLOCK, "the files make the device all the same")
+    # A store that the device was not put over yet.
+    steps, status = syscall_steps.run([OVBD, "commit", "--snapshot-only", "cut"],
+                                      lambda steps, step: step == "suspend or resume" and steps.count(step) == 3)
+    tap.equal(status, None, f"killed before the window: {', '.join(steps)}")
+    store = max(name for name in existing() if name.startswith("cut-cow"))
+    put(f"/dev/mapper/{store}", b"3")
+    status, words = ovbd_fails("commit", "--snapshot-only", "cut")
+    tap.result(status == 1 and f"{store}: was written to, though" in words, "a store that was written to by others: stays", words)
+    ovbd("down", "cut")
+    for path in SCRATCH.glob("cow*"):
+        path.unlink()
+
+
 tap = Tap()
 load("loop", "dm-overlaybd", "dm-zfile")
 base = empty_layer(SIZE)
 check_under_writer(tap, base)
+check_fio(tap, base)
 for kind in CHECKS:
     if has_file_system(kind):
         check_file_system(tap, kind)
@@ -303,5 +416,7 @@ check_refusals(tap, base)
 check_snapshot_only(tap, base)
 check_half_folded(tap, base, check_fold_back(tap, base))
 check_device(tap, base)
+check_replaced_layer(tap)
+check_interrupted(tap, base)
 tap.equal(settled([]), [], "nothing is left")
 tap.finish()

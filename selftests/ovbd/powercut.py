@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
-"""The power goes while `ovbd commit` runs: before each of the system calls by which it changes something, and at random
-moments. Nothing reaches the disk any more from then on (dm-flakey), whatever is in memory is lost, and the files that are
-on it make the device again, with all writes that were flushed. Where the kernel has dm-log-writes, so do disks that also
-lack what they had and was not flushed."""
+"""The power goes while `ovbd commit` or `ovbd commit --fold-back` runs: before each of the system calls by which it changes
+something, and at random moments. Nothing reaches the disk any more from then on (dm-flakey), whatever is in memory is lost,
+and the files that are on it make the device again, with all writes that were flushed. Where the kernel has dm-log-writes, so
+do disks that also lack what they had and was not flushed."""
 
 import os
 import random
@@ -16,12 +16,14 @@ sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
 import syscall_steps
 from block_devices import read_direct, sectors
 from numbered_writes import SIZE, Model, Writer, moment
-from ovbd_command import MIB, empty_layer, ovbd, ovbd_fails, settled
+from ovbd_command import MIB, empty_layer, listed, ovbd, ovbd_fails, settled
 from test_script import OVBD, SCRATCH, Tap, load, run
 from write_log import WriteLog
 
 # Every so many steps, so that a few minutes suffice; 1 is all of them.
 STRIDE = int(os.environ.get("OVBD_STEP_STRIDE", "17"))
+# Folding back, too, where there is the time.
+FOLDS = STRIDE == 1
 MOMENTS = int(os.environ.get("OVBD_MOMENTS", "3"))
 DISK, TOP = SCRATCH / "disk", SCRATCH / "top"
 LOG, REPLAYED = SCRATCH / "log", SCRATCH / "replayed"
@@ -41,11 +43,15 @@ class Machine:
         self.base, self.cow, self.out = TOP / "base.layer", TOP / "cow", TOP / "out.layer"
         run("cp", base, self.base)
         run("sync", "--file-system", TOP)
-        self.durable = None
+        self.durable, self.folds = None, False
         self.device = ovbd("up", "--writable", "--cow", self.cow, "cut", self.base).strip()
         self.writer = Writer(self.device, flush=True)
         self.writer.start()
-        while self.writer.acknowledged < 20:
+        self.wait_for_writes(20)
+
+    def wait_for_writes(self, count):
+        wanted = self.writer.acknowledged + count
+        while self.writer.acknowledged < wanted:
             time.sleep(0.005)
 
     def _map(self, verb, *features):
@@ -78,17 +84,21 @@ class Machine:
         ways = [[self.base]]
         if self.out.exists():
             ways.append([self.base, self.out])
-        said, found = [], []
+        found = []
         for layers in ways:
             status, error = ovbd_fails("up", "--writable", "--cow", self.cow, "cut", *layers)
             if status:
-                said.append(error)
+                # A layer is noted before it gets its name, and from then on the store below may be gone.
+                if layers is ways[-1]:
+                    return f"{len(layers)} layers: {error}"
                 continue
             found.append(moment(read_direct(self.device, 0, SIZE), model))
+            if self.folds and listed("cut")["frozen"]:
+                # Whatever was folded back by then.
+                ovbd("commit", "--fold-back", "cut")
+                found.append(moment(read_direct(self.device, 0, SIZE), model))
             ovbd("down", "cut")
         limit = self.writer.acknowledged + 1
-        if not found:
-            return f"no way goes: {said}"
         wrong = [n for n in found if not isinstance(n, int) or not self.durable <= n <= limit]
         return f"{wrong}, wanted {self.durable} to {limit}" if wrong else None
 
@@ -133,11 +143,19 @@ def commit(machine):
     return [OVBD, "commit", "-q", "-o", machine.out, "cut"]
 
 
-def at_a_step(base, model, number):
-    """The power goes before a step of a commit. Returns its name, None where there are fewer steps, and what is wrong."""
+def fold_back(machine):
+    machine.folds = True
+    ovbd("commit", "--snapshot-only", "cut")
+    machine.wait_for_writes(100)
+    return [OVBD, "commit", "--fold-back", "cut"]
+
+
+def at_a_step(base, model, action, number):
+    """The power goes before a step of a commit or the like. Returns its name, None where there are fewer steps, and what is
+    wrong."""
     machine = Machine(base)
     try:
-        steps, status = syscall_steps.run(commit(machine), number, machine.cut)
+        steps, status = syscall_steps.run(action(machine), number, machine.cut)
         if status is not None:
             machine.cut()
         machine.start_again()
@@ -149,10 +167,10 @@ def at_a_step(base, model, number):
         machine.remove()
 
 
-def at_a_moment(base, model, delay):
+def at_a_moment(base, model, action, delay):
     machine = Machine(base)
     try:
-        process = subprocess.Popen(commit(machine), stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(action(machine), stderr=subprocess.DEVNULL)
         time.sleep(delay)
         machine.cut()
         process.send_signal(signal.SIGKILL)
@@ -163,11 +181,12 @@ def at_a_moment(base, model, delay):
         machine.remove()
 
 
-def without_what_was_not_flushed(base, model, generator, count):
-    """A commit, and what is wrong with `count` of the disks that a power cut may have left of it."""
+def without_what_was_not_flushed(base, model, action, generator, count):
+    """A commit or the like, and what is wrong with `count` of the disks that a power cut may have left of it."""
     machine = Logged(base)
+    command = action(machine)
     machine.mark()
-    process = subprocess.Popen(commit(machine))
+    process = subprocess.Popen(command)
     while process.poll() is None:
         machine.mark()
     machine.end()
@@ -189,42 +208,49 @@ def without_what_was_not_flushed(base, model, generator, count):
             if why := machine.recovered(model):
                 wrong.append(f"after entry {end} of {len(log)}: {why}")
             machine.remove()
-    print(f"# {len(log)} entries of dm-log-writes, {len(marks)} marks in the commit", flush=True)
+    print(f"# {len(log)} entries of dm-log-writes, {len(marks)} marks", flush=True)
     LOG.unlink()
     REPLAYED.unlink()
     return wrong
 
 
+def check(tap, base, model, action, what):
+    """The power goes at steps, and at random moments, of what `action` begins."""
+    names, wrong, number = {}, [], 0
+    while True:
+        start = time.monotonic()
+        name, why = at_a_step(base, model, action, number)
+        if why:
+            wrong.append(f"step {number} ({name}): {why}")
+        if name is None:
+            break
+        names[name] = names.get(name, 0) + 1
+        number += STRIDE
+    whole = time.monotonic() - start
+    tap.equal(wrong, [], f"the power goes at {sum(names.values())} steps of {what}")
+    tap.result(len(names) > 2, "steps of several kinds", names)
+    print("# " + ", ".join(f"{name} {count}" for name, count in sorted(names.items())), flush=True)
+    generator = random.Random(50)
+    wrong = []
+    for number in range(MOMENTS):
+        delay = generator.uniform(0, whole / 2)
+        why = at_a_moment(base, model, action, delay)
+        if why:
+            wrong.append(f"after {delay * 1000:.0f} ms: {why}")
+    tap.equal(wrong, [], f"the power goes at {MOMENTS} random moments of {what}")
+    if "log-writes" in run("dmsetup", "targets"):
+        tap.equal(without_what_was_not_flushed(base, model, action, generator, 4 * MOMENTS), [],
+                  f"{4 * MOMENTS} disks of {what}, without what was not flushed")
+    else:
+        print("# this kernel has no dm-log-writes", flush=True)
+
+
 tap = Tap()
 load("loop", "dm-overlaybd", "dm-zfile")
 base = empty_layer(SIZE)
-model, names, wrong = Model(), {}, []
-number = 0
-while True:
-    start = time.monotonic()
-    name, why = at_a_step(base, model, number)
-    if why:
-        wrong.append(f"step {number} ({name}): {why}")
-    if name is None:
-        break
-    names[name] = names.get(name, 0) + 1
-    number += STRIDE
-tap.equal(wrong, [], f"the power goes at {sum(names.values())} steps of a commit")
-tap.result(len(names) > 2, "steps of several kinds", names)
-print("# " + ", ".join(f"{name} {count}" for name, count in sorted(names.items())), flush=True)
-generator = random.Random(50)
-whole = time.monotonic() - start
-wrong = []
-for number in range(MOMENTS):
-    delay = generator.uniform(0, whole / 2)
-    why = at_a_moment(base, model, delay)
-    if why:
-        wrong.append(f"after {delay * 1000:.0f} ms: {why}")
-tap.equal(wrong, [], f"the power goes at {MOMENTS} random moments")
-if "log-writes" in run("dmsetup", "targets"):
-    tap.equal(without_what_was_not_flushed(base, model, generator, 4 * MOMENTS), [],
-              f"{4 * MOMENTS} disks without what was not flushed")
-else:
-    print("# this kernel has no dm-log-writes", flush=True)
+model = Model()
+check(tap, base, model, commit, "a commit")
+if FOLDS:
+    check(tap, base, model, fold_back, "folding back")
 tap.equal(settled([]), [], "nothing is left")
 tap.finish()

@@ -10,7 +10,7 @@ import sys
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
 from block_devices import read_direct, sectors
-from ovbd_command import MIB, empty_layer, existing, listed, mounted, ovbd, ovbd_fails, settled
+from ovbd_command import MIB, empty_layer, existing, listed, mounted, ovbd, ovbd_fails, refused, settled
 from test_script import SCRATCH, Tap, load, run
 
 # Commits in a row, and layers at which they are squashed: by default fewer than a stack can have.
@@ -75,6 +75,9 @@ def check_failing(tap, base):
     with on_a_disk() as top:
         out = top / "out.layer"
         put(device, 0, b"1")
+        if run("stat", "--file-system", "--format=%T", SCRATCH).strip() == "tmpfs":
+            refused(tap, "what is on a disk, in a layer in memory", "would be in memory only", "commit", "--cow",
+                    top / "next", "-o", SCRATCH / "memory.layer", "failing")
         ovbd("commit", "--snapshot-only", "--cow", top / "next", "failing")
         put(device, 1, b"2")
         # The header and the exceptions can be read, the data cannot.
