@@ -389,6 +389,27 @@ def check_interrupted(tap, base):
     ovbd("down", "cut")
     ovbd("up", "--writable", "--cow", cow, "cut", *layers, last)
     tap.equal(read_direct(device, 0, BLOCK), b"4" * BLOCK, "the files make the device all the same")
+    # Who dies while the device is suspended is not needed for it to go on.
+    steps, status = syscall_steps.run([OVBD, "commit", "--snapshot-only", "cut"],
+                                      lambda steps, step: step == "fdatasync" and steps.count("suspend or resume") == 4)
+    tap.equal((status, steps[-2]), (None, "suspend or resume"), "killed while the device is suspended")
+    for _ in range(100):
+        if not listed("cut")["suspended"]:
+            break
+        time.sleep(0.1)
+    tap.equal(listed("cut")["suspended"], False, "the device goes on")
+    # A table that holds the new layer, and that never became live.
+
+    def is_rebase(steps, step):
+        made = [name for name in steps if name in ("linkat", "load")]
+        return step == "suspend or resume" and steps.count("linkat") == 2 and made[-3:] == ["linkat", "load", "load"]
+
+    lost, next_one = SCRATCH / "cut.lost", SCRATCH / "cut.next"
+    steps, status = syscall_steps.run([OVBD, "commit", "-o", lost, "cut"], is_rebase)
+    tap.equal((status, lost.exists()), (None, True), "killed before the stack is on the layer")
+    ovbd("commit", "-o", next_one, "cut")
+    tap.equal((listed("cut")["layers"][-1]["path"], read_direct(device, 0, BLOCK)), (str(next_one), b"4" * BLOCK),
+              "the next commit goes on")
     # A store that the device was not put over yet.
     steps, status = syscall_steps.run([OVBD, "commit", "--snapshot-only", "cut"],
                                       lambda steps, step: step == "suspend or resume" and steps.count(step) == 3)

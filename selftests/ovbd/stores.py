@@ -100,6 +100,37 @@ def check_failing(tap, base):
     run("losetup", "--detach", loop)
 
 
+def check_invalid(tap, base):
+    """What has the store failed for good: no layer is made of the rest."""
+    disk, out = SCRATCH / "disk", SCRATCH / "invalid.layer"
+    with open(disk, "wb") as file:
+        file.truncate(8 * MIB)
+    loop = run("losetup", "--find", "--show", disk).strip()
+    run("dmsetup", "create", "disk", "--table", f"0 {sectors(loop)} linear {loop} 0")
+    device = ovbd("up", "--writable", "--cow", "/dev/mapper/disk", "invalid", base).strip()
+    run("dmsetup", "load", "disk", "--table", f"0 {sectors(loop)} error")
+    run("dmsetup", "resume", "disk")
+    with contextlib.suppress(OSError):
+        put(device, 0, b"1")
+    for words in (["-o", out], ["--snapshot-only"]):
+        refused(tap, f"a snapshot that is invalid, {words[0]}", "the snapshot is invalid: writes are lost", "commit", "--cow",
+                SCRATCH / "next", *words, "invalid")
+    tap.equal(listed("invalid")["frozen"], [], "a snapshot that is invalid: no generation was begun")
+    ovbd("down", "invalid")
+    run("dmsetup", "remove", "--retry", "disk")
+    run("losetup", "--detach", loop)
+
+
+def check_store_inside(tap, base):
+    """The next store cannot be on the device itself."""
+    device = ovbd("up", "--writable", "inside", base).strip()
+    run("mkfs.ext4", "-q", device)
+    with mounted(device) as top:
+        refused(tap, "the next store on the device", "which cannot keep there", "commit", "--cow", top / "next", "-o",
+                SCRATCH / "inside.layer", "inside")
+    ovbd("down", "inside")
+
+
 def kernel_memory():
     """Bytes that the kernel has for itself."""
     lines = (line.split() for line in pathlib.Path("/proc/meminfo").read_text().splitlines())
@@ -180,6 +211,8 @@ load("loop", "dm-overlaybd", "dm-zfile")
 base = empty_layer(SIZE)
 check_no_room(tap, base)
 check_failing(tap, base)
+check_invalid(tap, base)
+check_store_inside(tap, base)
 check_many(tap, base)
 tap.equal(settled([]), [], "nothing is left")
 tap.finish()
