@@ -5,13 +5,15 @@
 //! The segments stay where the merge put them, 16 bytes each, in order. Beside them stands the
 //! directory: the virtual sectors up to the last segment, divided evenly into one *bucket* for every
 //! two segments. The word of a bucket is the number of the first segment that ends in it or behind
-//! it. Where more than twelve segments end in one bucket, its word leads to a *node* instead: the
-//! sectors of the bucket, divided in the same way.
+//! it, or of the fourth from the end of all where that comes before. Where more than twelve segments
+//! end in one bucket, its word leads to a *node* instead: the sectors of the bucket, divided in the
+//! same way.
 //!
 //! A lookup finds the bucket by one multiplication, whose upper half is the number of the bucket and
 //! whose lower half says how far inside it the sector is, which is what the next node divides. Then
-//! it compares the sector with the next four segments without a branch. Only if it is behind all
-//! four, it searches on in growing steps.
+//! it compares the sector with the next four segments without a branch. Four there always are: where
+//! an index has fewer, there is a copy of them, filled up with the last. Only if the sector is behind
+//! all four, the lookup searches on in growing steps.
 //!
 //! # Cost
 //!
@@ -233,6 +235,8 @@ struct Layout<W> {
     len: usize,
     /// Words that can be taken.
     limit: usize,
+    /// Number of the first of the last [`WINDOW`] segments, 0 where there are fewer.
+    last_window: usize,
     /// Receives the range of the words that are known next, and their value.
     write: W,
 }
@@ -250,6 +254,7 @@ impl<W: FnMut(core::ops::Range<usize>, u32)> Layout<W> {
         let mut layout = Self {
             len: buckets,
             limit: buckets.saturating_add(segments.len()),
+            last_window: segments.len().saturating_sub(WINDOW),
             write,
         };
         layout.node(root, buckets, segments, 0, 0);
@@ -274,7 +279,7 @@ impl<W: FnMut(core::ops::Range<usize>, u32)> Layout<W> {
             let (crowd, others) = segments.split_at_checked(crowd).unwrap_or((segments, &[]));
             // Buckets in which no segment ends share the number of the one behind them.
             let after = node.at.saturating_add(bucket).saturating_add(1);
-            (self.write)(next..after, first as u32);
+            self.name(next..after, first);
             next = after;
 
             let parts = crowd.len().div_ceil(PER_BUCKET);
@@ -294,7 +299,12 @@ impl<W: FnMut(core::ops::Range<usize>, u32)> Layout<W> {
             first = first.saturating_add(crowd.len());
             segments = others;
         }
-        (self.write)(next..end, first as u32);
+        self.name(next..end, first);
+    }
+
+    /// Writes the words of buckets whose first segment has number `first`.
+    fn name(&mut self, words: core::ops::Range<usize>, first: usize) {
+        (self.write)(words, first.min(self.last_window) as u32);
     }
 }
 
@@ -312,7 +322,9 @@ pub fn directory_len(segments: &[PackedSegment]) -> usize {
 ///
 /// - the segments are in order and do not overlap;
 /// - `end` is the end of the last segment, 0 where there is none;
-/// - `multiplier` is that of the root, and `directory` is as the module's documentation explains.
+/// - `multiplier` is that of the root, and `directory` is as the module's documentation explains: so
+///   [`WINDOW`] segments begin with each number in it, unless there are fewer in all;
+/// - `few` are the first segments, the last again and again where there are fewer.
 ///
 /// A storage that changes behind the index makes it answer nonsense but not panic.
 pub struct Index<S, D> {
@@ -320,6 +332,7 @@ pub struct Index<S, D> {
     directory: D,
     end: u64,
     multiplier: u64,
+    few: [PackedSegment; WINDOW],
 }
 
 impl<S, D> Index<S, D>
@@ -353,12 +366,18 @@ where
             return Err(BuildError::WrongDirectory);
         }
         let (_, multiplier) = root(segments.len(), end);
+        // Where there are none at all no lookup comes to them.
+        let few = core::array::from_fn(|number| {
+            let segment = segments.get(number).or(segments.last());
+            segment.copied().unwrap_or(PackedSegment::ZERO_SECTOR)
+        });
         // INVARIANT: order was checked, and the layout gave every word its value.
         Ok(Self {
             segments,
             directory,
             end,
             multiplier,
+            few,
         })
     }
 
@@ -411,7 +430,9 @@ where
     fn near(&self, sector: u64) -> Option<PackedSegment> {
         let from = self.number(sector)?;
         let limit = PackedSegment::key_limit(sector);
-        let window = self.segments.get(from..from.wrapping_add(WINDOW))?;
+        let window = self.segments.get(from..from.wrapping_add(WINDOW));
+        // By the type invariant, those are all where there are fewer.
+        let window = window.unwrap_or(&self.few);
         // All but the last, which is asked only when it is its turn.
         let (_, before) = window.split_last()?;
         let passed = before.iter().map(|s| usize::from(s.key() <= limit)).sum();
@@ -451,6 +472,10 @@ where
     #[cold]
     #[inline(never)]
     fn far(&self, sector: u64) -> Mapping {
+        // The last segments are never far: here they would be found too, but cost more.
+        debug_assert!(self
+            .number(sector)
+            .is_none_or(|from| from.saturating_add(WINDOW) < self.segments.len()));
         match self.from(sector).first() {
             Some(segment) => Mapping::at(sector, *segment),
             None => Mapping::rest(sector),

@@ -173,6 +173,13 @@ pub struct PackedSegment {
 }
 
 impl PackedSegment {
+    /// The first sector, zeroed: for where there must be some segment.
+    // INVARIANT: it is `Segment::new(0, 1, 0, 0, true)`.
+    pub(super) const ZERO_SECTOR: Self = Self {
+        key: (1 << LENGTH_BITS) | 1,
+        origin: Origin(ZEROED_BIT),
+    };
+
     /// The largest [`Self::key`] of a segment that ends at or before `sector`, which is below
     /// [`MAX_VIRTUAL_SECTORS`].
     #[inline(always)]

@@ -41,11 +41,14 @@ def touches(path):
     return (first - again) / pages
 
 
-def starts(path):
-    """A program's whole life."""
-    begin = time.perf_counter_ns()
-    os.waitpid(os.posix_spawn(path, [str(path)], {}), 0)
-    return time.perf_counter_ns() - begin
+def starts(path, count=1):
+    """A program's whole life; of several the shortest, as what the system does now and then falls into one or the other."""
+    times = []
+    for _ in range(count):
+        begin = time.perf_counter_ns()
+        os.waitpid(os.posix_spawn(path, [str(path)], {}), 0)
+        times.append(time.perf_counter_ns() - begin)
+    return min(times)
 
 
 def warm(function, *arguments):
@@ -75,7 +78,7 @@ def measure(name, devices):
         if not has_dax(top / "data"):
             raise OSError(f"{name}: the file is not accessed directly")
         figures = {"random": random_reads(top / "data"), "sequential": sequential_reads(top / "data"),
-                   "touch": warm(touches, top / "data"), "exec": warm(starts, top / "program")}
+                   "touch": warm(touches, top / "data"), "exec": warm(starts, top / "program", 10)}
     if huge:
         with mounted(huge, "dax=always") as top:
             figures["huge"] = warm(touches, top / "data")
@@ -90,7 +93,7 @@ def measure_cached(device):
             touch=cold(touches, file), exec=cold(starts, program))
         file.read_bytes()
         row(SUITE, "page cache, warm", random=random_reads(file, "--warm"), sequential=sequential_reads(file, "--warm"),
-            touch=warm(touches, file), exec=warm(starts, program))
+            touch=warm(touches, file), exec=warm(starts, program, 10))
 
 
 def make_image(path, data, *options):

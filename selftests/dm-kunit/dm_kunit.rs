@@ -310,6 +310,46 @@ mod formats {
         Ok(())
     }
 
+    /// What is said of a sector by a walk through all segments: where that ends, and the data.
+    fn walk(segments: &[PackedSegment], sector: u64) -> (u64, Source) {
+        match segments.iter().find(|segment| segment.end() > sector) {
+            None => (u64::MAX, Source::Hole),
+            Some(next) if next.start() > sector => (next.start(), Source::Hole),
+            Some(own) => {
+                let (layer, stored) = (own.layer(), own.stored() + sector - own.start());
+                (own.end(), Source::Data { layer, stored })
+            }
+        }
+    }
+
+    #[test]
+    fn few_segments_and_the_last_of_many_are_found() -> Result {
+        // In even density; and each nearer to the next than the one before, so that many end in the last
+        // bucket.
+        let lengths: [fn(u32) -> u32; 2] = [|_| 7, |number| 1 << (13 - number)];
+        for length in lengths {
+            let mut segments = KVVec::new();
+            let mut start = 3;
+            for number in 0..14u32 {
+                let sectors = length(number).min(100);
+                let segment = Segment::new(start, sectors, 8 + start * 2, number as u8, false);
+                segments.push(segment.ok_or(EINVAL)?.into(), GFP_KERNEL)?;
+                // Every third is followed by another without a hole.
+                let hole = if number % 3 == 0 { 0 } else { length(number) };
+                start += u64::from(sectors + hole);
+                let directory = KVVec::from_elem(0, directory_len(&segments), GFP_KERNEL)?;
+                let index = Index::build(&segments[..], directory).map_err(|_| EINVAL)?;
+                for sector in 0..start + 2 {
+                    let found = index.lookup(sector);
+                    let wanted = walk(&segments, sector);
+                    assert_eq!(found.start(), sector);
+                    assert_eq!((found.end(), found.source()), wanted);
+                }
+            }
+        }
+        Ok(())
+    }
+
     #[test]
     fn runs_join_what_is_in_order() -> Result {
         let mut segments = layer(0, &[(0, 8, 8), (8, 8, 16), (16, 8, 32), (32, 8, 40)])?;
