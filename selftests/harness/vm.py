@@ -6,6 +6,7 @@ overlay, so a guest sees the checkout at its own path and can damage nothing.
 import functools
 import os
 import pathlib
+import re
 import subprocess
 import tempfile
 import threading
@@ -28,6 +29,8 @@ NO_TIMER_CHECK = "no_timer_check"
 # What protects against the speculation of processors, which an emulated one does not do, makes every branch through a
 # register slow.
 NO_MITIGATIONS = ["--append", "mitigations=off"]
+# What programs send to a terminal besides text.
+CONTROL = re.compile(r"\x1b\[[!-?]*[@-~]|\x1b\][^\x07\x1b]*\x07?|\x1b[@-_]")
 # Programs that vng is to find instead of the system's.
 PROGRAMS = pathlib.Path(__file__).parent / "bin"
 EMULATION = ["--disable-kvm"]
@@ -116,6 +119,12 @@ def boot_system(vmlinuz, initrd, append, disk, console, seconds, arguments=(), s
                                 f"file={disk},if=virtio,format=raw,cache=unsafe"], console, seconds, shown, counting)
 
 
+def reported(line):
+    """What a line of a console has with `report: `. A program that asks the terminal for its size at that moment puts control
+    sequences into the line, and may take the end of it."""
+    return [text.strip() for text in CONTROL.sub("", line).split("report: ")[1:]]
+
+
 def run_system(vmlinuz, arguments, console, seconds, shown=lambda report: True, counting=False):
     """Runs a machine with these arguments, whose kernel is `vmlinuz`, until it switches off; returns what it reported, the
     rest of the lines of its console with `report: `. Those that are `shown` are printed too."""
@@ -136,10 +145,10 @@ def run_system(vmlinuz, arguments, console, seconds, shown=lambda report: True, 
         try:
             for line in process.stdout:
                 log.write(line)
-                if "report: " in line:
-                    reports.append(line.partition("report: ")[2].strip())
-                    if shown(reports[-1]):
-                        print(f"    {reports[-1]}", flush=True)
+                for report in reported(line):
+                    reports.append(report)
+                    if shown(report):
+                        print(f"    {report}", flush=True)
         finally:
             limit.cancel()
             process.kill()
