@@ -61,6 +61,9 @@ impl ImageFiles {
             let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
             fsconfig_set_string(&context, "source", device)?;
             fsconfig_set_flag(&context, "ro")?;
+            for flag in flags_of(kind) {
+                fsconfig_set_flag(&context, *flag)?;
+            }
             fsconfig_create(&context)?;
             let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
                 | MountAttrFlags::MOUNT_ATTR_NODEV
@@ -190,6 +193,18 @@ impl ImageFiles {
             }
         }
         Ok(None)
+    }
+}
+
+/// What a file system of a type is to be mounted with besides.
+///
+/// XFS mounts no second one with the UUID of one that is mounted, as the images of one system have. And one that was
+/// committed or pushed while it was mounted has a log that is to be recovered, which a device that cannot be written to does
+/// not allow: its files are in their places all the same, for it was frozen.
+fn flags_of(kind: &str) -> &'static [&'static str] {
+    match kind {
+        "xfs" => &["nouuid", "norecovery"],
+        _ => &[],
     }
 }
 
