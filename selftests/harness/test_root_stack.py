@@ -24,7 +24,7 @@ class Boot(unittest.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.top = pathlib.Path(folder.name)
-        for name, more in (("ovbd", ""), ("mount", ""), ("blkid", "echo ext4\n")):
+        for name, more in (("ovbd", ""), ("mount", ""), ("umount", ""), ("blkid", "echo ext4\n")):
             self.program(name, more)
 
     def program(self, name, more):
@@ -78,6 +78,14 @@ class RootStack(Boot):
         self.assertEqual(self.boot(f"rw ovbd={DEVICE}:a ro"), (0, ["ovbd --quiet up root a"]))
         self.assertEqual(self.boot(f"ovbd={DEVICE}:a rw ovbd.cow={DEVICE}"),
                          (0, [f"ovbd --quiet up --writable --cow {DEVICE} root a"]))
+
+    def test_a_store_without_room(self):
+        line, up = f"ovbd={DEVICE}:a rw ovbd.cow={DEVICE}", f"ovbd --quiet up --writable --cow {DEVICE} root a"
+        for said, wanted in (("990/1000 8", (0, [up])), ("900/1000 8 Overflow", (0, [up])), ("Invalid", (0, [up])),
+                             ("1000/1000 8 Overflow", (1, [up, "ovbd --quiet down root"]))):
+            self.program("dmsetup", f"echo '0 4096 snapshot {said}'\n")
+            self.assertEqual(self.boot(line), wanted, said)
+        self.assertEqual(ERROR.read_text(), f"ovbd: {DEVICE} is full: boot with ro, or another generation\n")
 
     def test_a_device_may_come_later(self):
         for name, node in (("/dev/no-such", "/dev/no-such"), ("UUID=12-3", "UUID=12-3"), ("LABEL=x", "LABEL=x")):

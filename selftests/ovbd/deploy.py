@@ -9,11 +9,12 @@ import json
 import os
 import pathlib
 import shutil
+import subprocess
 import sys
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
 import syscall_steps
-from ovbd_command import MIB, existing, listed as running, mounted, ovbd, refused, settled
+from ovbd_command import MIB, existing, listed as running, mounted, ovbd, ovbd_fails, refused, settled
 from registry import registry
 from sealed_stacks import make_key
 from test_script import OVBD, SCRATCH, Tap, load, run
@@ -186,6 +187,10 @@ def changed_by_hand(tap):
         layers = json.loads(ovbd("inspect", "--json", f"oci:{STORE}:h.x/vm/root:hand"))["layers"]
         tap.equal(len(layers), 3, "by one layer more")
         tap.equal(len(running("machine")["layers"]), 3, "which the system runs on")
+        written = json.loads(ovbd("images", "--json", "--store", STORE, "h.x/vm/root:hand"))[0]["files"][-1]
+        over = ["--store", STORE, "--from", "h.x/vm/root:2", "--to", "h.x/vm/root:3"]
+        refused(tap, "carried to the next image", "that it changed are not as they were below it", "rebase", written, *over,
+                "-o", SCRATCH / "carried")
         tap.equal(committed(tap, top, "h.x/vm/root:again", "again"), [], "and again")
         with policy("* reject\n"):
             refused_whole(tap, "an image that would be rejected", "rejects images", *command[2:5], "h.x/vm/root:no")
@@ -244,6 +249,162 @@ def too_many_layers(tap):
     ovbd("down", "machine")
 
 
+def full_store(tap, layers):
+    """Updates and a commit where the store has more and more room, but too little; and then enough."""
+    place, raw = SCRATCH / "small", SCRATCH / "raw"
+    place.mkdir()
+    with open(raw, "wb") as file:
+        file.truncate(24 * MIB)
+    run("mkfs.ext4", "-q", "-m", "0", raw)
+    with mounted(raw, "-o", "loop") as top, registry() as host, small_place(top / "store"):
+        name = f"{host}/vm/root:stable"
+        ovbd("push", "-q", *layers[:-1], name)
+        ovbd("pull", "-q", "--store", STORE, name)
+        ovbd("system", "init", "-q", "--device", "LABEL=layers", *PLACE, name)
+        ovbd("push", "-q", *layers, name)
+        size, reasons, left = layers[-1].stat().st_size, [], 0
+        for left in (0, 1 << 14, size // 2, *range(size, size + (1 << 20), 1 << 12)):
+            before = everything()
+            with filled(top, left):
+                status, said = ovbd_fails("system", "update", "-q", *PLACE)
+                if status == 0:
+                    break
+                reasons += [reason for reason in ("no room: ", "No space left on device") if reason in said] or [said]
+                if (everything(), unbootable()) != (before, []):
+                    reasons.append(f"{before} became {everything()}, {unbootable()}")
+        # What it knows it needs, and what it only finds out.
+        tap.equal(set(reasons), {"no room: ", "No space left on device"}, f"{len(reasons)} updates without room")
+        tap.equal((len(listed()), unbootable()), (2, []), f"and one with {left} bytes, for a layer of {size}")
+        up = ["up", "-q", "--writable", "--cow", SCRATCH / "writes", "--store", STORE, "machine"]
+        ovbd(*up, name)
+        with mounted("/dev/mapper/machine") as machine:
+            (machine / "etc/more").write_bytes(os.urandom(MIB // 4))
+            before = everything()
+            with filled(top, 1 << 16):
+                status, said = ovbd_fails("system", "commit", "--stack", "machine", *PLACE, f"{host}/vm/root:hand")
+            tap.result(status == 1 and "No space left on device" in said, "a commit without room is refused", said)
+            tap.equal((everything(), unbootable()), (before, []), "and changes no entry and no image")
+            tap.equal(committed(tap, machine, f"{host}/vm/root:hand", "later"), [], "and with room it has all")
+        ovbd("down", "machine")
+        (SCRATCH / "writes").unlink()
+
+
+def full_root(tap):
+    """What the initramfs does where the store of the root file system is full: it can be mounted read-only, with all that
+    was written, and where the initramfs cannot do that, it says so."""
+    top, layers, cow = SCRATCH / "top", SCRATCH / "layers", SCRATCH / "cow"
+    (top / "lib").mkdir(parents=True)
+    run("cp", "-r", STORE, top / "lib/ovbd")
+    with open(layers, "wb") as file:
+        file.truncate(64 * MIB)
+    run("mkfs.ext4", "-q", "-d", top, layers)
+    with open(cow, "wb") as file:
+        file.truncate(2 * MIB)
+    devices = [run("losetup", "--find", "--show", path).strip() for path in (layers, cow)]
+    command_line = SCRATCH / "cmdline"
+    command_line.write_text(f"ovbd={devices[0]}:h.x/vm/root:2 rw ovbd.cow={devices[1]}\n")
+    environment = os.environ | {"OVBD_CMDLINE": str(command_line), "PATH": f"{OVBD.parent}:{os.environ['PATH']}"}
+
+    def initramfs(**more):
+        command = [f"{os.environ['SRC']}/tools/boot/root-stack"]
+        return subprocess.run(command, env=environment | more, stderr=subprocess.PIPE, text=True)
+
+    try:
+        tap.equal(initramfs().returncode, 0, "the initramfs makes the root device")
+        with mounted("/dev/mapper/root") as root:
+            (root / "etc/word").write_text("written")
+            os.sync()
+            with contextlib.suppress(OSError), open(root / "fill", "wb", buffering=0) as file:
+                while True:
+                    file.write(os.urandom(1 << 16))
+                    os.fsync(file.fileno())
+        tap.equal("Overflow" in run("dmsetup", "status", "root-cow0"), True, "its store is full")
+        ovbd("down", "root")
+        said = initramfs()
+        tap.result(said.returncode == 1 and "is full: boot with ro" in said.stderr, "which is said", said.stderr)
+        tap.equal(initramfs(OVBD_READ_ONLY="yes").returncode, 0, "the initramfs makes the root device again")
+        tap.result(pathlib.Path("/run/ovbd/full").exists(), "and says that it is to be mounted read-only")
+        with mounted("/dev/mapper/root", "-o", "ro") as root:
+            tap.equal((root / "etc/word").read_text(), "written", "which it can be, with what was written")
+        ovbd("down", "root")
+        pathlib.Path("/run/ovbd/full").unlink()
+        # With enough room nothing is tried.
+        run("fallocate", "-l", 16 * MIB, cow)
+        run("losetup", "--set-capacity", devices[1])
+        tap.equal((initramfs().returncode, pathlib.Path("/run/ovbd/full").exists()), (0, False), "nor with more room")
+        ovbd("down", "root")
+    finally:
+        run("umount", "/run/ovbd/layers", "/run/ovbd/memory")
+        run("losetup", "--detach", *devices)
+
+
+@contextlib.contextmanager
+def small_place(store):
+    """Another store and boot partition while the body runs."""
+    global BOOT, STORE, PLACE
+    former = BOOT, STORE, PLACE
+    BOOT, STORE = SCRATCH / "small-boot", store
+    BOOT.mkdir()
+    PLACE = ["--boot", BOOT, "--store", STORE]
+    try:
+        yield
+    finally:
+        BOOT, STORE, PLACE = former
+
+
+@contextlib.contextmanager
+def filled(top, left):
+    """A file system with about so many bytes left while the body runs."""
+    fill = top / "fill"
+    with open(fill, "wb", buffering=0) as file:
+        free = os.statvfs(top)
+        os.posix_fallocate(file.fileno(), 0, max(0, free.f_bavail * free.f_frsize - max(left, 1 << 14)))
+        with contextlib.suppress(OSError):
+            while left == 0:
+                file.seek(0, os.SEEK_END)
+                file.write(bytes(1024))
+                os.fsync(file.fileno())
+    try:
+        yield
+    finally:
+        fill.unlink()
+        os.sync()
+
+
+def of_xfs(tap):
+    """Two images of one XFS, which have its UUID: the second is added while the first is mounted, as the root file system of
+    a system is. And one that is committed while it is mounted, whose log XFS leaves to be recovered."""
+    raw, layers = SCRATCH / "xfs", []
+    with open(raw, "wb") as file:
+        file.truncate(320 * MIB)
+    run("mkfs.xfs", "-q", raw)
+    for number in (1, 2):
+        with mounted(raw, "-o", "loop") as top:
+            for path, content in system(f"7.5.{number}", f"xfs{number}").items():
+                (top / path).parent.mkdir(parents=True, exist_ok=True)
+                (top / path).write_bytes(content)
+        layer = SCRATCH / f"xfs{number}.layer"
+        ovbd("build", "-q", "-o", layer, raw, *(["--base", *layers] if layers else []))
+        layers.append(layer)
+        ovbd("push", "-q", *layers, f"oci:{STORE}:h.x/vm/xfs:{number}")
+    raw.unlink()
+    ovbd("system", "add", "-q", *PLACE, "h.x/vm/xfs:1")
+    ovbd("up", "-q", "--writable", "--cow", SCRATCH / "writes", "--store", STORE, "machine", "h.x/vm/xfs:1")
+    with mounted("/dev/mapper/machine") as top:
+        ovbd("system", "add", "-q", *PLACE, "h.x/vm/xfs:2")
+        tap.equal((listed()[0]["kernel"], unbootable()), ("7.5.2", []), "an image of the XFS that is mounted")
+        for path, content in system("7.5.3", "xfs3").items():
+            (top / path).write_bytes(content)
+        ovbd("system", "commit", "-q", "--stack", "machine", *PLACE, "h.x/vm/xfs:3")
+        tap.equal((listed()[0]["kernel"], unbootable()), ("7.5.3", []), "and one that is committed while it is mounted")
+    ovbd("down", "machine")
+    (SCRATCH / "writes").unlink()
+    ovbd("up", "-q", "--store", STORE, "machine", "h.x/vm/xfs:3")
+    with mounted("/dev/mapper/machine", "-o", "ro,norecovery") as top:
+        tap.equal((top / "etc/word").read_bytes(), b"xfs3", "which is mounted read-only without its log")
+    ovbd("down", "machine")
+
+
 def updates(tap, one, two, sign, unknown):
     """From a registry, signed or not."""
     with registry() as host:
@@ -293,6 +454,10 @@ def main(tap):
     with writable_etc():
         updates(tap, one, two, sign, unknown)
         changed_by_hand(tap)
+        four = {**system("7.3.5", "four"), "usr/data": os.urandom(2 * MIB)}
+        full_store(tap, [one, two, image("four", four, one, two)])
+        of_xfs(tap)
+    full_root(tap)
     tap.equal(settled(before), before, "no device is left")
 
 

@@ -16,7 +16,7 @@ installkernel() {
 }
 
 install() {
-	inst_multiple ovbd wipefs blkid cat mkdir mount
+	inst_multiple ovbd wipefs blkid cat mkdir mount umount
 	local name
 	for name in boot-functions root-stack root-state; do
 		inst_simple "/usr/lib/ovbd/$name"
