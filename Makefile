@@ -15,7 +15,7 @@ export CASES
 prefix ?= /usr/local
 
 .DEFAULT_GOAL := modules
-.PHONY: modules clean test test-all selftests torture planted upstream bench bench-compare bench-track profile demo demo-tar rustfmt \
+.PHONY: modules clean test test-all selftests torture planted upstream bench bench-compare bench-track profile demo demo-tar demo-system rustfmt \
 	rustfmt-check clippy clippy-tools ovbd man install deb test-packages bench-boot bench-guests bench-seal bench-tar bench-host bench-registry bench-lvm bench-commit bench-lazy bench-system fuzz fuzz-smoke shell kernel-update distclean-cache help
 
 ifdef KDIR
@@ -84,6 +84,8 @@ demo: ## push a Debian system from a thin volume in one VM, pull it in another, 
 	@$(ENTER) demo
 demo-tar: ## make a layer over the tar of a Debian container, mount and run it in a VM, and compare all files with tar
 	@$(ENTER) demo-tar
+demo-system: ## a machine that updates itself by layers, with firmware and systemd-boot: broken on purpose, falls back, is rolled back
+	@$(ENTER) demo-system
 clippy: ## lint the modules with the kernel's set and the tools with cargo's
 	@$(ENTER) clippy
 rustfmt: ## format all Rust source

@@ -20,6 +20,7 @@ import root
 import selftests
 import stack_root
 import stages
+import system_boot
 import tracked
 import upstream
 from cache import Failure
@@ -146,6 +147,12 @@ def run_demo(_arguments):
     return demo.run(kernels.ensure())
 
 
+def run_demo_system(_arguments):
+    """A machine that updates itself, is broken and falls back."""
+    kernel = kernels.ensure()
+    return build.modules(kernel) or system_boot.demo(kernel)
+
+
 def run_bench(_arguments):
     """What reads cost in instructions, in a guest whose clock counts them."""
     return bench.bench(kernels.ensure())
@@ -198,6 +205,7 @@ INSIDE = {
     "upstream": run_upstream,
     "demo": run_demo,
     "demo-tar": run_demo_tar,
+    "demo-system": run_demo_system,
     "deb": deb,
     "test-packages": test_packages,
     "bench-boot": bench_boot,
@@ -207,7 +215,8 @@ INSIDE = {
     "kernel-update": kernel_update,
 }
 # These start guests.
-WITH_GUESTS = {"test", "selftests", "bench", "bench-track", "bench-compare", "profile", "planted", "demo", "demo-tar", "bench-lazy",
+WITH_GUESTS = {"test", "selftests", "bench", "bench-track", "bench-compare", "profile", "planted", "demo", "demo-tar", "demo-system",
+               "bench-lazy",
                "bench-guests"}
 
 
