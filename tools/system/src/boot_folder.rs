@@ -10,7 +10,8 @@
 //!
 //! Every file is complete and on the disk before it has its name, and what an entry names is there before the entry and
 //! goes after it. So whenever the power goes, each entry that there is can be booted. The partition is FAT in most cases,
-//! where a rename can leave two names of one entry: they are told apart by their numbers.
+//! where a rename can leave two names of one entry, which are told apart by their numbers, or a name with nothing in it, which
+//! is no entry.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -142,6 +143,9 @@ impl BootFolder {
         let folder = self.entries();
         let mut found: BTreeMap<u64, Name> = BTreeMap::new();
         for name in self.names()? {
+            if self.is_empty(name)? {
+                continue;
+            }
             let known = found.entry(name.number).or_insert(name);
             if is_later(name, *known) {
                 *known = name;
@@ -159,6 +163,13 @@ impl BootFolder {
             Ok(Generation { name, text })
         };
         found.into_values().map(read).collect()
+    }
+
+    /// Whether an entry has nothing in it, as what a rename leaves whose power went too early.
+    fn is_empty(&self, name: Name) -> Result<bool> {
+        let path = self.entries().join(name.to_string());
+        let about = fs::metadata(&path).map_err(|e| Error::io(&path, "look at", e))?;
+        Ok(about.len() == 0)
     }
 
     /// The names of all entries that are ours.
@@ -442,11 +453,15 @@ impl Files {
         file.sync_all().map_err(fail)
     }
 
-    /// Gives a file another name, for good.
+    /// Gives a file another name, for good. FAT keeps with the name where the content is and how long, and writes a new
+    /// name without: that comes with the file, and so the file is synced before its folder.
     fn rename(&self, from: &Path, to: &Path, folder: &Path) -> Result<()> {
         self.step(to)?;
         fs::rename(from, to).map_err(|e| Error::io(to, "rename", e))?;
         self.step(to)?;
+        File::open(to)
+            .and_then(|file| file.sync_all())
+            .map_err(|e| Error::io(to, "write", e))?;
         sync_folder(folder)
     }
 

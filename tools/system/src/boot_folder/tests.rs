@@ -239,6 +239,10 @@ fn a_name_too_much_is_no_second_generation() {
         entries.join("ovbd-2-2+2-1.conf"),
     )
     .unwrap();
+    // And where it went before the content had come to the name.
+    for name in ["ovbd-4-1+3.conf", "ovbd-5-5+3.conf"] {
+        fs::write(entries.join(name), "").unwrap();
+    }
     let names = |boot: &BootFolder| -> Vec<String> {
         let all = boot.generations().unwrap();
         all.iter().map(|one| one.name.to_string()).collect()
