@@ -428,12 +428,7 @@ impl<'a> Work<'a> {
         let Some(probe) = self.stack.device(Role::Probe) else {
             return;
         };
-        let removed = Mapper::new(&self.control).and_then(|mapper| {
-            let removed = mapper.remove(&probe.name, &probe.uuid);
-            mapper.finish()?;
-            removed.map_err(|e| Error::io(&probe.node(), "remove", e))
-        });
-        if let Err(e) = removed {
+        if let Err(e) = mapped::remove(&self.control, [probe]) {
             self.report.warn(&e);
         }
     }
@@ -550,8 +545,7 @@ impl<'a> Work<'a> {
             self.report,
         )?;
         let mapper = Mapper::new(&self.control)?;
-        let mut frozen = frozen.iter();
-        let removed = frozen.try_for_each(|generation| generation.remove(&mapper));
+        let removed = mapper.remove_each(frozen.iter().flat_map(Generation::devices));
         mapper.finish()?;
         // The stack is on the layer. What could not be removed the next commit removes.
         let settled = removed.and_then(|()| {

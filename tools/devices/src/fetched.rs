@@ -12,7 +12,7 @@ use std::{
 };
 
 use ovbd_image::lsmt::SECTOR_BYTES;
-use ovbd_kernel::{dm::Control, Number};
+use ovbd_kernel::Number;
 use ovbd_ublk::Device as Ublk;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -20,8 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     layer_place::{blob_table, line, lone_layer_steps, LayerPlace},
     lock::{self, Lock},
-    loops,
-    mapped::{self, Mapped, Mapper},
+    loops, mapped,
     plan::{self, Device, Step, Word},
     running::{Role, Running},
     storage::Storage,
@@ -205,7 +204,7 @@ pub fn hand_over(
     plan::run(&control, &steps, &Interrupt::default(), report, || Ok(()))?;
     match device.uuid == blob.uuid {
         true => Ok(()),
-        false => remove_blobs(&control, &[blob]),
+        false => mapped::remove(&control, [blob]),
     }
 }
 
@@ -257,7 +256,7 @@ pub fn complete(
         blobs.push(blob);
     }
     if steps.is_empty() {
-        return remove_blobs(&control, &blobs);
+        return mapped::remove(&control, blobs);
     }
     steps.push(Step::Reload {
         name: stack.name.clone(),
@@ -266,7 +265,7 @@ pub fn complete(
         table: vec![line(stack.sectors(), words)],
     });
     plan::run(&control, &steps, &Interrupt::default(), report, || Ok(()))?;
-    remove_blobs(&control, &blobs)
+    mapped::remove(&control, blobs)
 }
 
 /// The steps for a layer in a file, as in a stack of its own.
@@ -278,17 +277,6 @@ fn file_steps(name: &str, layer: usize, place: &LayerPlace) -> Vec<Step> {
 
 fn strange(file: &Path) -> Error {
     Error::new(file, "not what was mapped while it was fetched")
-}
-
-/// Removes devices that nothing is made of any more.
-fn remove_blobs(control: &Control, blobs: &[&Mapped]) -> Result<()> {
-    let mapper = Mapper::new(control)?;
-    let removed: Result<()> = blobs.iter().try_for_each(|blob| {
-        let result = mapper.remove(&blob.name, &blob.uuid);
-        result.map_err(|e| Error::io(&blob.node(), "remove", e))
-    });
-    mapper.finish()?;
-    removed
 }
 
 /// Ends what a process that is gone has left undone, so that devices over it can be removed: nobody uses them, and what
@@ -329,7 +317,7 @@ pub fn is_mapped(device: Ublk) -> bool {
 }
 
 /// Removes the ublk device of the stack `name` where nothing is mapped over it and nobody has it open: somebody has removed
-/// the stack by other means than [`crate::down`]. Returns whether it is gone.
+/// the stack by other means than [`crate::down`]. Returns whether this has removed it.
 ///
 /// # Errors
 ///
@@ -337,7 +325,7 @@ pub fn is_mapped(device: Ublk) -> bool {
 pub fn remove_unused(name: &str, device: Ublk, report: &dyn Report) -> Result<bool> {
     // Who takes the stack down removes the device too.
     let _lock = Lock::take(name, &Interrupt::default(), report)?;
-    if is_mapped(device) && device.node().exists() {
+    if is_mapped(device) {
         return Ok(false);
     }
     match device.remove() {

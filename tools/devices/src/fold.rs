@@ -97,7 +97,7 @@ impl Fold<'_> {
             Suspend::default(),
             Rules::All,
         );
-        let removed = result.and_then(|()| newest.remove(&mapper));
+        let removed = result.and_then(|()| mapper.remove_each(newest.devices()));
         // Before the devices go the store has a name, if it has one.
         let old = self.work.file_of(newest);
         mapper.finish()?;

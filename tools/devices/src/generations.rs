@@ -128,18 +128,9 @@ impl Generation {
         }
     }
 
-    /// Removes its devices.
-    ///
-    /// # Errors
-    ///
-    /// One is in use, and the system's.
-    pub fn remove(&self, mapper: &Mapper<'_>) -> Result<()> {
+    /// Its devices, in the order in which they can be removed.
+    pub fn devices(&self) -> [&Mapped; 2] {
         [&self.device, &self.lower]
-            .into_iter()
-            .try_for_each(|device| {
-                let removed = mapper.remove(&device.name, &device.uuid);
-                removed.map_err(|e| Error::io(&device.node(), "remove", e))
-            })
     }
 
     /// The node of its store.
@@ -319,8 +310,7 @@ pub fn remove_leftovers(
         if let Role::Generation(number) = role {
             check_unneeded(control, device, *number, chain)?;
         }
-        let removed = mapper.remove(&device.name, &device.uuid);
-        removed.map_err(|e| Error::io(&device.node(), "remove", e))?;
+        mapper.remove_each([device])?;
     }
     Ok(())
 }

@@ -353,6 +353,18 @@ impl<'a> Mapper<'a> {
         }
     }
 
+    /// Removes devices, one after the other until one stays.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Mapper::remove`], with the node.
+    pub fn remove_each<'m>(&self, devices: impl IntoIterator<Item = &'m Mapped>) -> Result<()> {
+        devices.into_iter().try_for_each(|device| {
+            let removed = self.remove(&device.name, &device.uuid);
+            removed.map_err(|e| Error::io(&device.node(), "remove", e))
+        })
+    }
+
     /// Waits until the nodes of all devices are there or gone. Makes and removes those that udev does not, as
     /// libdevmapper's programs do.
     ///
@@ -378,6 +390,18 @@ impl<'a> Mapper<'a> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes devices that nothing is made of any more, as [`Mapper::remove_each`] does, and waits until their nodes are gone.
+///
+/// # Errors
+///
+/// Those of [`Mapper`].
+pub fn remove<'m>(control: &Control, devices: impl IntoIterator<Item = &'m Mapped>) -> Result<()> {
+    let mapper = Mapper::new(control)?;
+    let removed = mapper.remove_each(devices);
+    mapper.finish()?;
+    removed
 }
 
 /// Makes the nodes of devices where they are missing and udev does not make them: who made the devices may have died
