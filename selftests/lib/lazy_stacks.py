@@ -39,6 +39,10 @@ def wait_until(what, true, seconds=60):
         time.sleep(0.05)
 
 
+def wait_for_end(process):
+    wait_until(f"process {process} ends", lambda: not pathlib.Path(f"/proc/{process}/exe").exists())
+
+
 def is_local(name):
     """Whether no layer of a stack is being fetched any more."""
     return all(layer["fetch"] is None for layer in listed(name)["layers"])

@@ -15,7 +15,7 @@ import time
 sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
 from block_devices import read_direct
 from lazy_stacks import (BYTES, Readers, differs, done, down, is_local, process_of, pull, run_tests, store, tables, ublk_devices,
-                         wait_until)
+                         wait_for_end, wait_until)
 from ovbd_command import existing, listed, ovbd, ovbd_fails, refused, settled
 from test_script import SCRATCH, CommandFailed, Tap, run
 
@@ -170,6 +170,8 @@ def goes_on_after_a_suspension(tap, image, how):
     with Readers(device, image.bytes) as readers:
         for _ in range(2):
             time.sleep(0.3)
+            # Between two requests there is none, at times.
+            wait_until("a connection is open", lambda: how.connections)
             os.kill(process, signal.SIGSTOP)
             cut += len(how.connections)
             how.cut_connections()
@@ -215,7 +217,7 @@ def is_taken_down_and_goes_on(tap, image, how):
     wait_until("some of it is here", lambda: how.sent > image.stored // 2)
     process = process_of("again")
     down("again")
-    wait_until("the process ends", lambda: not pathlib.Path(f"/proc/{process}/exe").exists())
+    wait_for_end(process)
     tap.equal((settled(before), ublk_devices()), (before, []), "taken down in the middle, nothing is left")
     first, how.sent = how.sent, 0
     device = pull("again", image)
@@ -241,12 +243,12 @@ def leaves_with_a_stack_that_others_remove(tap, image, how):
         for name in left:
             with contextlib.suppress(CommandFailed):
                 run("dmsetup", "remove", name)
-    wait_until("the process of a stack that was removed ends", lambda: not pathlib.Path(f"/proc/{processes[0]}/exe").exists())
+    wait_for_end(processes[0])
     tap.equal(len(ublk_devices()), 1, "its ublk device goes with it")
     tap.equal(differs("/dev/mapper/kept", image.bytes[:1 << 20]), None, "a stack that was renamed is served on")
     # By the name that it was made with.
     down("renamed")
-    wait_until("the other process ends", lambda: not pathlib.Path(f"/proc/{processes[1]}/exe").exists())
+    wait_for_end(processes[1])
     tap.equal((settled(before), ublk_devices()), (before, []), "nothing is left")
 
 
