@@ -216,8 +216,7 @@ INSIDE = {
 }
 # These start guests.
 WITH_GUESTS = {"test", "selftests", "bench", "bench-track", "bench-compare", "profile", "planted", "demo", "demo-tar", "demo-system",
-               "bench-lazy",
-               "bench-guests"}
+               "bench-lazy", "bench-guests"}
 
 
 def main():
