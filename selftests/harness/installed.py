@@ -192,7 +192,7 @@ def initramfs(top, release):
     """What boots from a stack is in the initramfs that installation made."""
     listing = inside(top, f"lsinitramfs /boot/initrd.img-{release}").splitlines()
     for name in ("usr/bin/ovbd", "usr/lib/ovbd/boot-functions", "usr/lib/ovbd/root-stack", "usr/lib/ovbd/root-state",
-                 "usr/sbin/wipefs", "scripts/local-top/ovbd", "scripts/local-bottom/ovbd"):
+                 "usr/sbin/wipefs", "usr/lib/udev/rules.d/09-ovbd.rules", "scripts/local-top/ovbd", "scripts/local-bottom/ovbd"):
         expect(name in listing, f"no {name} in the initramfs")
     for name in ("loop", "dm-snapshot", "dm-overlaybd", "dm-zfile", "overlay"):
         expect(any(f"/{name}.ko" in line for line in listing), f"no {name} in the initramfs")

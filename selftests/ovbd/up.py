@@ -189,7 +189,8 @@ def check_writable(tap, images):
 
 
 def check_udev(tap):
-    """Only the device on top has names below /dev/disk, also after events for all devices."""
+    """Only the device on top has names below /dev/disk, also after events for all devices; with device-mapper's rules alone,
+    and with those of ovbd, with which nothing waits for the devices of layers."""
     if not pathlib.Path("/run/udev/control").exists() or os.environ.get("DM_DISABLE_UDEV"):
         tap.skip("hidden devices", "udev does not run")
         return
@@ -199,18 +200,29 @@ def check_udev(tap):
     uuid = "01234567-89ab-cdef-0123-456789abcdef"
     run("mkfs.ext4", "-q", "-U", uuid, raw)
     ovbd("build", "-o", layer, raw)
-    ovbd("up", "--writable", "named", layer)
-    for when in ("after up", "after a change of all"):
+    parts = ("named-cow0", "named-lower0", "named-zfile0")
+    own = pathlib.Path("/run/udev/rules.d/09-ovbd.rules")
+    for rules in ("rules of device-mapper", "own rules"):
+        if rules == "own rules":
+            own.parent.mkdir(parents=True, exist_ok=True)
+            own.write_bytes(pathlib.Path(os.environ["SRC"], "tools/boot/09-ovbd.rules").read_bytes())
+            run("udevadm", "control", "--reload")
+        ovbd("up", "--writable", "named", layer)
+        for when in (f"{rules}: after up", f"{rules}: after a change of all"):
+            run("udevadm", "settle")
+            named = os.path.realpath(f"/dev/disk/by-uuid/{uuid}")
+            tap.equal(named, os.path.realpath("/dev/mapper/named"), f"{when}: the UUID is that of the device on top")
+            for name in parts:
+                lines = run("udevadm", "info", "--query=property", f"/dev/mapper/{name}").splitlines()
+                tap.result("DM_UDEV_DISABLE_DISK_RULES_FLAG=1" in lines, f"{when}: {name} is hidden", lines)
+                tap.equal([line for line in lines if line.startswith("ID_FS_")], [], f"{when}: nobody looked into {name}")
+            run("udevadm", "trigger", "--action=change", "--subsystem-match=block")
         run("udevadm", "settle")
-        named = os.path.realpath(f"/dev/disk/by-uuid/{uuid}")
-        tap.equal(named, os.path.realpath("/dev/mapper/named"), f"{when}: the UUID is that of the device on top")
-        for name in ("named-cow0", "named-lower0", "named-zfile0"):
-            lines = run("udevadm", "info", "--query=property", f"/dev/mapper/{name}").splitlines()
-            tap.result("DM_UDEV_DISABLE_DISK_RULES_FLAG=1" in lines, f"{when}: {name} is hidden", lines)
-            tap.equal([line for line in lines if line.startswith("ID_FS_")], [], f"{when}: nobody looked into {name}")
-        run("udevadm", "trigger", "--action=change", "--subsystem-match=block")
-    run("udevadm", "settle")
-    ovbd("down", "named")
+        ovbd("down", "named")
+        run("udevadm", "settle")
+        tap.equal([name for name in parts if os.path.lexists(f"/dev/mapper/{name}")], [], f"{rules}: all nodes go")
+    own.unlink()
+    run("udevadm", "control", "--reload")
 
 
 tap = Tap()

@@ -21,6 +21,7 @@ install() {
 	for name in boot-functions root-stack root-state; do
 		inst_simple "/usr/lib/ovbd/$name"
 	done
+	inst_rules 09-ovbd.rules
 	# Which images of the store are taken, and with what signatures are checked.
 	if [ -e /etc/ovbd/policy.conf ]; then
 		inst_multiple openssl

@@ -17,7 +17,7 @@ use std::{
 
 use ovbd_kernel::{
     dm::{self, Control, Id, Line, Listed},
-    udev::{self, Cookie, Rules},
+    udev::{self, Cookie, Event, Rules},
     Number,
 };
 use rustix::{
@@ -25,7 +25,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::programs::run;
+use crate::{programs::run, running::Role};
 use ovbd_layers::error::{Error, Result};
 
 pub use ovbd_kernel::dm::node;
@@ -196,7 +196,8 @@ impl Mapped {
 pub struct Mapper<'a> {
     control: &'a Control,
     cookie: Cookie,
-    made: Mutex<Vec<(String, Number)>>,
+    /// Name, number, and whether something waits for udev to make the node.
+    made: Mutex<Vec<(String, Number, bool)>>,
     removed: Mutex<Vec<String>>,
     log: Mutex<KernelLog>,
 }
@@ -237,18 +238,26 @@ impl<'a> Mapper<'a> {
             .create(name, uuid)
             .map_err(|e| Error::io(&path, "create", e))?;
         let result = self.control.load(id, table, read_only).and_then(|()| {
-            let event = self.cookie.event(rules);
+            let event = self.event(uuid, rules);
             self.control.resume(id, dm::Suspend::default(), event)
         });
         if let Err(e) = result {
             let error = self.with_reason(Error::io(&path, "map", e), number);
             // It has just been made and nobody uses it.
-            let event = self.cookie.event(Rules::Hidden);
+            let event = self.event(uuid, Rules::Hidden);
             let _ = self.control.remove(id, false, event);
             return Err(error);
         }
-        lock(&self.made).push((name.to_owned(), number));
+        lock(&self.made).push((name.to_owned(), number, !Role::is_of_layer(uuid)));
         Ok(number)
+    }
+
+    /// What udev is to do about a device. The devices of layers are many, and nothing needs their nodes.
+    fn event(&self, uuid: &str, rules: Rules) -> Event<'_> {
+        self.cookie.event(match Role::is_of_layer(uuid) {
+            true => Rules::Unwaited,
+            false => rules,
+        })
     }
 
     /// The same error with the reason that the kernel has logged for the device `number`, if it has any.
@@ -299,7 +308,7 @@ impl<'a> Mapper<'a> {
         let path = node(name);
         let id = Id::Uuid(uuid);
         let result = loop {
-            match self.control.resume(id, how, self.cookie.event(rules)) {
+            match self.control.resume(id, how, self.event(uuid, rules)) {
                 // A signal while it waited for I/O that is under way. The table is loaded still.
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 result => break result,
@@ -309,7 +318,7 @@ impl<'a> Mapper<'a> {
             let error = self.change_error("replace the table of", name, e);
             // With no table loaded it goes on with its own.
             let _ = self.control.clear(id);
-            let event = self.cookie.event(rules);
+            let event = self.event(uuid, rules);
             match self.control.resume(id, dm::Suspend::default(), event) {
                 Ok(()) => error,
                 Err(e) => {
@@ -337,7 +346,7 @@ impl<'a> Mapper<'a> {
         let start = Instant::now();
         let mut pause = Duration::from_millis(2);
         loop {
-            let event = self.cookie.event(Rules::Hidden);
+            let event = self.event(uuid, Rules::Hidden);
             let result = self.control.remove(Id::Uuid(uuid), false, event);
             match result.as_ref().map_err(Errno::from_io_error) {
                 Err(Some(Errno::BUSY)) if start.elapsed() < RETRY => {}
@@ -365,8 +374,8 @@ impl<'a> Mapper<'a> {
         })
     }
 
-    /// Waits until the nodes of all devices are there or gone. Makes and removes those that udev does not, as
-    /// libdevmapper's programs do.
+    /// Waits until the nodes of all devices are there or gone, but for those of layers, which udev makes and removes when it
+    /// comes to it. Makes and removes those that udev does not, as libdevmapper's programs do.
     ///
     /// # Errors
     ///
@@ -381,8 +390,11 @@ impl<'a> Mapper<'a> {
                 let _ = fs::remove_file(node(name));
             }
         }
-        for (name, number) in made.iter().filter(|(name, _)| !removed.contains(name)) {
-            make_node(&node(name), *number)?;
+        for (name, number, waits) in made.iter().filter(|(name, ..)| !removed.contains(name)) {
+            // A node of ours would be in the way of udev's link.
+            if *waits || !udev {
+                make_node(&node(name), *number)?;
+            }
         }
         Ok(())
     }

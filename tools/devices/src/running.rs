@@ -123,6 +123,12 @@ impl Role {
         )
     }
 
+    /// Whether the device with this UUID has a layer, of which a stack may have many.
+    pub fn is_of_layer(uuid: &str) -> bool {
+        let role = Self::parse(uuid).map(|(role, _)| role);
+        matches!(role, Some(Role::Turbo(_) | Role::Zfile(_) | Role::Blob(_)))
+    }
+
     /// UUID of the device with this role in the stack `name`, for a layer of UUID `uuid`.
     pub fn device_uuid(self, name: &str, uuid: Option<UuidText>) -> String {
         let digits = uuid.unwrap_or(UuidText::NIL).as_str().replace('-', "");

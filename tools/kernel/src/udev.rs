@@ -5,7 +5,8 @@
 //! device-mapper passes a number on with the event for a device: its lower half names a System V semaphore, its upper
 //! half says which of udev's rules are to leave the device alone. Before the event the semaphore goes up by one; the
 //! last rule runs `dmsetup udevcomplete`, which takes it down again. At 0 udev is done with all devices that share the
-//! number.
+//! number. A number without a semaphore is that of an event for which nothing waits: our own rules, `09-ovbd.rules`, take the
+//! flags from it, and no program has to run.
 
 use std::{
     fs::File,
@@ -32,6 +33,15 @@ const DISABLE: &str = "DM_DISABLE_UDEV";
 /// Time after which udev's rules are taken to know nothing of device-mapper.
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// Our own rules, which know events for which nothing waits, and where udev looks for rules.
+const OWN_RULES: &str = "09-ovbd.rules";
+const RULES_FOLDERS: [&str; 4] = [
+    "/etc/udev/rules.d",
+    "/run/udev/rules.d",
+    "/usr/local/lib/udev/rules.d",
+    "/usr/lib/udev/rules.d",
+];
+
 /// What udev's rules do with a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rules {
@@ -40,6 +50,9 @@ pub enum Rules {
     /// A node and nothing else: the device is part of another one. Nobody looks for file systems, physical volumes or
     /// the like on it, and it gets no names below /dev/disk.
     Hidden,
+    /// The same, and nothing waits for the event, where udev has our own rules. For one of many devices that are found by
+    /// their numbers: each event that something waits for is two programs that run.
+    Unwaited,
 }
 
 impl Rules {
@@ -47,7 +60,7 @@ impl Rules {
     fn flags(self) -> u16 {
         match self {
             Rules::All => PRIMARY_SOURCE,
-            Rules::Hidden => PRIMARY_SOURCE | 0x0002 | 0x0004 | 0x0008,
+            Rules::Hidden | Rules::Unwaited => PRIMARY_SOURCE | 0x0002 | 0x0004 | 0x0008,
         }
     }
 }
@@ -62,6 +75,8 @@ pub fn is_running() -> bool {
 pub struct Cookie {
     /// None where udev does not run.
     semaphore: Option<Semaphore>,
+    /// Whether udev has our own rules.
+    own_rules: bool,
 }
 
 #[derive(Debug)]
@@ -92,8 +107,14 @@ impl Cookie {
     /// The system's: no semaphore can be made.
     pub fn new() -> io::Result<Self> {
         if !is_running() {
-            return Ok(Self { semaphore: None });
+            return Ok(Self {
+                semaphore: None,
+                own_rules: false,
+            });
         }
+        let own_rules = RULES_FOLDERS
+            .iter()
+            .any(|folder| Path::new(folder).join(OWN_RULES).exists());
         let mut random = File::open("/dev/urandom")?;
         loop {
             let mut low = [0; 2];
@@ -108,6 +129,7 @@ impl Cookie {
                     let id = result?;
                     return Ok(Self {
                         semaphore: Some(Semaphore { id, low }),
+                        own_rules,
                     });
                 }
             }
@@ -153,9 +175,15 @@ impl Drop for Cookie {
 }
 
 impl<'a> Event<'a> {
+    /// The semaphore of the event; none where udev does not run, and where nothing waits.
+    fn semaphore(&self) -> Option<&'a Semaphore> {
+        let waits = self.rules != Rules::Unwaited || !self.cookie.own_rules;
+        self.cookie.semaphore.as_ref().filter(|_| waits)
+    }
+
     /// The semaphore goes up.
     pub(crate) fn expect(self) -> io::Result<Expected<'a>> {
-        if let Some(semaphore) = &self.cookie.semaphore {
+        if let Some(semaphore) = self.semaphore() {
             call::semaphore_change(semaphore.id, 1)?;
         }
         Ok(Expected {
@@ -168,7 +196,7 @@ impl<'a> Event<'a> {
 impl Expected<'_> {
     /// What device-mapper passes on.
     pub(crate) fn number(&self) -> u32 {
-        let low = self.event.cookie.semaphore.as_ref().map_or(0, |s| s.low);
+        let low = self.event.semaphore().map_or(0, |s| s.low);
         (u32::from(self.event.rules.flags()) << 16) | u32::from(low)
     }
 
@@ -180,7 +208,7 @@ impl Expected<'_> {
 
 impl Drop for Expected<'_> {
     fn drop(&mut self) {
-        if let (false, Some(semaphore)) = (self.happened, &self.event.cookie.semaphore) {
+        if let (false, Some(semaphore)) = (self.happened, self.event.semaphore()) {
             // Who removed it waits for nothing.
             let _ = call::semaphore_change(semaphore.id, -1);
         }
@@ -192,10 +220,11 @@ mod tests {
     use super::*;
 
     /// A cookie as if udev ran; `None` where this machine has no semaphores.
-    fn cookie(low: u16) -> Option<Cookie> {
+    fn cookie(low: u16, own_rules: bool) -> Option<Cookie> {
         match call::semaphore_create(MAGIC | i32::from(low)) {
             Ok(id) => Some(Cookie {
                 semaphore: Some(Semaphore { id, low }),
+                own_rules,
             }),
             Err(e) => {
                 println!("skipped: no semaphore: {e}");
@@ -206,19 +235,26 @@ mod tests {
 
     #[test]
     fn the_number_has_flags_and_key() {
-        let none = Cookie { semaphore: None };
+        let none = Cookie {
+            semaphore: None,
+            own_rules: false,
+        };
         let hidden = none.event(Rules::Hidden).expect().unwrap();
         assert_eq!(hidden.number(), 0x004e_0000);
         drop(hidden);
         assert!(none.wait());
-        let Some(cookie) = cookie(0x1234) else { return };
+        let Some(cookie) = cookie(0x1234, false) else {
+            return;
+        };
         let event = cookie.event(Rules::All).expect().unwrap();
         assert_eq!(event.number(), 0x0040_1234);
     }
 
     #[test]
     fn waits_for_every_event_that_happened() {
-        let Some(cookie) = cookie(0x2345) else { return };
+        let Some(cookie) = cookie(0x2345, false) else {
+            return;
+        };
         let id = cookie.semaphore.as_ref().unwrap().id;
         let event = cookie.event(Rules::Hidden);
         event.expect().unwrap().happened();
@@ -239,5 +275,31 @@ mod tests {
         udev.join().unwrap();
         drop(cookie);
         assert!(call::semaphore_remove(id).is_err(), "the cookie removed it");
+    }
+
+    #[test]
+    fn nothing_waits_where_our_rules_are() {
+        let number = |cookie: &Cookie| {
+            let event = cookie.event(Rules::Unwaited).expect().unwrap();
+            let number = event.number();
+            event.happened();
+            number
+        };
+        let Some(own) = cookie(0x3456, true) else {
+            return;
+        };
+        assert_eq!(number(&own), 0x004e_0000);
+        assert!(own.wait());
+        let rules = include_str!("../../boot/09-ovbd.rules");
+        let known = format!("ENV{{DM_COOKIE}}==\"{}\"", number(&own));
+        assert!(rules.contains(&known), "{known}");
+
+        let Some(foreign) = cookie(0x4567, false) else {
+            return;
+        };
+        assert_eq!(number(&foreign), 0x004e_4567);
+        let id = foreign.semaphore.as_ref().unwrap().id;
+        let busy = call::semaphore_change(id, 0).unwrap_err();
+        assert_eq!(busy.kind(), io::ErrorKind::WouldBlock);
     }
 }
