@@ -25,7 +25,7 @@ from guest_process import keep_priority
 from report import Counts, Tap
 
 # What is about ovbd and starts very many programs. The debug kernel runs them at the speed of the machine.
-TOOL_TESTS = ["ovbd/crashes", "ovbd/generations", "ovbd/powercut", "ovbd/push", "ovbd/races", "ovbd/rounds",
+TOOL_TESTS = ["ovbd/crashes", "ovbd/powercut", "ovbd/push", "ovbd/races", "ovbd/rounds",
               "ovbd/stores", "ovbd/streams", "ovbd/windows"]
 # What else runs under the debug kernel: what needs its checkers, and of the rest what does most to the targets.
 DEBUG_TESTS = ["kunit/*", "faults/*", "device-mapper/*", "hostile/*", "dm-overlaybd/tables", "dm-overlaybd/io",
@@ -37,7 +37,7 @@ OLDEST_TESTS = ["device-mapper/io", "device-mapper/stale", "dm-overlaybd/io", "d
 # What runs under the native kernel: of what is about logical volumes each way that an image goes once; and what needs a
 # network, which the debug kernel has not, many reads, or many programs.
 NATIVE_TESTS = ["lvm/push", "lvm/served", "lvm/inside", "ovbd/commit", "ovbd/images", "ovbd/lazy", "ovbd/lazy_parts",
-                "ovbd/deploy", "ovbd/tars", "ovbd/many", "ovbd/refusals"]
+                "ovbd/deploy", "ovbd/tars", "ovbd/many", "ovbd/refusals", "ovbd/generations"]
 # What takes as long as one wants, or measures: in `make bench-lazy`, `bench-system` and `make test-all`.
 LONG_TESTS = ["ovbd/lazy_figures", "ovbd/lazy_soak", "ovbd/deploy_figures"]
 DEBUG_LOG = SOURCE / "build/debug-pass.log"
@@ -249,8 +249,9 @@ def test_packages(stages):
 def test_all(stages):
     """Everything of `test`, and what takes too long for it."""
     test(["*"], stages)
-    stages.run("many layers and refusals, debug kernel", lambda: counted("selftests", "KERNEL=debug",
-                                                                         "T=ovbd/many ovbd/refusals"))
+    stages.run("many layers, refusals and generations, debug kernel",
+               lambda: counted("selftests", "KERNEL=debug", "T=ovbd/many ovbd/refusals ovbd/generations",
+                               OVBD_TEST_LIMIT="3600"))
     stages.run("all guest tests, oldest kernel", lambda: counted("selftests", "KERNEL=oldest"))
     stages.run("all about logical volumes", lambda: counted("selftests", "KERNEL=native", "T=lvm/*", OVBD_KILLS="50"))
     stages.run("logical volumes, stock kernel", lambda: counted("selftests", "T=stock/*", OVBD_SNAPSHOTS="20",
