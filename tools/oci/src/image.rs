@@ -94,6 +94,21 @@ impl Image {
         })
     }
 
+    /// The image of an OCI manifest that is made here, and has no bytes and digest yet.
+    ///
+    /// # Errors
+    ///
+    /// As [`Image::new`].
+    pub fn of_manifest(
+        subject: &dyn std::fmt::Display,
+        manifest: Manifest,
+        config_bytes: Vec<u8>,
+    ) -> Result<Self> {
+        let bytes = manifest.to_bytes();
+        let descriptor = Descriptor::of(MediaType::OciManifest.name(), &bytes);
+        Self::new(subject, descriptor, bytes, manifest, config_bytes)
+    }
+
     /// The layers, bottom first.
     pub fn layers(&self) -> impl Iterator<Item = ImageLayer<'_>> {
         let layers = self

@@ -185,14 +185,6 @@ impl Converting<'_> {
         ] {
             manifest.annotations.insert(name.to_owned(), value);
         }
-        let bytes = manifest.to_bytes();
-        let descriptor = Descriptor::of(MediaType::OciManifest.name(), &bytes);
-        Ok(Image::new(
-            &self.subject,
-            descriptor,
-            bytes,
-            manifest,
-            config,
-        )?)
+        Ok(Image::of_manifest(&self.subject, manifest, config)?)
     }
 }

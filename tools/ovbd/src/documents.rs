@@ -285,9 +285,7 @@ mod tests {
         let config = config.to_string().into_bytes();
         let descriptor = Descriptor::of(OCI_CONFIG, &config);
         let manifest = Manifest::new(MediaType::OciManifest, descriptor, layers);
-        let bytes = manifest.to_bytes();
-        let descriptor = Descriptor::of(MediaType::OciManifest.name(), &bytes);
-        Image::new(&"test", descriptor, bytes, manifest, config).unwrap()
+        Image::of_manifest(&"test", manifest, config).unwrap()
     }
 
     fn layer(number: usize) -> Descriptor {

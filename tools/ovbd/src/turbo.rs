@@ -132,7 +132,5 @@ pub fn join_layers(
         manifest.subject = Some(original.clone());
         manifest.artifact_type = Some(ARTIFACT_TYPE.to_owned());
     }
-    let bytes = manifest.to_bytes();
-    let descriptor = Descriptor::of(MediaType::OciManifest.name(), &bytes);
-    Ok(Image::new(&subject, descriptor, bytes, manifest, config)?)
+    Ok(Image::of_manifest(&subject, manifest, config)?)
 }

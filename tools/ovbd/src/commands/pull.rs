@@ -472,13 +472,5 @@ fn restore(
         RESTORED_FROM.to_owned(),
         image.descriptor.digest.to_string(),
     );
-    let bytes = manifest.to_bytes();
-    let descriptor = Descriptor::of(MediaType::OciManifest.name(), &bytes);
-    Ok(Image::new(
-        &subject,
-        descriptor,
-        bytes,
-        manifest,
-        image.config_bytes,
-    )?)
+    Ok(Image::of_manifest(&subject, manifest, image.config_bytes)?)
 }
