@@ -66,6 +66,7 @@ def system(kernel, debs):
         installed.run("mv", top / "etc/ovbd/vm.key", RESULTS)
         installed.run("cp", top / "etc/ovbd/vm.pem", RESULTS)
         installed.make_image(top, RESULTS / "linear.img", SYSTEM_BYTES)
+        make_xfs(top)
     installed.run("sh", "-ec", f"""
         mkdir "$0/files"
         "$1" --quiet build --verity "$0/files/seal.zfile" -o "$0/files/base.zfile" "$0/linear.img"
@@ -83,6 +84,22 @@ def system(kernel, debs):
             disk.unlink()
 
 
+def make_xfs(top):
+    """A disk with the system as an XFS that was in use: a layer of it as it was while it was mounted and frozen."""
+    installed.run("sh", "-ec", f"""
+        mkdir "$0/files" "$0/top"
+        truncate -s {SYSTEM_BYTES} "$0/raw.img"; mkfs.xfs -q "$0/raw.img"
+        mount -o loop "$0/raw.img" "$0/top"
+        trap 'umount "$0/top"; rm -r "$0/files" "$0/raw.img"; rmdir "$0/top"' EXIT
+        cp -a "$1/." "$0/top/"
+        fsfreeze --freeze "$0/top"
+        made=0; "$2" --quiet build --allow-mounted -o "$0/files/xfs.zfile" "$0/raw.img" || made=$?
+        fsfreeze --unfreeze "$0/top"
+        [ $made = 0 ]
+        truncate -s {SYSTEM_BYTES} "$0/xfs.img"; mkfs.ext4 -q -d "$0/files" "$0/xfs.img"
+    """, RESULTS, top, installed.OVBD)
+
+
 def boot(disk, initrd, words, more=(), counting=False):
     """Boots to the report, with more arguments for QEMU, and returns its lines and for how many seconds programs ran."""
     console = RESULTS / f"console-{disk}-{initrd}{'-more' if more else ''}.log"
@@ -97,6 +114,12 @@ def boots(initrd):
     """The root file system is the stack."""
     report, _ = boot("stack.img", initrd, STACK)
     installed.expect(report == WANTED, f"the system reported {report}")
+
+
+def boots_from_xfs():
+    """The root file system is an XFS with a log that nobody can recover, as it is read-only."""
+    report, _ = boot("xfs.img", "initrd.img", "ovbd=/dev/vda:xfs.zfile rootflags=norecovery")
+    installed.expect(report == ["root /dev/mapper/root xfs", "table overlaybd"], f"the system reported {report}")
 
 
 def boots_checked(initrd):
@@ -145,6 +168,7 @@ def test(kernel, debs):
     with system(kernel, debs):
         installed.check(counts, "boots from a stack with initramfs-tools", boots, "initrd.img")
         installed.check(counts, "boots from a stack with dracut", boots, "dracut.img")
+        installed.check(counts, "boots from an XFS that was in use", boots_from_xfs)
         installed.check(counts, "boots from a sealed stack", boots_checked, "initrd.img")
         installed.check(counts, "boots from a signed image with initramfs-tools", boots_signed, "initrd.img")
         installed.check(counts, "boots from a signed image with dracut", boots_signed, "dracut.img")
