@@ -400,9 +400,13 @@ def of_xfs(tap):
     ovbd("down", "machine")
     (SCRATCH / "writes").unlink()
     ovbd("up", "-q", "--store", STORE, "machine", "h.x/vm/xfs:3")
-    with mounted("/dev/mapper/machine", "-o", "ro,norecovery") as top:
-        tap.equal((top / "etc/word").read_bytes(), b"xfs3", "which is mounted read-only without its log")
+    words = listed()[0]["options"].split()
+    flags = [word.removeprefix("rootflags=") for word in words if word.startswith("rootflags=")]
+    with mounted("/dev/mapper/machine", "-o", ",".join(["ro", *flags])) as top:
+        tap.equal((top / "etc/word").read_bytes(), b"xfs3", "whose command line says how to mount it read-only, without its log")
     ovbd("down", "machine")
+    ovbd("system", "add", "-q", *PLACE, "--append", "rw", "h.x/vm/xfs:3")
+    tap.result("norecovery" not in listed()[0]["options"], "one that can be written to recovers its log")
 
 
 def updates(tap, one, two, sign, unknown):

@@ -30,6 +30,9 @@ const DEVICE: &str = "ovbd-system";
 /// The root hash is that of the image.
 const VERITY_OF_IMAGE: &str = "image";
 
+/// What is mounted although its log cannot be recovered.
+const NO_RECOVERY: &str = "rootflags=norecovery";
+
 /// What a generation gets besides its image.
 #[derive(Clone, Debug, Args)]
 pub struct Parts {
@@ -206,6 +209,22 @@ pub fn deploy(
     done
 }
 
+/// The words of a command line with which the initramfs can mount a root file system of the type `kind`. An XFS that was
+/// committed or pushed while it was mounted has a log to recover, which it cannot where nothing is written; and where
+/// something is, it must.
+fn with_root_flags(options: &str, kind: &str) -> String {
+    let words = options
+        .split_whitespace()
+        .filter(|word| *word != NO_RECOVERY);
+    let mut words: Vec<&str> = words.collect();
+    let writable = words.iter().rfind(|word| matches!(**word, "ro" | "rw"));
+    let is_given = words.iter().any(|word| word.starts_with("rootflags="));
+    if kind == "xfs" && writable != Some(&"rw") && !is_given {
+        words.push(NO_RECOVERY);
+    }
+    words.join(" ")
+}
+
 /// What dm-verity is to check, where the command line wants that.
 fn verity_option(options: &str) -> VerityOption {
     let mut words = options.split_whitespace().rev();
@@ -269,9 +288,13 @@ fn add_own_kernel(
         new.version = Some(kernel.release);
         let path = |name: &str| Path::new(new.stack.1).join(name);
         let (linux, initrd) = (path("vmlinuz"), path("initrd"));
+        let options = with_root_flags(new.options, &kind);
         add(
             boot,
-            new.clone(),
+            New {
+                options: &options,
+                ..new.clone()
+            },
             (kernel.linux, linux),
             (kernel.initrd, initrd),
         )
@@ -320,6 +343,24 @@ mod tests {
             );
         }
         assert!(pinned_name("No/Reference:", &digest).is_err());
+    }
+
+    #[test]
+    fn an_xfs_that_cannot_be_written_to_recovers_no_log() {
+        for (options, kind, wanted) in [
+            ("quiet ro", "ext4", "quiet ro"),
+            ("quiet  ro", "xfs", "quiet ro rootflags=norecovery"),
+            ("quiet", "xfs", "quiet rootflags=norecovery"),
+            ("ro rw", "xfs", "ro rw"),
+            // What the generation before had.
+            ("ro rootflags=norecovery", "xfs", "ro rootflags=norecovery"),
+            ("ro rootflags=norecovery rw", "xfs", "ro rw"),
+            ("ro rootflags=norecovery", "ext4", "ro"),
+            // What somebody wants.
+            ("ro rootflags=noquota", "xfs", "ro rootflags=noquota"),
+        ] {
+            assert_eq!(with_root_flags(options, kind), wanted, "{options:?}");
+        }
     }
 
     #[test]
