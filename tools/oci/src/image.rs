@@ -53,6 +53,13 @@ pub enum LayerKind {
     TurboOci,
 }
 
+impl LayerKind {
+    /// Whether there is more in it than a record of reads.
+    pub(crate) fn holds_data(self) -> bool {
+        self != Self::Acceleration
+    }
+}
+
 impl Image {
     /// Checks that `manifest_bytes`, as parsed, and `config_bytes` are an image; `subject` is its name in errors.
     ///
@@ -126,6 +133,11 @@ impl Image {
             })
     }
 
+    /// The layers that hold data, bottom first: records of reads hold none.
+    pub fn data_layers(&self) -> impl Iterator<Item = ImageLayer<'_>> {
+        self.layers().filter(|layer| layer.kind.holds_data())
+    }
+
     /// The blob that a TurboOCI layer points into, which is in the same repository, as far as its annotations say.
     ///
     /// # Errors
@@ -158,7 +170,8 @@ pub(crate) fn digest_of(bytes: &[u8], like: &Digest) -> Digest {
     hasher.finish()
 }
 
-fn kind(layer: &Descriptor) -> LayerKind {
+/// What a layer is, by what the manifest says of it.
+pub(crate) fn kind(layer: &Descriptor) -> LayerKind {
     let has = |name: &str| layer.annotations.contains_key(name);
     let version = layer.annotations.get(VERSION).map_or("", String::as_str);
     if has(TURBO_TARGET)

@@ -83,10 +83,22 @@ impl Store {
 
     /// Gives `part`, the file `name` of the folder `ingest`, the name of the blob that it is, when it is on the disk.
     pub(crate) fn put_in_place(&self, part: &File, name: &str, digest: &Digest) -> io::Result<()> {
+        let folder = format!("blobs/{}", digest.algorithm().name());
+        self.move_synced(part, name, &folder, digest.hex())
+    }
+
+    /// Makes `part`, the file `name` of the folder `ingest`, the file `called` of `folder`, when it is on the disk.
+    pub(crate) fn move_synced(
+        &self,
+        part: &File,
+        name: &str,
+        folder: &str,
+        called: &str,
+    ) -> io::Result<()> {
         part.sync_all()?;
         let from = self.folder("ingest")?;
-        let to = self.folder(&format!("blobs/{}", digest.algorithm().name()))?;
-        rustix::fs::renameat(&from, name, &to, digest.hex())?;
+        let to = self.folder(folder)?;
+        rustix::fs::renameat(&from, name, &to, called)?;
         // Only now: a part that cannot be written to could not be gone on with.
         part.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o444))?;
         to.sync_all()

@@ -33,6 +33,7 @@ mod referrers;
 mod registry;
 mod retry;
 mod scattered;
+mod squashed;
 mod store;
 mod sweep;
 mod tls;
@@ -63,6 +64,7 @@ pub use crate::{
     registry::Registry,
     retry::Retries,
     scattered::{chunk_range, Chunks, Found, Scattered, CHUNK_BYTES},
+    squashed::Run,
     store::{Named, Store},
     sweep::{Damage, Swept},
     transfer::{fetch_blobs, send_blobs, Outgoing},

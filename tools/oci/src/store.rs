@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The local store: an OCI image layout, which skopeo, oras and umoci read, with a folder `ingest` for what is on its way.
+//! The local store: an OCI image layout, which skopeo, oras and umoci read, with a folder `ingest` for what is on its way, and
+//! a folder `squashed` for runs of layers that are there as one file too.
 //!
 //! ```text
 //! oci-layout  index.json  blobs/sha256/<hex>
@@ -9,6 +10,7 @@
 //! ingest/transfers.lock           shared by transfers, exclusive for who removes blobs
 //! ingest/index.lock               held while index.json is replaced
 //! ingest/upload-*.json            where an upload can be continued
+//! squashed/<hex>                  the layers of a run as one layer
 //! ```
 //!
 //! A layout may come from somebody else. Paths are made of digests alone, and no symbolic link is followed below the folder.
@@ -35,6 +37,7 @@ use crate::{
     image::{digest_of, Image},
     ingest::lock_exclusive,
     reference::Reference,
+    squashed::FOLDER,
 };
 
 /// Most bytes of `index.json`: some 20,000 images.
@@ -117,7 +120,7 @@ impl Store {
         lock_exclusive(&folder).map_err(fail)?;
         if !path.join("oci-layout").exists() {
             let ours = |name: &std::ffi::OsStr| {
-                ["blobs", "ingest", "index.json", "lost+found"]
+                ["blobs", "ingest", FOLDER, "index.json", "lost+found"]
                     .iter()
                     .any(|own| name == *own)
                     || name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes())

@@ -10,7 +10,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, Dir, Stat},
+    fs::{AtFlags, Dir, FileType, Stat},
     io::Errno,
 };
 use serde::Deserialize;
@@ -21,6 +21,7 @@ use crate::{
     digest::{Algorithm, Digest, Hasher},
     document::{check_values, Descriptor, MAX_DOCUMENT_BYTES},
     error::{Error, Kind, Result},
+    squashed::{self, may_be_whole},
     store::{Store, TEMPORARY},
 };
 
@@ -32,8 +33,15 @@ const PART_AGE: Duration = Duration::from_secs(24 * 3600);
 pub enum Damage {
     /// The blob does not have its digest.
     Blob(Digest),
-    /// A file that no blob can have the name of.
+    /// A file that no blob can have the name of, nor a run of layers.
     Stray(PathBuf),
+    /// The file of a run of layers is not what it must be.
+    Squashed {
+        /// The run.
+        run: Digest,
+        /// What is wrong.
+        what: String,
+    },
     /// An image without one of its blobs.
     Missing {
         /// Name or digest of the image.
@@ -55,14 +63,14 @@ pub enum Damage {
 pub struct Swept {
     /// The blobs, with their sizes in bytes.
     pub blobs: Vec<(Digest, u64)>,
-    /// Parts and notes of transfers.
-    pub parts: Vec<(PathBuf, u64)>,
-    /// Blobs that no image has, but somebody uses.
+    /// Parts and notes of transfers, and files of runs of layers.
+    pub files: Vec<(PathBuf, u64)>,
+    /// Blobs and files of runs that no image has, but somebody uses.
     pub in_use: Vec<Digest>,
 }
 
-/// Blobs and what the file system says of them.
-type Blobs = Vec<(Digest, Stat)>;
+/// Files that are called by digests, and what the file system says of them.
+pub(crate) type Files = Vec<(Digest, Stat)>;
 
 impl Store {
     /// The files in a folder of the store, none where it is missing. No link leads out of the store.
@@ -91,18 +99,31 @@ impl Store {
     }
 
     /// All blobs, and the paths of what else is in their folders.
-    fn blobs(&self) -> Result<(Blobs, Vec<PathBuf>)> {
-        let (mut blobs, mut strays) = (Blobs::new(), Vec::new());
+    fn blobs(&self) -> Result<(Files, Vec<PathBuf>)> {
+        let (mut blobs, mut strays) = (Files::new(), Vec::new());
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let folder = format!("blobs/{}", algorithm.name());
-            for (name, stat) in self.files(&folder)? {
-                match format!("{}:{name}", algorithm.name()).parse() {
-                    Ok(digest) => blobs.push((digest, stat)),
-                    Err(_) => strays.push(self.path().join(&folder).join(name)),
-                }
-            }
+            let (found, others) = self.named_by_digests(&folder, algorithm)?;
+            blobs.extend(found);
+            strays.extend(others);
         }
         Ok((blobs, strays))
+    }
+
+    /// What in a folder is called by a digest, and the paths of what else is there.
+    pub(crate) fn named_by_digests(
+        &self,
+        folder: &str,
+        algorithm: Algorithm,
+    ) -> Result<(Files, Vec<PathBuf>)> {
+        let (mut named, mut strays) = (Files::new(), Vec::new());
+        for (name, stat) in self.files(folder)? {
+            match format!("{}:{name}", algorithm.name()).parse() {
+                Ok(digest) => named.push((digest, stat)),
+                Err(_) => strays.push(self.path().join(folder).join(name)),
+            }
+        }
+        Ok((named, strays))
     }
 
     /// All that `descriptor` leads to, itself included, each as it is described. Adds to `found` also where it fails.
@@ -138,8 +159,9 @@ impl Store {
         Ok(())
     }
 
-    /// Removes blobs that no image has and that are older than `older`, but for those that `in_use` says are used, and old
-    /// parts of transfers. Only tells what it would remove if `dry_run`. Waits for transfers to end; `waiting` hears of it.
+    /// Removes blobs that no image has and that are older than `older`, but for those that `in_use` says are used, files of
+    /// runs of layers likewise, and old parts of transfers. Only tells what it would remove if `dry_run`. Waits for transfers
+    /// to end; `waiting` hears of it.
     ///
     /// # Errors
     ///
@@ -152,7 +174,7 @@ impl Store {
         waiting: impl FnOnce(),
     ) -> Result<Swept> {
         let _lock = self.exclude(waiting)?;
-        let mut needed = HashSet::new();
+        let (mut needed, mut runs) = (HashSet::new(), HashSet::new());
         for entry in self.names()? {
             let mut found = Vec::new();
             self.reach(&entry.descriptor, &mut found).map_err(|error| {
@@ -169,7 +191,9 @@ impl Store {
                 // Layers are complete without the lists of their chunks.
                 let list = descriptor.annotations.get(CHUNK_LIST);
                 needed.extend(list.and_then(|digest| digest.parse().ok()));
-                needed.insert(descriptor.digest);
+                if needed.insert(descriptor.digest.clone()) {
+                    runs.extend(self.runs_of(&descriptor));
+                }
             }
         }
         let now = SystemTime::now()
@@ -182,26 +206,41 @@ impl Store {
                 .is_some_and(|old| old >= age.as_secs())
         };
         let mut swept = Swept::default();
-        for (digest, stat) in self.blobs()?.0 {
-            if needed.contains(&digest) || !is_old(&stat, older) {
-                continue;
+        // Those that go: of files that nobody needs, and that are old, the others are in use.
+        let unused = |files: Files, needed: &HashSet<Digest>, used: &mut Vec<Digest>| {
+            let mut unused = Files::new();
+            for (digest, stat) in files {
+                if needed.contains(&digest) || !is_old(&stat, older) || is_folder(&stat) {
+                    continue;
+                }
+                match in_use(&digest)? {
+                    true => used.push(digest),
+                    false => unused.push((digest, stat)),
+                }
             }
-            if in_use(&digest)? {
-                swept.in_use.push(digest);
-                continue;
-            }
+            Ok::<_, Error>(unused)
+        };
+        for (digest, stat) in unused(self.blobs()?.0, &needed, &mut swept.in_use)? {
             if !dry_run {
                 let folder = format!("blobs/{}", digest.algorithm().name());
                 self.remove(&folder, digest.hex())?;
             }
             swept.blobs.push((digest, stat.st_size as u64));
         }
+        let squashed = self.squashed_files()?.0;
+        for (run, stat) in unused(squashed, &runs, &mut swept.in_use)? {
+            if !dry_run {
+                self.remove(squashed::FOLDER, run.hex())?;
+            }
+            let path = self.squashed_path(&run);
+            swept.files.push((path, stat.st_size as u64));
+        }
         for (folder, is_ours) in [
             ("ingest", is_leftover as fn(&str) -> bool),
             (".", |name| name.starts_with(TEMPORARY)),
         ] {
             for (name, stat) in self.files(folder)? {
-                if !is_ours(&name) || !is_old(&stat, PART_AGE) {
+                if !is_ours(&name) || !is_old(&stat, PART_AGE) || is_folder(&stat) {
                     continue;
                 }
                 if !dry_run {
@@ -209,21 +248,30 @@ impl Store {
                 }
                 if !name.ends_with(".lock") {
                     let path = self.path().join(folder).join(name);
-                    swept.parts.push((path, stat.st_size as u64));
+                    swept.files.push((path, stat.st_size as u64));
                 }
             }
         }
         Ok(swept)
     }
 
-    /// Reads all blobs and looks for all blobs of all images. `read` hears of the bytes that were read.
+    /// Reads all blobs and looks for all blobs of all images. What is in files of runs of layers is for the caller to read,
+    /// who knows what layers are. `read` hears of the bytes that were read.
     ///
     /// # Errors
     ///
     /// The system's.
     pub fn check(&self, mut read: impl FnMut(u64)) -> Result<Vec<Damage>> {
         let (blobs, strays) = self.blobs()?;
-        let mut damage: Vec<Damage> = strays.into_iter().map(Damage::Stray).collect();
+        let (squashed, others) = self.squashed_files()?;
+        let strays = strays.into_iter().chain(others);
+        let mut damage: Vec<Damage> = strays.map(Damage::Stray).collect();
+        for (run, stat) in squashed {
+            if !may_be_whole(&stat) {
+                let what = "not a file, or an empty one".to_owned();
+                damage.push(Damage::Squashed { run, what });
+            }
+        }
         let mut bad = HashSet::new();
         for (digest, _) in blobs {
             if self.hash(&digest, &mut read)? != digest {
@@ -295,29 +343,36 @@ impl Store {
     ///
     /// The system's.
     pub fn set_aside(&self, digest: &Digest) -> Result<PathBuf> {
-        let name = format!("bad-{}-{}", digest.algorithm().name(), digest.hex());
+        let algorithm = digest.algorithm().name();
+        let aside = format!("bad-{algorithm}-{}", digest.hex());
+        self.move_aside(&format!("blobs/{algorithm}"), digest.hex(), &aside)
+    }
+
+    /// Moves the file `name` of `folder` to `ingest`, where it is called `aside`; returns its path.
+    pub(crate) fn move_aside(&self, folder: &str, name: &str, aside: &str) -> Result<PathBuf> {
         let rename = || -> io::Result<()> {
-            let from = self.folder(&format!("blobs/{}", digest.algorithm().name()))?;
-            let to = self.folder("ingest")?;
-            Ok(rustix::fs::renameat(
-                &from,
-                digest.hex(),
-                &to,
-                name.as_str(),
-            )?)
+            let (from, to) = (self.folder(folder)?, self.folder("ingest")?);
+            Ok(rustix::fs::renameat(&from, name, &to, aside)?)
         };
-        rename().map_err(|error| self.fail("move aside", &Self::blob_name(digest), error))?;
-        let to = self.path().join("ingest").join(&name);
-        Ok(to)
+        rename().map_err(|error| self.fail("move aside", &format!("{folder}/{name}"), error))?;
+        Ok(self.path().join("ingest").join(aside))
     }
 }
 
-/// Whether a file of `ingest` is a part, a note, a damaged blob or the lock of a blob. Nobody holds that while no transfer
-/// runs.
+/// Whether a file of `ingest` is a part, a note, a damaged blob, the lock of a blob or temporary. Nobody holds that while no
+/// transfer runs.
 fn is_leftover(name: &str) -> bool {
     let of_blob = name.ends_with(".lock") && name.contains('-');
     let of_part = [".part", ".chunks", ".map", ".json"];
-    of_blob || name.starts_with("bad-") || of_part.iter().any(|end| name.ends_with(end))
+    let beginnings = ["bad-", TEMPORARY];
+    of_blob
+        || beginnings.iter().any(|begin| name.starts_with(begin))
+        || of_part.iter().any(|end| name.ends_with(end))
+}
+
+/// What cannot be removed as a file is. No program puts one there.
+fn is_folder(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
 /// Whether documents of this type name others.

@@ -6,7 +6,12 @@ use std::{collections::BTreeSet, process::ExitCode};
 
 use anyhow::Result;
 use clap::Args;
-use ovbd_layers::report::Report as _;
+use ovbd_layers::{
+    layer::LayerPath,
+    parents::Parents,
+    report::Report as _,
+    verify::{verify, Finding},
+};
 use ovbd_oci::{Damage, Error, Kind, Reference, Store};
 use serde_json::json;
 
@@ -18,6 +23,8 @@ const EXAMPLES: &str = "Examples:
       fetches again what is damaged";
 
 /// Check all files of the store against their digests, and that no image lacks any.
+///
+/// Of squashed files all checksums are checked; without them their layers are used.
 ///
 /// Exit status: 0 all is sound, or was repaired, 1 something is damaged or missing.
 #[derive(Debug, Args)]
@@ -46,10 +53,15 @@ impl Fsck {
         let mut damage = check(&store, report)?;
         if self.repair && !damage.is_empty() {
             for found in &damage {
-                if let Damage::Blob(digest) = found {
-                    let to = store.set_aside(digest)?;
-                    report.note(format_args!("{digest} moved to {}", to.display()));
-                }
+                let (what, to) = match found {
+                    Damage::Blob(digest) => (digest.to_string(), store.set_aside(digest)?),
+                    Damage::Squashed { run, .. } => {
+                        let from = store.squashed_path(run).display().to_string();
+                        (from, store.set_squashed_aside(run)?)
+                    }
+                    _ => continue,
+                };
+                report.note(format_args!("{what} moved to {}", to.display()));
             }
             // Now it is known which images lack something.
             let images: BTreeSet<String> = store
@@ -57,7 +69,7 @@ impl Fsck {
                 .into_iter()
                 .filter_map(|found| match found {
                     Damage::Missing { image, .. } | Damage::Document { image, .. } => Some(image),
-                    Damage::Blob(_) | Damage::Stray(_) => None,
+                    Damage::Blob(_) | Damage::Stray(_) | Damage::Squashed { .. } => None,
                 })
                 .collect();
             for image in images {
@@ -71,7 +83,7 @@ impl Fsck {
                             &self.transfer,
                             &ovbd_oci::Platform::here(),
                             u64::MAX,
-                            ovbd_layers::parents::Parents::Ignored,
+                            Parents::Ignored,
                             report,
                         )
                     });
@@ -88,6 +100,9 @@ impl Fsck {
                     store.blob_path(digest).display(),
                     "damaged: it does not have its digest",
                 ),
+                Damage::Squashed { run, what } => {
+                    Error::new(Kind::Invalid, store.squashed_path(run).display(), what)
+                }
                 Damage::Stray(path) => {
                     Error::new(Kind::Invalid, path.display(), "not the name of a digest")
                 }
@@ -112,5 +127,20 @@ impl Fsck {
 
 fn check(store: &Store, report: &Report) -> Result<Vec<Damage>> {
     report.begin("checking", 0);
-    Ok(store.check(|bytes| report.add(bytes))?)
+    let mut damage = store.check(|bytes| report.add(bytes))?;
+    for run in store.squashed()? {
+        let path = LayerPath::Sealed(store.squashed_path(&run));
+        let mut wrong = None;
+        // It is one of the layers of a stack: what is below it is not looked at.
+        verify(&[path], Parents::Neighbours, &(), &mut |found| {
+            if let Finding::Problem(error) = found {
+                wrong.get_or_insert(error.what().to_owned());
+            }
+        });
+        if let Some(what) = wrong {
+            let what = format!("damaged: {what}");
+            damage.push(Damage::Squashed { run, what });
+        }
+    }
+    Ok(damage)
 }

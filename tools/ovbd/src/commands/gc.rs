@@ -21,8 +21,8 @@ const EXAMPLES: &str = "Examples:
 
 /// Remove files from the store that no image needs.
 ///
-/// Files under loop devices stay, those of stacks in /etc/ovbd, and those that came less than an hour ago. Waits for
-/// transfers to end.
+/// Files under loop devices stay, those of stacks in /etc/ovbd, and those that came less than an hour ago; squashed files as
+/// long as an image has the layers. Waits for transfers to end.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Gc {
@@ -64,19 +64,19 @@ impl Gc {
                 .iter()
                 .map(|(digest, size)| json!({"digest": digest, "bytes": size}))
                 .collect();
-            let parts: Vec<_> = swept
-                .parts
+            let files: Vec<_> = swept
+                .files
                 .iter()
                 .map(|(path, size)| json!({"path": path, "bytes": size}))
                 .collect();
-            let answer = json!({"removed": !self.dry_run, "blobs": blobs, "parts": parts, "in_use": swept.in_use});
+            let answer = json!({"removed": !self.dry_run, "blobs": blobs, "parts": files, "in_use": swept.in_use});
             return report.print(&(serde_json::to_string_pretty(&answer)? + "\n"));
         }
         let mut text = String::new();
         for (digest, size) in &swept.blobs {
             text.push_str(&format!("{digest}  {}\n", units::size(*size)));
         }
-        for (path, size) in &swept.parts {
+        for (path, size) in &swept.files {
             text.push_str(&format!("{}  {}\n", path.display(), units::size(*size)));
         }
         for digest in &swept.in_use {
@@ -88,7 +88,7 @@ impl Gc {
             .blobs
             .iter()
             .map(|(_, size)| size)
-            .chain(swept.parts.iter().map(|(_, size)| size))
+            .chain(swept.files.iter().map(|(_, size)| size))
             .sum();
         let verb = if self.dry_run {
             "would be removed"
