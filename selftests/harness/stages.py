@@ -37,7 +37,7 @@ OLDEST_TESTS = ["device-mapper/io", "device-mapper/stale", "dm-overlaybd/io", "d
 # What runs under the native kernel: of what is about logical volumes each way that an image goes once; and what needs a
 # network, which the debug kernel has not, many reads, or many programs.
 NATIVE_TESTS = ["lvm/push", "lvm/served", "lvm/inside", "ovbd/commit", "ovbd/images", "ovbd/lazy", "ovbd/lazy_parts",
-                "ovbd/deploy", "ovbd/tars", "ovbd/many", "ovbd/refusals", "ovbd/generations"]
+                "ovbd/deploy", "ovbd/squashed", "ovbd/tars", "ovbd/many", "ovbd/refusals", "ovbd/generations"]
 # What takes as long as one wants, or measures: in `make bench-lazy`, `bench-system` and `make test-all`.
 LONG_TESTS = ["ovbd/lazy_figures", "ovbd/lazy_soak", "ovbd/deploy_figures"]
 DEBUG_LOG = SOURCE / "build/debug-pass.log"
@@ -266,7 +266,8 @@ def test_all(stages):
                                                                    "T=ovbd/lazy ovbd/lazy_soak", OVBD_KILLS="100",
                                                                    OVBD_SOAK="1800", OVBD_TEST_LIMIT="3600"))
     stages.run("commits under a writer, and killed", lambda: counted("selftests", "KERNEL=native",
-                                                                     "T=ovbd/generations ovbd/crashes ovbd/powercut ovbd/stores ovbd/deploy ovbd/deploy_figures",
+                                                                     "T=ovbd/generations ovbd/crashes ovbd/powercut ovbd/stores ovbd/deploy "
+                                                                     "ovbd/deploy_figures ovbd/squashed",
                                                                      OVBD_COMMITS="200", OVBD_MANY_COMMITS="1000",
                                                                      OVBD_KILLS="100", OVBD_TEST_LIMIT="3600",
                                                                      OVBD_STEP_STRIDE="1", OVBD_MOMENTS="50"))

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Making a generation of an image: its layers are complete and as the policy wants them, it has a name of its own in the
-//! store, its kernel and initrd are on the boot partition, and then there is an entry.
+//! Making a generation of an image: its layers are complete and as the policy wants them, runs of them are squashed, it has a
+//! name of its own in the store, its kernel and initrd are on the boot partition, and then there is an entry.
 //!
 //! In this order, so that an entry has all that it needs whenever the power goes.
 
@@ -23,6 +23,7 @@ use ovbd_system::{
 
 use crate::{
     checked::VerityOption, filesystem, names::Found, report::Report, seal_note::NamedImage,
+    squash_runs::squash_runs,
 };
 
 /// The device on which an image is looked at.
@@ -162,6 +163,8 @@ pub fn deploy(
     let verity = verity_option(&options).of_stack(&[named(&name, &pinned, &image)], true)?;
     let layers = found.layers()?;
     Stack::open(&layers, Parents::All)?;
+    squash_runs(found, interrupt, report)?;
+    let layers = found.layers()?;
     let stack = up::Options {
         name: DEVICE.to_owned(),
         layers,

@@ -32,6 +32,7 @@ pub mod report;
 pub mod seal_note;
 pub mod service;
 pub mod signing;
+pub mod squash_runs;
 pub mod system_commit;
 pub mod system_place;
 pub mod tar_layers;

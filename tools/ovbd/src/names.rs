@@ -10,8 +10,13 @@ use std::{
 
 use anyhow::Result;
 use clap::{error::ErrorKind, ArgMatches, Args, FromArgMatches, ValueHint};
-use ovbd_layers::{layer::LayerPath, turbo::Target};
-use ovbd_oci::{Digest, Image, ImageLayer, Kind, LayerKind, Named, Platform, Reference, Store};
+use ovbd_layers::{
+    layer::{Layer, LayerPath},
+    turbo::Target,
+};
+use ovbd_oci::{
+    Descriptor, Digest, Image, ImageLayer, Kind, LayerKind, Named, Platform, Reference, Store,
+};
 
 use crate::{report::Report, seal_note::NamedImage};
 
@@ -70,7 +75,12 @@ impl StoreOption {
             let (folder, name) = split_layout(rest);
             let store = Store::open(Path::new(folder))?;
             let named = store.find(name)?;
-            return Ok(Some(Found { store, named }));
+            // It may be from somebody else: what is beside its blobs is nobody's word for them.
+            return Ok(Some(Found {
+                store,
+                named,
+                takes_squashed: false,
+            }));
         }
         let path = self.path();
         let Some(text) =
@@ -80,7 +90,11 @@ impl StoreOption {
         };
         let store = Store::open(&path)?;
         match store.find(Some(text)) {
-            Ok(named) => Ok(Some(Found { store, named })),
+            Ok(named) => Ok(Some(Found {
+                store,
+                named,
+                takes_squashed: true,
+            })),
             Err(error) if error.kind() == Kind::Missing => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -138,7 +152,7 @@ impl StoreOption {
         Ok(images)
     }
 
-    /// The layers that `names` mean, bottom first.
+    /// The layers that `names` mean, bottom first; those of an image are its own.
     ///
     /// # Errors
     ///
@@ -146,12 +160,20 @@ impl StoreOption {
     pub fn resolve(&self, names: &[OsString]) -> Result<Vec<LayerPath>> {
         let mut layers = Vec::new();
         for name in names {
-            match self.find(name)? {
-                None => layers.push(self.file(name)?),
-                Some(found) => layers.extend(found.layers()?),
-            }
+            layers.extend(self.resolve_one(name, Found::blobs)?);
         }
         Ok(layers)
+    }
+
+    fn resolve_one(
+        &self,
+        name: &OsStr,
+        of_image: impl FnOnce(&Found) -> Result<Vec<LayerPath>>,
+    ) -> Result<Vec<LayerPath>> {
+        match self.find(name)? {
+            None => Ok(vec![self.file(name)?]),
+            Some(found) => of_image(&found),
+        }
     }
 }
 
@@ -196,6 +218,16 @@ pub struct Found {
     pub store: Store,
     /// Its entry.
     pub named: Named,
+    /// Whether squashed files of the store may stand for its layers.
+    pub takes_squashed: bool,
+}
+
+/// Layers of an image that one file may stand for, or one that none does.
+pub struct Part {
+    /// The layers, bottom first.
+    pub layers: Vec<Descriptor>,
+    /// The run that they are.
+    pub run: Option<Digest>,
 }
 
 impl Found {
@@ -210,29 +242,86 @@ impl Found {
             .image(&self.named.descriptor, &Platform::here())?)
     }
 
-    /// The files of its block layers, bottom first.
+    /// Its block layers, bottom first: each run as one part, and each other one alone.
     ///
     /// # Errors
     ///
     /// As [`Found::image`] and [`block_layers`].
-    pub fn layers(&self) -> Result<Vec<LayerPath>> {
+    pub fn parts(&self) -> Result<Vec<Part>> {
         let image = self.image()?;
         let subject = self
             .named
             .name
             .clone()
             .unwrap_or_else(|| image.descriptor.digest.to_string());
-        block_layers(&image, &subject)?
+        let layers: Vec<Descriptor> = block_layers(&image, &subject)?
             .into_iter()
-            .map(|layer| {
-                // Says which one it is where a file of the layout is missing or of the wrong size.
-                self.store.open_blob(layer.descriptor)?;
-                Ok(LayerPath::Sealed(
-                    self.store.blob_path(&layer.descriptor.digest),
-                ))
-            })
-            .collect()
+            .map(|layer| layer.descriptor.clone())
+            .collect();
+        let runs = match self.takes_squashed {
+            true => image.manifest.runs(),
+            false => Vec::new(),
+        };
+        let (mut runs, mut parts) = (runs.into_iter().peekable(), Vec::new());
+        let mut at = 0;
+        while at < layers.len() {
+            let run = runs.next_if(|run| run.layers.start == at);
+            let end = run.as_ref().map_or(at + 1, |run| run.layers.end);
+            parts.push(Part {
+                layers: layers[at..end].to_vec(),
+                run: run.map(|run| run.name),
+            });
+            at = end;
+        }
+        Ok(parts)
     }
+
+    /// Whether there is a squashed file of a run that can be read as a layer.
+    pub fn is_squashed(&self, run: &Digest) -> bool {
+        let path = LayerPath::Sealed(self.store.squashed_path(run));
+        self.store.has_squashed(run) && Layer::open(&path, 0).is_ok()
+    }
+
+    /// What is mapped of it, bottom first: the squashed file of each run that has one, and else its block layers.
+    ///
+    /// # Errors
+    ///
+    /// As [`Found::parts`], and a layer that is missing and not in a squashed file.
+    pub fn layers(&self) -> Result<Vec<LayerPath>> {
+        let mut paths = Vec::new();
+        for part in self.parts()? {
+            match part.run.filter(|run| self.is_squashed(run)) {
+                Some(run) => paths.push(LayerPath::Sealed(self.store.squashed_path(&run))),
+                None => paths.extend(blobs(&self.store, &part.layers)?),
+            }
+        }
+        Ok(paths)
+    }
+
+    /// The files of its block layers, bottom first.
+    ///
+    /// # Errors
+    ///
+    /// As [`Found::parts`], and a layer that is missing.
+    pub fn blobs(&self) -> Result<Vec<LayerPath>> {
+        let parts = self.parts()?.into_iter();
+        let layers: Vec<_> = parts.flat_map(|part| part.layers).collect();
+        blobs(&self.store, &layers)
+    }
+}
+
+/// The files of layers of a store.
+///
+/// # Errors
+///
+/// One is missing or has the wrong size.
+pub fn blobs(store: &Store, layers: &[Descriptor]) -> Result<Vec<LayerPath>> {
+    let path = |layer: &Descriptor| {
+        // Says which one it is.
+        store.open_blob(layer)?;
+        Ok(LayerPath::Sealed(store.blob_path(&layer.digest)))
+    };
+    layers.iter().map(path).collect()
 }
 
 /// The layers of an image that hold blocks, bottom first: records of reads are left out.
@@ -260,10 +349,7 @@ pub fn block_layers<'a>(image: &'a Image, subject: &str) -> Result<Vec<ImageLaye
 ///
 /// An image with nothing but records of reads.
 pub fn data_layers<'a>(image: &'a Image, subject: &str) -> Result<Vec<ImageLayer<'a>>> {
-    let layers: Vec<_> = image
-        .layers()
-        .filter(|layer| layer.kind != LayerKind::Acceleration)
-        .collect();
+    let layers: Vec<_> = image.data_layers().collect();
     if layers.is_empty() {
         return Err(
             ovbd_oci::Error::new(Kind::Refused, subject, "no layer of it holds data").into(),
@@ -366,6 +452,8 @@ pub enum Need {
     Parts,
     /// All of it, in a file.
     All,
+    /// The same, for a device: squashed files may stand for layers of an image.
+    Mapped,
 }
 
 impl GivenTarget {
@@ -373,7 +461,9 @@ impl GivenTarget {
         report.begin("decompressing", 0);
         Ok(match (&self.gzip_index, need) {
             (None, _) => Target::open(&self.tar, report)?,
-            (Some(index), Need::All) => Target::open_checked(&self.tar, index, report)?,
+            (Some(index), Need::All | Need::Mapped) => {
+                Target::open_checked(&self.tar, index, report)?
+            }
             (Some(index), Need::Parts) => Target::open_ranges(&self.tar, index)?,
         })
     }
@@ -394,7 +484,11 @@ impl Targets {
     ) -> Result<Vec<LayerPath>> {
         let mut layers = Vec::new();
         for (number, name) in names.iter().enumerate() {
-            let mut found = store.resolve(std::slice::from_ref(name))?;
+            let of_image = match need {
+                Need::Mapped => Found::layers,
+                Need::Parts | Need::All => Found::blobs,
+            };
+            let mut found = store.resolve_one(name, of_image)?;
             let given: Vec<_> = self.0.iter().filter(|one| one.layer == number).collect();
             if !given.is_empty() {
                 let [LayerPath::Sealed(blob)] = &found[..] else {

@@ -18,12 +18,12 @@ use ovbd_devices::{
     Interrupt,
 };
 use ovbd_layers::build::Options;
-use ovbd_oci::{Error, Kind, MAX_LAYERS};
+use ovbd_oci::{Error, Kind, Store, MAX_LAYERS};
 
 use crate::{
     cli::UnknownStorage,
     commands::{commit::warn_of_config, push::Push},
-    names::StoreOption,
+    names::{self, StoreOption},
     place::Place,
     report::Report,
     watch::Watch,
@@ -72,6 +72,7 @@ pub fn run(
     if let (true, None, Some(root)) = (push.seal, &push.old_root, running.root_hash()) {
         push.old_root = Some(root.to_owned());
     }
+    let below = image_below(&push.store, &below)?;
     check_room_for_one(name, &below)?;
     report.begin("committing", 0);
     let cow = push.stack.cow.take();
@@ -84,7 +85,7 @@ pub fn run(
     if commit(&request, out, &Options::default(), &interrupt, report)? {
         warn_of_config(name, out, report);
     }
-    push.names = image_below(&push.store, &below)?;
+    push.names = below.names;
     push.names.push(out.into());
     let _watch = Watch::begin(&interrupt, || ());
     push.push_names(place, report).with_context(|| {
@@ -101,13 +102,13 @@ pub fn run(
     })
 }
 
-/// Whether an image can have one layer more than a stack.
+/// Whether an image can have one layer more than a stack, whose layers are `below`.
 ///
 /// # Errors
 ///
 /// The stack has as many as there can be.
-pub fn check_room_for_one(name: &str, layers: &[PathBuf]) -> Result<()> {
-    let count = layers.len();
+pub fn check_room_for_one(name: &str, below: &ImageBelow) -> Result<()> {
+    let count = below.layers;
     if count < MAX_LAYERS {
         return Ok(());
     }
@@ -117,18 +118,35 @@ pub fn check_room_for_one(name: &str, layers: &[PathBuf]) -> Result<()> {
     Err(Error::new(Kind::Refused, name, what).into())
 }
 
-/// The layers as words of a command line. The lowest are one word where they are an image of the store, whose
-/// configuration the new one gets too.
+/// What the image of a running stack is made of.
+pub struct ImageBelow {
+    /// Its layers as words of a command line.
+    pub names: Vec<OsString>,
+    /// How many layers these mean.
+    pub layers: usize,
+}
+
+/// What an image of the files of a running stack is made of, bottom first. The lowest are one word where they are an image of
+/// the store, whose configuration the new one gets too. A squashed file stands for layers of it, as the stack may have come up
+/// before there was one.
 ///
 /// # Errors
 ///
 /// Those of reading the store.
-pub fn image_below(option: &StoreOption, layers: &[PathBuf]) -> Result<Vec<OsString>> {
-    let files = || layers.iter().map(|layer| layer.clone().into_os_string());
-    let Ok(store) = option.open() else {
-        return Ok(files().collect());
+pub fn image_below(option: &StoreOption, files: &[PathBuf]) -> Result<ImageBelow> {
+    let words = |from: usize| {
+        files[from..]
+            .iter()
+            .map(|file| file.clone().into_os_string())
     };
-    let mut best: Option<(OsString, usize)> = None;
+    let mut best = ImageBelow {
+        names: words(0).collect(),
+        layers: files.len(),
+    };
+    let Ok(store) = option.open() else {
+        return Ok(best);
+    };
+    let mut most = 0;
     for named in store.names()? {
         let Some(name) = named.name.map(OsString::from) else {
             continue;
@@ -137,22 +155,87 @@ pub fn image_below(option: &StoreOption, layers: &[PathBuf]) -> Result<Vec<OsStr
         let Ok(Some(found)) = option.find(&name) else {
             continue;
         };
-        let Ok(own) = found.layers() else {
+        let Ok(parts) = found.parts() else {
             continue;
         };
-        let is_below = own.len() <= layers.len()
-            && (own.iter().zip(layers)).all(|(own, layer)| is_same_file(own.data(), layer));
-        if is_below && best.as_ref().is_none_or(|(_, count)| *count < own.len()) {
-            best = Some((name, own.len()));
+        let Some(count) = files_of(&parts, &store, files).filter(|count| *count > most) else {
+            continue;
+        };
+        most = count;
+        let own: usize = parts.iter().map(|part| part.layers.len()).sum();
+        best = ImageBelow {
+            names: std::iter::once(name).chain(words(count)).collect(),
+            layers: own + files.len() - count,
+        };
+    }
+    Ok(best)
+}
+
+/// How many of the files are all of an image, where the lowest ones are.
+fn files_of(parts: &[names::Part], store: &Store, files: &[PathBuf]) -> Option<usize> {
+    let mut at = 0;
+    for part in parts {
+        let squashed = part.run.as_ref().map(|run| store.squashed_path(run));
+        let file = files.get(at)?;
+        if squashed.is_some_and(|path| is_same_file(&path, file)) {
+            at += 1;
+            continue;
+        }
+        for layer in &part.layers {
+            if !is_same_file(&store.blob_path(&layer.digest), files.get(at)?) {
+                return None;
+            }
+            at += 1;
         }
     }
-    Ok(match best {
-        Some((name, count)) => std::iter::once(name).chain(files().skip(count)).collect(),
-        None => files().collect(),
-    })
+    Some(at)
 }
 
 fn is_same_file(one: &Path, other: &Path) -> bool {
     let id = |path| ovbd_layers::file_id::FileId::at(path).ok().flatten();
     id(one).is_some_and(|found| id(other) == Some(found))
+}
+
+#[cfg(test)]
+mod tests {
+    use ovbd_oci::{Descriptor, Digest};
+
+    use super::*;
+
+    #[test]
+    fn squashed_files_stand_for_layers() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::create(folder.path()).unwrap();
+        let layers: Vec<_> = (0..4).map(|n| Descriptor::of("layer", &[n])).collect();
+        for (number, layer) in layers.iter().enumerate() {
+            store.put(layer, &[number as u8]).unwrap();
+        }
+        let run = Digest::of(b"run");
+        std::fs::write(store.begin_squashed(&run).unwrap(), "squashed").unwrap();
+        store.keep_squashed(&run).unwrap();
+        let part = |layers: &[Descriptor], run: Option<&Digest>| names::Part {
+            layers: layers.to_vec(),
+            run: run.cloned(),
+        };
+        let parts = [
+            part(&layers[..1], None),
+            part(&layers[1..3], Some(&run)),
+            part(&layers[3..], None),
+        ];
+        let blob = |number: usize| store.blob_path(&layers[number].digest);
+        let squashed = store.squashed_path(&run);
+        let above = folder.path().join("index.json");
+        for (files, wanted) in [
+            (vec![blob(0), blob(1), blob(2), blob(3)], Some(4)),
+            (vec![blob(0), squashed.clone(), blob(3)], Some(3)),
+            (vec![blob(0), squashed.clone(), blob(3), above], Some(3)),
+            (vec![blob(0), squashed.clone()], None),
+            (vec![blob(0), blob(1), blob(3)], None),
+            (vec![blob(0), squashed.clone(), blob(2), blob(3)], None),
+            (vec![squashed, blob(3)], None),
+            (vec![], None),
+        ] {
+            assert_eq!(files_of(&parts, &store, &files), wanted, "{files:?}");
+        }
+    }
 }

@@ -6,7 +6,7 @@
 //! The layer is in the store before the stack is put on it, so whatever is interrupted later, the stack runs on a file that
 //! the store has, and the next commit goes on from there.
 
-use std::process::ExitCode;
+use std::{ffi::OsString, path::Path, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -30,6 +30,7 @@ use crate::{
         system::{image, say, NewGeneration},
     },
     deploy::{deploy, Below},
+    names::StoreOption,
     place::Place,
     policy::Rule,
     push_stack::{check_room_for_one, image_below},
@@ -77,7 +78,7 @@ impl Commit {
         let store = option.open()?;
         let below = self.below(&boot)?;
         self.check(&below)?;
-        let layers = self.commit(&store, &interrupt, report)?;
+        let names = self.commit(&option, &store, &interrupt, report)?;
         let mut push = Push::plain(option.clone())?;
         (push.seal, push.sign) = (self.seal, self.sign.clone());
         {
@@ -88,15 +89,15 @@ impl Commit {
                 store,
             };
             let mut send = || -> Result<()> {
-                push.names = image_below(&option, &layers)?;
+                push.names = names.clone();
                 let mut image = push.image(&place, report)?;
                 push.send(&place, &mut image, report).map(drop)
             };
             send().with_context(|| {
-                let made = layers.last().map(|path| path.display().to_string());
+                let made = names.last().map(Path::new).unwrap_or(Path::new(""));
                 format!(
                     "{}: is complete; another commit makes the image",
-                    made.unwrap_or_default()
+                    made.display()
                 )
             })?;
         }
@@ -146,19 +147,21 @@ impl Commit {
         }
     }
 
-    /// Commits the stack, and returns the layers of the image, of which the topmost is the new one.
+    /// Commits the stack, and returns what the image is made of, at last the new layer.
     fn commit(
         &self,
+        option: &StoreOption,
         store: &Store,
         interrupt: &Interrupt,
         report: &Report,
-    ) -> Result<Vec<std::path::PathBuf>> {
+    ) -> Result<Vec<OsString>> {
         let _guard = store.protect()?;
-        let blob = |digest: Digest| store.blob_path(&digest);
+        let blob = |digest: Digest| store.blob_path(&digest).into_os_string();
         // Of a commit that was killed: the stack may be on it.
         store.take(NEW)?;
-        let mut layers = Running::find(&mapped::open()?, &self.stack)?.layer_files()?;
-        check_room_for_one(&self.stack, &layers)?;
+        let files = Running::find(&mapped::open()?, &self.stack)?.layer_files()?;
+        let below = image_below(option, &files)?;
+        check_room_for_one(&self.stack, &below)?;
         report.begin("committing", 0);
         let request = Request {
             name: &self.stack,
@@ -172,7 +175,8 @@ impl Commit {
         };
         let new = store.new_blob_path(NEW);
         commit(&request, &new, &options, interrupt, report)?;
-        layers.extend(store.take(NEW)?.map(blob));
-        Ok(layers)
+        let mut names = below.names;
+        names.extend(store.take(NEW)?.map(blob));
+        Ok(names)
     }
 }

@@ -295,7 +295,7 @@ impl Push {
             Some(Some(found)) => Some((
                 found.named.name.clone(),
                 found.image()?,
-                found.layers()?.len(),
+                found.blobs()?.len(),
             )),
             _ => None,
         };

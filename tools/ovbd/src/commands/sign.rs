@@ -62,7 +62,7 @@ impl Sign {
             let what = "an index of images for several machines: sign the one of them that is meant, by its digest";
             return Err(refuse(Kind::Refused, what).into());
         }
-        let layers = found.layers()?;
+        let layers = found.blobs()?;
         report.begin("hashing", 0);
         let sealed = self
             .threads

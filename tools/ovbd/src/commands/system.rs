@@ -53,7 +53,8 @@ const EXAMPLES: &str = "Examples:
 ///
 /// A generation is an image of the store with the kernel's command line that it boots with. It is an entry for the boot
 /// loader, after the Boot Loader Specification, and its kernel and initrd are copied out of the image to the boot partition.
-/// The image has a name with its digest in the store, so that "ovbd gc" keeps it.
+/// The image has a name with its digest in the store, so that "ovbd gc" keeps it. Of an image of many layers, runs of 16 are
+/// squashed, each to one more file of the store, which is mapped in their place.
 ///
 /// A new generation is the default at once, and has a few tries. The loader counts them down, and takes the generation before
 /// when none is left; systemd-bless-boot takes the counter away once the system is up. See docs/system.rst.
@@ -376,6 +377,7 @@ pub fn image(store: &StoreOption, name: &str) -> Result<Found> {
     Ok(Found {
         store: opened,
         named,
+        takes_squashed: true,
     })
 }
 

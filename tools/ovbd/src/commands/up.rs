@@ -196,7 +196,7 @@ impl Up {
                 true => dax::layers(&self.layers)?,
                 false => self
                     .targets
-                    .resolve(&self.layers, &self.store, Need::All, report)?,
+                    .resolve(&self.layers, &self.store, Need::Mapped, report)?,
             },
             writable: self.writable.then_some(cow::Options {
                 path: self.cow.or(beside),
