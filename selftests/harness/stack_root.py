@@ -178,7 +178,8 @@ def test(kernel, debs):
 
 
 def generations(count):
-    """A disk with generations of the system, each a layer more in which some files are new: images 1 to `count`."""
+    """A disk with generations of the system, each a layer more in which some files are new: images 1 to `count`, of which the
+    last one was added as a generation, so that runs of its layers are squashed."""
     generator, store = random.Random("generations"), RESULTS / "files/lib/ovbd"
     raw, top, layers = RESULTS / "raw.img", RESULTS / "top", []
     installed.run("cp", "--sparse=always", RESULTS / "linear.img", raw)
@@ -200,9 +201,16 @@ def generations(count):
         layers.append(layer)
     for number in (1, count):
         installed.run(installed.OVBD, "-q", "push", *layers[:number], f"oci:{store}:{REPOSITORY}:{number}")
+    # The kernel that is booted is given to QEMU; no entry is read.
+    (RESULTS / "boot").mkdir()
+    installed.run(installed.OVBD, "-q", "system", "init", "--boot", RESULTS / "boot", "--store", store, "--device",
+                  "LABEL=layers", "--linux", RESULTS / "vmlinuz", "--initrd", RESULTS / "initrd.img", f"{REPOSITORY}:{count}")
+    script = installed.run(installed.OVBD, "up", "--dry-run", "--store", store, "last", f"{REPOSITORY}:{count}")
+    runs = (count - 2) // 16
+    installed.expect(f" overlaybd {count - 15 * runs} " in script, f"{runs} runs are not squashed")
     installed.run("sh", "-ec", """
-        truncate -s 3G "$0/generations.img"; mkfs.ext4 -q -L layers -d "$0/files" "$0/generations.img"
-        rm -r "$0/files" "$0"/*.layer "$0/raw.img"; rmdir "$0/top"
+        truncate -s 4G "$0/generations.img"; mkfs.ext4 -q -L layers -d "$0/files" "$0/generations.img"
+        rm -r "$0/files" "$0/boot" "$0"/*.layer "$0/raw.img"; rmdir "$0/top"
     """, RESULTS)
 
 
