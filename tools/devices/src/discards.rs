@@ -12,7 +12,6 @@ use std::{fs, path::Path};
 use ovbd_kernel::{
     dm::{Control, Line},
     loops::Part,
-    udev::Rules,
 };
 use rustix::fs::MemfdFlags;
 
@@ -59,7 +58,7 @@ fn granularity(control: &Control, name: &str) -> Result<u64> {
     );
     let node = ovbd_kernel::dm::node(&probe);
     let mapper = Mapper::new(control)?;
-    let number = mapper.create(&probe, &uuid, &table, false, Rules::Hidden)?;
+    let number = mapper.create(&probe, &uuid, &table, false)?;
     let path = format!("/sys/dev/block/{number}/queue/discard_granularity");
     let found = fs::read_to_string(&path);
     let removed = mapper.remove(&probe, &uuid);

@@ -197,7 +197,6 @@ pub fn hand_over(
     steps.push(Step::Reload {
         name: device.name.clone(),
         uuid: device.uuid.clone(),
-        hidden: true,
         table,
     });
     // What was begun is completed.
@@ -261,7 +260,6 @@ pub fn complete(
     steps.push(Step::Reload {
         name: stack.name.clone(),
         uuid: stack.uuid.clone(),
-        hidden: stack.name != name,
         table: vec![line(stack.sectors(), words)],
     });
     plan::run(&control, &steps, &Interrupt::default(), report, || Ok(()))?;

@@ -9,7 +9,7 @@
 
 use std::{path::Path, thread, time::Duration};
 
-use ovbd_kernel::{dm::Suspend, udev::Rules};
+use ovbd_kernel::dm::Suspend;
 
 use crate::{
     commit::{Request, Work},
@@ -89,14 +89,7 @@ impl Fold<'_> {
         let top = &self.work.chain.top;
         let below = self.linear().resolve(Device::number)?;
         let mapper = Mapper::new(control)?;
-        let result = mapper.reload(
-            &top.name,
-            &top.uuid,
-            &[below],
-            false,
-            Suspend::default(),
-            Rules::All,
-        );
+        let result = mapper.reload(&top.name, &top.uuid, &[below], false, Suspend::default());
         let removed = result.and_then(|()| mapper.remove_each(newest.devices()));
         // Before the devices go the store has a name, if it has one.
         let old = self.work.file_of(newest);
@@ -199,7 +192,7 @@ impl Fold<'_> {
             ..Suspend::default()
         };
         let (name, uuid) = (&device.name, &device.uuid);
-        let result = mapper.reload(name, uuid, &[line], read_only, how, Rules::Hidden);
+        let result = mapper.reload(name, uuid, &[line], read_only, how);
         mapper.finish()?;
         result
     }

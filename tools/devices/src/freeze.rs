@@ -23,7 +23,6 @@ use std::{
 use ovbd_image::lsmt::UuidText;
 use ovbd_kernel::{
     dm::{Control, Id, Line as TableLine, Suspend},
-    udev::Rules,
     Number,
 };
 use rustix::mm::{mlockall, munlockall, MlockAllFlags};
@@ -187,7 +186,6 @@ impl Freezing<'_> {
             name: role.device_name(self.name),
             uuid: role.device_uuid(self.name, self.uuid),
             read_only,
-            hidden: true,
             table: vec![line(sectors, words)],
         };
         let device = |role: Role| Device::Mapped(role.device_name(self.name));
@@ -238,7 +236,7 @@ impl Freezing<'_> {
                 sync(&mount.seen_from_here(&mount.point));
             }
             let begin = Instant::now();
-            mapper.switch(&top.name, &top.uuid, how, Rules::All)?;
+            mapper.switch(&top.name, &top.uuid, how)?;
             begin.elapsed()
         } else {
             self.swap_for_others(control, &mapper, &table)?
@@ -305,19 +303,16 @@ impl Freezing<'_> {
             .map_err(|e| fail("suspend", e));
         let result = suspended.and_then(|()| {
             flush()?;
-            mapper.reload(
-                &top.name,
-                &top.uuid,
-                table,
-                false,
-                Suspend::default(),
-                Rules::All,
-            )
+            mapper.reload(&top.name, &top.uuid, table, false, Suspend::default())
         });
         let result = result.inspect_err(|_| {
             // It may be suspended still, with the table that it had.
             let resumed = ovbd_kernel::udev::Cookie::new().and_then(|cookie| {
-                control.resume(top.id(), Suspend::default(), cookie.event(Rules::All))
+                control.resume(
+                    top.id(),
+                    Suspend::default(),
+                    cookie.event(Role::rules(&top.uuid)),
+                )
             });
             if let Err(e) = resumed {
                 self.report.warn(&fail("resume", e));

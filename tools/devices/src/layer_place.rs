@@ -460,7 +460,6 @@ fn map(
         name: device.clone(),
         uuid: role.device_uuid(name, blob.trailer.uuid),
         read_only: true,
-        hidden: true,
         table,
     });
     Device::Mapped(device)

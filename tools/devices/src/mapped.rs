@@ -229,7 +229,6 @@ impl<'a> Mapper<'a> {
         uuid: &str,
         table: &[Line],
         read_only: bool,
-        rules: Rules,
     ) -> Result<Number> {
         let path = node(name);
         let id = Id::Uuid(uuid);
@@ -238,26 +237,24 @@ impl<'a> Mapper<'a> {
             .create(name, uuid)
             .map_err(|e| Error::io(&path, "create", e))?;
         let result = self.control.load(id, table, read_only).and_then(|()| {
-            let event = self.event(uuid, rules);
+            let event = self.event(uuid);
             self.control.resume(id, dm::Suspend::default(), event)
         });
         if let Err(e) = result {
             let error = self.with_reason(Error::io(&path, "map", e), number);
             // It has just been made and nobody uses it.
-            let event = self.event(uuid, Rules::Hidden);
+            let event = self.event(uuid);
             let _ = self.control.remove(id, false, event);
             return Err(error);
         }
-        lock(&self.made).push((name.to_owned(), number, !Role::is_of_layer(uuid)));
+        let waits = Role::rules(uuid) != Rules::Unwaited;
+        lock(&self.made).push((name.to_owned(), number, waits));
         Ok(number)
     }
 
-    /// What udev is to do about a device. The devices of layers are many, and nothing needs their nodes.
-    fn event(&self, uuid: &str, rules: Rules) -> Event<'_> {
-        self.cookie.event(match Role::is_of_layer(uuid) {
-            true => Rules::Unwaited,
-            false => rules,
-        })
+    /// What udev is to do about a device.
+    fn event(&self, uuid: &str) -> Event<'_> {
+        self.cookie.event(Role::rules(uuid))
     }
 
     /// The same error with the reason that the kernel has logged for the device `number`, if it has any.
@@ -283,10 +280,9 @@ impl<'a> Mapper<'a> {
         table: &[Line],
         read_only: bool,
         how: dm::Suspend,
-        rules: Rules,
     ) -> Result<()> {
         self.load(name, uuid, table, read_only)?;
-        self.switch(name, uuid, how, rules)
+        self.switch(name, uuid, how)
     }
 
     /// Loads a table for a device that goes on with the one that it has.
@@ -304,11 +300,11 @@ impl<'a> Mapper<'a> {
     /// # Errors
     ///
     /// Those of the ioctl. The device goes on with the table that it had then.
-    pub fn switch(&self, name: &str, uuid: &str, how: dm::Suspend, rules: Rules) -> Result<()> {
+    pub fn switch(&self, name: &str, uuid: &str, how: dm::Suspend) -> Result<()> {
         let path = node(name);
         let id = Id::Uuid(uuid);
         let result = loop {
-            match self.control.resume(id, how, self.event(uuid, rules)) {
+            match self.control.resume(id, how, self.event(uuid)) {
                 // A signal while it waited for I/O that is under way. The table is loaded still.
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 result => break result,
@@ -318,7 +314,7 @@ impl<'a> Mapper<'a> {
             let error = self.change_error("replace the table of", name, e);
             // With no table loaded it goes on with its own.
             let _ = self.control.clear(id);
-            let event = self.event(uuid, rules);
+            let event = self.event(uuid);
             match self.control.resume(id, dm::Suspend::default(), event) {
                 Ok(()) => error,
                 Err(e) => {
@@ -346,7 +342,7 @@ impl<'a> Mapper<'a> {
         let start = Instant::now();
         let mut pause = Duration::from_millis(2);
         loop {
-            let event = self.event(uuid, Rules::Hidden);
+            let event = self.event(uuid);
             let result = self.control.remove(Id::Uuid(uuid), false, event);
             match result.as_ref().map_err(Errno::from_io_error) {
                 Err(Some(Errno::BUSY)) if start.elapsed() < RETRY => {}

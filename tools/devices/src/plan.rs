@@ -19,7 +19,6 @@ use rustix::{
 use ovbd_kernel::{
     dm::{Control, Line as TableLine, Suspend, CONTROL},
     loops::{Attached, Part},
-    udev::Rules,
     Number,
 };
 
@@ -118,8 +117,6 @@ pub enum Step {
         uuid: String,
         /// Whether it refuses writes.
         read_only: bool,
-        /// Whether it is only part of another one, and nothing for udev's rules to look into.
-        hidden: bool,
         /// Its table.
         table: Vec<Line>,
     },
@@ -130,8 +127,6 @@ pub enum Step {
         name: String,
         /// Its UUID.
         uuid: String,
-        /// As in [`Step::Map`].
-        hidden: bool,
         /// Its table.
         table: Vec<Line>,
     },
@@ -428,33 +423,25 @@ impl Done<'_> {
                 file.sync_all().map_err(fail)?;
                 Made::Nothing
             }
-            Step::Reload {
-                name,
-                uuid,
-                hidden,
-                table,
-            } => {
+            Step::Reload { name, uuid, table } => {
                 let table = self.resolve(table)?;
-                let rules = if *hidden { Rules::Hidden } else { Rules::All };
                 tracing::debug!(name, ?table, "reload");
                 let how = Suspend {
                     skip_freeze: true,
                     ..Suspend::default()
                 };
-                self.mapper.reload(name, uuid, &table, true, how, rules)?;
+                self.mapper.reload(name, uuid, &table, true, how)?;
                 Made::Nothing
             }
             Step::Map {
                 name,
                 uuid,
                 read_only,
-                hidden,
                 table,
             } => {
                 let table = self.resolve(table)?;
-                let rules = if *hidden { Rules::Hidden } else { Rules::All };
                 tracing::debug!(name, ?table, "create");
-                let number = self.mapper.create(name, uuid, &table, *read_only, rules);
+                let number = self.mapper.create(name, uuid, &table, *read_only);
                 let number = number.map_err(|e| verity::explain(&table, e))?;
                 Made::Map(Mapped {
                     name: name.clone(),
@@ -588,7 +575,6 @@ mod tests {
             name: name.to_owned(),
             uuid: format!("UUID-{name}"),
             read_only: true,
-            hidden: false,
             table: vec![Line {
                 start: 0,
                 sectors: 8,

@@ -76,7 +76,6 @@ fn steps(
     steps.push(Step::Reload {
         name: generation.lower.name.clone(),
         uuid: generation.lower.uuid.clone(),
-        hidden: true,
         table: vec![line(chain.top.sectors(), words)],
     });
     Ok(steps)

@@ -30,6 +30,7 @@ use ovbd_image::lsmt::UuidText;
 
 use ovbd_kernel::{
     dm::{Control, Listed},
+    udev::Rules,
     Number,
 };
 
@@ -123,10 +124,16 @@ impl Role {
         )
     }
 
-    /// Whether the device with this UUID has a layer, of which a stack may have many.
-    pub fn is_of_layer(uuid: &str) -> bool {
-        let role = Self::parse(uuid).map(|(role, _)| role);
-        matches!(role, Some(Role::Turbo(_) | Role::Zfile(_) | Role::Blob(_)))
+    /// What udev's rules do with the device of this UUID. Nobody looks into what is only part of another device; and the
+    /// devices of layers are many, and nothing needs their nodes.
+    pub fn rules(uuid: &str) -> Rules {
+        match Self::parse(uuid).map(|(role, _)| role) {
+            None | Some(Role::Top | Role::Cow | Role::Stack) => Rules::All,
+            Some(Role::Turbo(_) | Role::Zfile(_) | Role::Blob(_)) => Rules::Unwaited,
+            Some(Role::Probe | Role::Generation(_) | Role::Lower(_) | Role::Sealed) => {
+                Rules::Hidden
+            }
+        }
     }
 
     /// UUID of the device with this role in the stack `name`, for a layer of UUID `uuid`.
@@ -430,6 +437,28 @@ impl Running {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn udev_looks_into_the_device_on_top_alone() {
+        for (role, wanted) in [
+            (Role::Probe, Rules::Hidden),
+            (Role::Top, Rules::All),
+            (Role::Cow, Rules::All),
+            (Role::Generation(0), Rules::Hidden),
+            (Role::Lower(0), Rules::Hidden),
+            (Role::Stack, Rules::All),
+            (Role::Turbo(7), Rules::Unwaited),
+            (Role::Sealed, Rules::Hidden),
+            (Role::Zfile(0), Rules::Unwaited),
+            (Role::Blob(254), Rules::Unwaited),
+        ] {
+            assert_eq!(
+                Role::rules(&role.device_uuid("a", None)),
+                wanted,
+                "{role:?}"
+            );
+        }
+    }
 
     #[test]
     fn uuids_tell_role_and_name() {

@@ -187,7 +187,6 @@ mod tests {
             name: "stack".to_owned(),
             uuid: "UUID-stack".to_owned(),
             read_only: true,
-            hidden: false,
             table: vec![Line {
                 start: 0,
                 sectors: 8,

@@ -205,7 +205,6 @@ fn steps(options: &Options, dax: Option<&dax::Options>, discards: bool) -> Resul
         name: role.device_name(&options.name),
         uuid: role.device_uuid(&options.name, uuid),
         read_only,
-        hidden: !matches!(role, Role::Top | Role::Stack),
         table: vec![line(sectors, words)],
     };
     let device = |role: Role| Device::Mapped(role.device_name(&options.name));
