@@ -80,8 +80,7 @@ impl Store {
         let name = format!("{FOLDER}/{}", run.hex());
         // Not blocking, because it may be a FIFO.
         let file = self.open_beneath(&name, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty());
-        let metadata = file.and_then(|file| file.metadata());
-        metadata.is_ok_and(|found| found.is_file() && found.len() > 0)
+        file.is_ok_and(|file| rustix::fs::fstat(&file).is_ok_and(|stat| may_be_whole(&stat)))
     }
 
     /// Path at which the file of a run is made, where nothing is. Whoever makes it protects the store.

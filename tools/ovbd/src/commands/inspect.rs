@@ -186,8 +186,7 @@ fn facts(image: &Image, formats: &[Option<LayerFormat>]) -> Value {
 fn tcmu(reference: &Reference, image: &Image, https: bool) -> Value {
     let scheme = if https { "https" } else { "http" };
     let lowers: Vec<Value> = image
-        .layers()
-        .filter(|layer| layer.kind != LayerKind::Acceleration)
+        .data_layers()
         .map(|layer| {
             let dir = format!("/var/lib/overlaybd/{}", layer.number);
             json!({ "digest": layer.descriptor.digest, "size": layer.descriptor.size, "dir": dir })
