@@ -14,7 +14,7 @@ import sys
 
 sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
 import syscall_steps
-from ovbd_command import MIB, existing, listed as running, mounted, ovbd, ovbd_fails, refused, settled
+from ovbd_command import MIB, empty_layer, existing, listed as running, mounted, ovbd, ovbd_fails, refused, settled
 from registry import registry
 from sealed_stacks import make_key
 from test_script import OVBD, SCRATCH, Tap, load, run
@@ -237,12 +237,7 @@ def from_trees(tap):
 
 def too_many_layers(tap):
     """A system on as many layers as there can be."""
-    raw, layer = SCRATCH / "raw", SCRATCH / "empty.layer"
-    raw.unlink()
-    with open(raw, "wb") as file:
-        file.truncate(SIZE)
-    ovbd("build", "-q", "-o", layer, raw)
-    ovbd("push", "-q", *[layer] * 255, f"oci:{STORE}:h.x/vm/many:1")
+    ovbd("push", "-q", *[empty_layer(SIZE)] * 255, f"oci:{STORE}:h.x/vm/many:1")
     ovbd("up", "-q", "--writable", "--store", STORE, "machine", "h.x/vm/many:1")
     refused_whole(tap, "a 256th layer", 'has 255 layers, and nobody reads an image of more than 255: "ovbd squash"',
                   "commit", "--stack", "machine", "h.x/vm/many:2")

@@ -18,7 +18,8 @@ import sys
 sys.path.insert(0, os.environ["SRC"] + "/selftests/lib")
 import syscall_steps
 from block_devices import read_direct, sha256
-from ovbd_command import MIB, change_image, existing, listed, make_image, mounted, ovbd, ovbd_fails, refused, settled
+from ovbd_command import (MIB, change_image, empty_layer, existing, listed, make_image, mounted, ovbd, ovbd_fails, refused,
+                          settled)
 from sealed_stacks import flip, make_key
 from test_script import OVBD, SCRATCH, Tap, load, run
 
@@ -358,12 +359,7 @@ def sealed(tap, layers):
 
 def as_many_as_can_be(tap):
     """255 layers, and no room for another one however few devices they are."""
-    raw, layer = SCRATCH / "raw", SCRATCH / "empty.layer"
-    raw.unlink()
-    with open(raw, "wb") as file:
-        file.truncate(SIZE)
-    ovbd("build", "-q", "-o", layer, raw)
-    ovbd("push", "-q", *[layer] * 255, f"oci:{STORE}:{IMAGE}:many")
+    ovbd("push", "-q", *[empty_layer(SIZE)] * 255, f"oci:{STORE}:{IMAGE}:many")
     add("many")
     ovbd("up", "-q", "--writable", "--cow", SCRATCH / "cow", "--store", STORE, "machine", f"{IMAGE}:many")
     tap.equal(len(listed("machine")["layers"]), 30, "255 layers are 30")
